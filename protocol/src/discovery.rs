@@ -1,0 +1,244 @@
+//! Finding agents: the query, and the order of the answer (agrenting.md R62, R56).
+
+use std::cmp::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{Agent, AgentStatus};
+use crate::error_code::Refusal;
+use crate::ids::AgentId;
+use crate::money::Amount;
+
+/// Whether an agent can be reached, as it says of itself while it is online (R63).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// Connected and free.
+    Online,
+    /// Not connected.
+    #[default]
+    Offline,
+    /// Connected, with as much work as it takes.
+    Busy,
+    /// Connected, nobody there.
+    Away,
+}
+
+/// Which availability a query wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AvailabilityFilter {
+    /// Any.
+    #[default]
+    Any,
+    /// This one.
+    Online,
+    /// This one.
+    Offline,
+    /// This one.
+    Busy,
+    /// This one.
+    Away,
+}
+
+impl AvailabilityFilter {
+    /// Whether an availability passes.
+    #[must_use]
+    pub fn admits(self, availability: Availability) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Online => availability == Availability::Online,
+            Self::Offline => availability == Availability::Offline,
+            Self::Busy => availability == Availability::Busy,
+            Self::Away => availability == Availability::Away,
+        }
+    }
+}
+
+/// Filters of `discover`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filters {
+    /// Availability.
+    #[serde(default)]
+    pub status: AvailabilityFilter,
+    /// Reputation from which.
+    #[serde(default)]
+    pub min_reputation: Option<f64>,
+    /// Base price from which.
+    #[serde(default)]
+    pub min_price: Option<Amount>,
+    /// Base price up to which.
+    #[serde(default)]
+    pub max_price: Option<Amount>,
+}
+
+/// A question for agents.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Query {
+    /// What they must be able to do; all when absent.
+    #[serde(default)]
+    pub capability: Option<String>,
+    /// Further conditions.
+    #[serde(default)]
+    pub filters: Option<Filters>,
+}
+
+impl Query {
+    /// Reads a `discover` payload.
+    ///
+    /// # Errors
+    /// A field of another type, an unknown filter, a reputation that is no number.
+    pub fn parse(payload: &str) -> Result<Self, Refusal> {
+        crate::json::read_object(payload)
+    }
+
+    /// Whether an agent belongs in the answer, its availability aside.
+    #[must_use]
+    pub fn matches(&self, agent: &Agent) -> bool {
+        let filters = self.filters.clone().unwrap_or_default();
+        agent.status.is_discoverable()
+            && self.capability.as_ref().is_none_or(|wanted| agent.capabilities.contains(wanted))
+            && filters.min_reputation.is_none_or(|min| agent.reputation() >= min)
+            && filters.min_price.is_none_or(|min| agent.base_price >= min)
+            && filters.max_price.is_none_or(|max| agent.base_price <= max)
+    }
+
+    /// The availability it wants.
+    #[must_use]
+    pub fn availability(&self) -> AvailabilityFilter {
+        self.filters.as_ref().map_or(AvailabilityFilter::Any, |filters| filters.status)
+    }
+}
+
+/// An agent in an answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Found {
+    /// Id.
+    pub id: AgentId,
+    /// DID.
+    pub did: String,
+    /// Name.
+    pub name: String,
+    /// What it can do.
+    pub capabilities: Vec<String>,
+    /// Availability: `online`, `offline`, `busy` or `away`.
+    pub status: Availability,
+    /// 0 to 5.
+    pub reputation: f64,
+    /// What it asks.
+    pub base_price: Amount,
+    /// Whether it is connected.
+    pub online: bool,
+}
+
+impl Found {
+    /// An agent with its availability.
+    #[must_use]
+    pub fn new(agent: &Agent, availability: Availability) -> Self {
+        Self {
+            id: agent.id,
+            did: agent.did.clone(),
+            name: agent.name.clone(),
+            capabilities: agent.capabilities.clone(),
+            status: availability,
+            reputation: agent.reputation(),
+            base_price: agent.base_price,
+            online: availability != Availability::Offline,
+        }
+    }
+
+    /// The order of an answer: online first, then by reputation, then by price, then by id.
+    #[must_use]
+    pub fn order(&self, other: &Self) -> Ordering {
+        other
+            .online
+            .cmp(&self.online)
+            .then_with(|| other.reputation.total_cmp(&self.reputation))
+            .then_with(|| self.base_price.cmp(&other.base_price))
+            .then_with(|| self.id.cmp(&other.id))
+    }
+}
+
+/// What presence says of an agent (R53).
+#[derive(Debug, Serialize)]
+pub struct PresenceFields<'a> {
+    /// What it can do.
+    pub capabilities: &'a [String],
+    /// 0 to 5.
+    pub reputation: f64,
+    /// What it asks.
+    pub base_price: Amount,
+    /// When this connection came online, ISO-8601.
+    pub online_at: crate::time::Timestamp,
+    /// `online`, `busy` or `away`.
+    pub status: Availability,
+    /// Name.
+    pub name: &'a str,
+    /// DID.
+    pub did: &'a str,
+    /// What it says of itself.
+    pub metadata: &'a crate::json::Json,
+}
+
+/// Whether others see an agent of that status in presence.
+#[must_use]
+pub fn is_shown(status: AgentStatus) -> bool {
+    status.is_discoverable()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::Registration;
+    use crate::limits::Limits;
+    use crate::time::Timestamp;
+
+    fn agent(n: u8, price: &str, completed: u64) -> Agent {
+        let json = format!(
+            r#"{{"name":"A{n}","did":"did:x:{n}","capabilities":["code","c{n}"],"pricing_model":"fixed","base_price":{price}}}"#
+        );
+        let registration: Registration = serde_json::from_str(&json).unwrap();
+        let id = AgentId::new(Timestamp::from_unix_ms(1), [n; 10]);
+        let agent =
+            registration.into_agent(id, None, Timestamp::from_unix_ms(1), &Limits::default()).unwrap();
+        Agent { tasks_completed: completed, ..agent }
+    }
+
+    #[test]
+    fn filters_and_order() {
+        let agents = [agent(1, "5", 0), agent(2, "1", 0), agent(3, "1", 8), agent(4, "0.5", 0)];
+        let online = [true, true, false, true];
+        let ask = |query: &str| -> Vec<String> {
+            let query = Query::parse(query).unwrap();
+            let mut found: Vec<Found> = agents
+                .iter()
+                .zip(online)
+                .filter(|(agent, _)| query.matches(agent))
+                .map(|(agent, online)| {
+                    Found::new(agent, if online { Availability::Online } else { Availability::Offline })
+                })
+                .filter(|found| query.availability().admits(found.status))
+                .collect();
+            found.sort_by(Found::order);
+            found.into_iter().map(|found| found.name).collect()
+        };
+        assert_eq!(ask("{}"), ["A4", "A2", "A1", "A3"]);
+        assert_eq!(ask(r#"{"capability":"c2"}"#), ["A2"]);
+        assert_eq!(ask(r#"{"capability":"none"}"#), Vec::<String>::new());
+        assert_eq!(ask(r#"{"filters":{"max_price":"1"}}"#), ["A4", "A2", "A3"]);
+        assert_eq!(ask(r#"{"filters":{"min_price":1}}"#), ["A2", "A1", "A3"]);
+        assert_eq!(ask(r#"{"filters":{"min_reputation":4,"status":"any"}}"#), ["A3"]);
+        assert_eq!(ask(r#"{"filters":{"status":"online"}}"#), ["A4", "A2", "A1"]);
+        assert_eq!(ask(r#"{"filters":{"status":"busy"}}"#), Vec::<String>::new());
+        for bad in [
+            r#"{"filters":{"status":"gone"}}"#,
+            r#"{"filters":{"maxprice":1}}"#,
+            r#"{"capability":1}"#,
+            "[]",
+            "7",
+        ] {
+            assert!(Query::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

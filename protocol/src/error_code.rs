@@ -1,0 +1,195 @@
+//! The one table of what can go wrong, as clients see it. `docs/errors.md` is written from it and compared in a test.
+
+use serde::{Serialize, Serializer};
+
+macro_rules! error_codes {
+    ($($(#[$doc:meta])* $name:ident = $reason:literal, $rest:literal, $status:literal, $retryable:literal, $meaning:literal;)*) => {
+        /// A refusal with a stable name.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ErrorCode {
+            $(#[doc = $meaning] $(#[$doc])* $name,)*
+        }
+
+        impl ErrorCode {
+            /// All of them, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The `reason` of a refused channel event.
+            #[must_use]
+            pub const fn reason(self) -> &'static str {
+                match self { $(Self::$name => $reason,)* }
+            }
+
+            /// The `code` in a REST answer's `errors`.
+            #[must_use]
+            pub const fn rest_code(self) -> &'static str {
+                match self { $(Self::$name => $rest,)* }
+            }
+
+            /// The HTTP status of a REST answer.
+            #[must_use]
+            pub const fn http_status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+
+            /// Whether the same request can succeed later without a change.
+            #[must_use]
+            pub const fn retryable(self) -> bool {
+                match self { $(Self::$name => $retryable,)* }
+            }
+
+            /// What it means, in a sentence.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => $meaning,)* }
+            }
+        }
+    };
+}
+
+error_codes! {
+    UnmatchedTopic = "unmatched topic", "NOT_FOUND", 404, false, "No such topic on this socket, or the topic is not joined.";
+    UnknownEvent = "unknown_event", "NOT_FOUND", 404, false, "The channel has no such event.";
+    TooManyChannels = "too many channels joined", "RATE_LIMIT_EXCEEDED", 429, false, "The socket has joined as many topics as it may.";
+    JoinCrashed = "join crashed", "INTERNAL_ERROR", 500, true, "The join failed by a fault of the server.";
+    ChannelCrash = "channel_crash", "INTERNAL_ERROR", 500, true, "The channel failed by a fault of the server; join again.";
+    ReaderStalled = "reader_stalled", "TIMEOUT", 408, true, "The reader took nothing for too long; join again.";
+    Unauthenticated = "unauthenticated", "UNAUTHORIZED", 401, false, "No credential, or one that is unknown, revoked or expired.";
+    Unauthorized = "unauthorized", "FORBIDDEN", 403, false, "The credential does not allow this; also the answer for things that do not exist, where existence is private.";
+    Forbidden = "forbidden", "FORBIDDEN", 403, false, "The credential does not allow this.";
+    NotFound = "not_found", "NOT_FOUND", 404, false, "There is no such thing, or it is not yours.";
+    RouteNotFound = "route_not_found", "ROUTE_NOT_FOUND", 404, false, "There is no such endpoint.";
+    MethodNotAllowed = "method_not_allowed", "METHOD_NOT_ALLOWED", 405, false, "The endpoint does not take this method.";
+    MalformedRequest = "malformed_request", "MALFORMED_REQUEST", 400, false, "The request is not valid HTTP, UTF-8 or JSON, or nests too deep.";
+    PayloadTooLarge = "payload_too_large", "PAYLOAD_TOO_LARGE", 413, false, "The body is larger than allowed.";
+    RequestTimeout = "request_timeout", "TIMEOUT", 408, true, "The request did not arrive in time.";
+    InvalidPayload = "invalid_payload", "VALIDATION_ERROR", 422, false, "A field is missing, has another type than it must, or is out of bounds.";
+    InvalidKind = "invalid_kind", "VALIDATION_ERROR", 422, false, "A chunk's kind is \"chat\" or \"artifact\".";
+    InvalidContent = "invalid_content", "VALIDATION_ERROR", 422, false, "A chunk's content is a non-empty string within the size limit.";
+    InvalidAmount = "invalid_amount", "INVALID_AMOUNT", 422, false, "An amount is a decimal number from 0 with at most six fraction digits.";
+    NoPublicKey = "no_public_key", "VALIDATION_ERROR", 422, false, "The agent has no public key, so it cannot sign.";
+    InvalidSignature = "invalid_signature", "VALIDATION_ERROR", 422, false, "The signature does not match.";
+    AlreadyExists = "already_exists", "ALREADY_EXISTS", 409, false, "There is one of that name already.";
+    LimitReached = "limit_reached", "LIMIT_REACHED", 409, false, "No more of these can be made.";
+    TaskNotActive = "task_not_active", "TASK_NOT_ACTIVE", 409, false, "The task is not in a state that allows this; `status` says which it is in.";
+    HiringNotActive = "hiring_not_active", "HIRING_NOT_ACTIVE", 409, false, "The hiring is not in a state that allows this; `status` says which it is in.";
+    AgentUnavailable = "agent_unavailable", "AGENT_UNAVAILABLE", 503, true, "The agent is suspended, banned or not active.";
+    RateLimited = "rate_limited", "RATE_LIMIT_EXCEEDED", 429, true, "Too many; `retry_after_ms` says when to come back.";
+    Overloaded = "overloaded", "OVERLOADED", 503, true, "The node has as much work as it can hold.";
+    Draining = "draining", "DRAINING", 503, true, "The node is shutting down; another one takes over.";
+    StoreUnavailable = "store_unavailable", "STORE_UNAVAILABLE", 503, true, "The store cannot be written now; nothing was changed.";
+    Internal = "internal_error", "INTERNAL_ERROR", 500, true, "A fault of the server.";
+}
+
+impl Serialize for ErrorCode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.reason())
+    }
+}
+
+/// A refusal as a client sees it: the code, and what helps to mend the request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", code.reason())]
+pub struct Refusal {
+    /// Which entry of the table.
+    pub code: ErrorCode,
+    /// The field that is wrong, if it is one.
+    pub field: Option<&'static str>,
+    /// What is wrong with it, for a person. Never holds a secret or another party's data.
+    pub message: Option<String>,
+    /// When to come back, for `rate_limited`, in milliseconds.
+    pub retry_after_ms: Option<u64>,
+    /// The state the thing is in, for `…_not_active`.
+    pub status: Option<&'static str>,
+}
+
+impl Refusal {
+    /// Just the code.
+    #[must_use]
+    pub const fn new(code: ErrorCode) -> Self {
+        Self { code, field: None, message: None, retry_after_ms: None, status: None }
+    }
+
+    /// A field that does not fit.
+    #[must_use]
+    pub fn field(code: ErrorCode, field: &'static str, message: impl Into<String>) -> Self {
+        Self { field: Some(field), message: Some(message.into()), ..Self::new(code) }
+    }
+
+    /// A payload that does not fit, as a whole.
+    #[must_use]
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self { message: Some(message.into()), ..Self::new(ErrorCode::InvalidPayload) }
+    }
+
+    /// A rate limit, and when to come back.
+    #[must_use]
+    pub fn rate_limited(retry_after_ms: u64) -> Self {
+        Self { retry_after_ms: Some(retry_after_ms), ..Self::new(ErrorCode::RateLimited) }
+    }
+
+    /// A task or hiring in the wrong state.
+    #[must_use]
+    pub fn wrong_status(code: ErrorCode, status: &'static str) -> Self {
+        Self { status: Some(status), ..Self::new(code) }
+    }
+
+    /// What a channel answers: `{"reason": …}` and what else is known.
+    #[must_use]
+    pub fn response(&self) -> crate::json::Json {
+        #[derive(Serialize)]
+        struct Response<'a> {
+            reason: &'static str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            field: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            message: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            retry_after_ms: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            status: Option<&'a str>,
+        }
+        crate::json::Json::of(&Response {
+            reason: self.code.reason(),
+            field: self.field,
+            message: self.message.as_deref(),
+            retry_after_ms: self.retry_after_ms,
+            status: self.status,
+        })
+    }
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Self {
+        Self::new(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_unique_and_statuses_make_sense() {
+        let mut reasons: Vec<_> = ErrorCode::ALL.iter().map(|code| code.reason()).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        assert_eq!(reasons.len(), ErrorCode::ALL.len());
+        for code in ErrorCode::ALL {
+            assert!((400..600).contains(&code.http_status()), "{code:?}");
+            assert!(code.meaning().ends_with('.'), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_only_what_it_knows() {
+        assert_eq!(
+            Refusal::new(ErrorCode::UnknownEvent).response().as_str(),
+            r#"{"reason":"unknown_event"}"#
+        );
+        assert_eq!(
+            Refusal::rate_limited(5).response().as_str(),
+            r#"{"reason":"rate_limited","retry_after_ms":5}"#
+        );
+    }
+}

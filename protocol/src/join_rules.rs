@@ -1,0 +1,138 @@
+//! Who may connect where, and who may join what. The one place where a join is authorised.
+
+use crate::account::{CredentialKind, Principal, Scope};
+use crate::error_code::{ErrorCode, Refusal};
+use crate::task::TaskParties;
+use crate::topic::{Mount, Topic};
+
+/// Whether a credential of this kind opens this socket (R24, R30, R57, R109).
+#[must_use]
+pub fn may_connect(mount: Mount, principal: &Principal) -> bool {
+    let kind_fits = match (mount, principal.kind) {
+        (Mount::Agent, kind) => kind == CredentialKind::AgentKey,
+        (Mount::Hirer, kind) => kind == CredentialKind::UserToken,
+        (Mount::Main, _) => true,
+        (Mount::User, kind) => kind == CredentialKind::Session,
+    };
+    kind_fits && principal.scopes.allows(Scope::Connect)
+}
+
+/// Whether a principal may join a topic. `task` is the task a stream belongs to, if there is one.
+///
+/// # Errors
+/// `unauthorized`, and nothing else: somebody else's topic and one that does not exist give the same answer (R35).
+pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>) -> Result<(), Refusal> {
+    let allowed = match topic {
+        // R25: only the own id.
+        Topic::Agent(id) => id.is_some() && id == principal.agent,
+        // R31: only the own id.
+        Topic::Hirer(id) => id.is_some() && id == principal.user,
+        Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
+        Topic::Discovery => true,
+    };
+    if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
+}
+
+/// Whether a principal may read a task's stream: as provider or client agent (R29), or as the user who owns the client
+/// (R34).
+#[must_use]
+pub fn may_read_stream(principal: &Principal, task: &TaskParties) -> bool {
+    let as_agent = principal.agent.is_some_and(|agent| agent == task.provider || agent == task.client);
+    let as_owner = principal.user.is_some() && principal.user == task.client_owner;
+    as_agent || as_owner
+}
+
+/// Whether a principal may emit chunks of a task, complete it or give it up: only its provider (R26).
+///
+/// # Errors
+/// `unauthorized`, for unknown tasks too (R35).
+pub fn may_emit(principal: &Principal, task: Option<&TaskParties>) -> Result<(), Refusal> {
+    principal.require(Scope::Write)?;
+    match (principal.agent, task) {
+        (Some(agent), Some(task)) if agent == task.provider => Ok(()),
+        _ => Err(ErrorCode::Unauthorized.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::Scopes;
+    use crate::ids::{AgentId, CredentialId, TaskId, UserId};
+    use crate::time::Timestamp;
+
+    fn agent_id(n: u8) -> AgentId {
+        AgentId::new(Timestamp::from_unix_ms(1), [n; 10])
+    }
+
+    fn user_id(n: u8) -> UserId {
+        UserId::new(Timestamp::from_unix_ms(1), [n; 10])
+    }
+
+    fn principal(kind: CredentialKind, agent: Option<u8>, user: Option<u8>) -> Principal {
+        Principal {
+            credential: CredentialId::new(Timestamp::from_unix_ms(1), [9; 10]),
+            kind,
+            agent: agent.map(agent_id),
+            user: user.map(user_id),
+            scopes: Scopes::ALL,
+            expires_at: None,
+        }
+    }
+
+    #[test]
+    fn each_socket_takes_its_kind_of_credential() {
+        use CredentialKind::*;
+        for (mount, agent_key, user_token, session) in [
+            (Mount::Agent, true, false, false),
+            (Mount::Hirer, false, true, false),
+            (Mount::Main, true, true, true),
+            (Mount::User, false, false, true),
+        ] {
+            assert_eq!(may_connect(mount, &principal(AgentKey, Some(1), None)), agent_key, "{mount:?}");
+            assert_eq!(may_connect(mount, &principal(UserToken, None, Some(1))), user_token, "{mount:?}");
+            assert_eq!(may_connect(mount, &principal(Session, Some(1), None)), session, "{mount:?}");
+            let reader =
+                Principal { scopes: Scopes::of(&[Scope::Read]), ..principal(AgentKey, Some(1), None) };
+            assert!(!may_connect(mount, &reader), "{mount:?} without the connect scope");
+        }
+    }
+
+    #[test]
+    fn own_topics_only() {
+        let agent = principal(CredentialKind::AgentKey, Some(1), None);
+        let user = principal(CredentialKind::UserToken, None, Some(1));
+        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+        assert_eq!(may_join(&agent, Topic::Agent(Some(agent_id(1))), None), Ok(()));
+        assert_eq!(may_join(&agent, Topic::Agent(Some(agent_id(2))), None), refused);
+        assert_eq!(may_join(&agent, Topic::Agent(None), None), refused);
+        assert_eq!(may_join(&user, Topic::Agent(None), None), refused);
+        assert_eq!(may_join(&user, Topic::Hirer(Some(user_id(1))), None), Ok(()));
+        assert_eq!(may_join(&user, Topic::Hirer(Some(user_id(2))), None), refused);
+        assert_eq!(may_join(&agent, Topic::Hirer(None), None), refused);
+        assert_eq!(may_join(&agent, Topic::Discovery, None), Ok(()));
+    }
+
+    #[test]
+    fn streams_are_for_their_parties() {
+        let task = TaskParties { client: agent_id(1), client_owner: Some(user_id(1)), provider: agent_id(2) };
+        let unowned = TaskParties { client_owner: None, ..task };
+        let topic = Topic::TaskStream(Some(TaskId::new(Timestamp::from_unix_ms(1), [0; 10])));
+        let agent = |n| principal(CredentialKind::AgentKey, Some(n), None);
+        let user = |n| principal(CredentialKind::UserToken, None, Some(n));
+        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+        for (who, joins) in
+            [(agent(1), true), (agent(2), true), (agent(3), false), (user(1), true), (user(2), false)]
+        {
+            assert_eq!(may_join(&who, topic, Some(&task)).is_ok(), joins, "{who:?}");
+            assert_eq!(may_join(&who, topic, None), refused, "unknown task");
+        }
+        assert_eq!(may_join(&user(1), topic, Some(&unowned)), refused);
+        for (who, emits) in [(agent(1), false), (agent(2), true), (agent(3), false), (user(1), false)] {
+            assert_eq!(may_emit(&who, Some(&task)).is_ok(), emits, "{who:?}");
+        }
+        assert_eq!(may_emit(&agent(2), None), refused);
+        let reader = Principal { scopes: Scopes::of(&[Scope::Connect, Scope::Read]), ..agent(2) };
+        assert_eq!(may_emit(&reader, Some(&task)).unwrap_err().code, ErrorCode::Forbidden);
+    }
+}

@@ -1,0 +1,263 @@
+//! JSON that is passed on untouched, and the checks that untrusted JSON goes through.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::de::{DeserializeOwned, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::error_code::Refusal;
+
+/// One valid JSON value as UTF-8 text. Cheap to clone; written into frames as it stands.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Json(Bytes);
+
+impl Json {
+    /// `{}`
+    #[must_use]
+    pub fn empty_object() -> Self {
+        Self(Bytes::from_static(b"{}"))
+    }
+
+    /// `null`
+    #[must_use]
+    pub fn null() -> Self {
+        Self(Bytes::from_static(b"null"))
+    }
+
+    /// The JSON of a value. A value that cannot be written (a map with keys that are not strings) gives `null`: the
+    /// types of this workspace have none.
+    #[must_use]
+    pub fn of<T: Serialize + ?Sized>(value: &T) -> Self {
+        serde_json::to_vec(value).map_or_else(|_| Self::null(), |text| Self(text.into()))
+    }
+
+    /// Takes over text already known to be one JSON value.
+    #[must_use]
+    pub fn from_raw(raw: &RawValue) -> Self {
+        Self(Bytes::copy_from_slice(raw.get().as_bytes()))
+    }
+
+    /// Takes over bytes that this crate itself wrote as one JSON value.
+    #[must_use]
+    pub fn from_trusted_bytes(text: Bytes) -> Self {
+        debug_assert!(serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok(), "not JSON: {text:?}");
+        Self(text)
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The text, shared.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        self.0.clone()
+    }
+
+    /// The text as `str`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Every constructor takes UTF-8; the empty string could only show through a bug, and is no valid JSON.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// Reads the value into a type.
+    ///
+    /// # Errors
+    /// The value has another shape.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(&self.0)
+    }
+}
+
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(self.as_str()).map_err(serde::ser::Error::custom)?;
+        raw.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::<RawValue>::deserialize(deserializer).map(|raw| Self::from_raw(&raw))
+    }
+}
+
+/// A text that may hold lone surrogate escapes (`"\ud800"`, which JavaScript writes for broken strings): each becomes
+/// U+FFFD instead of failing the message (agrenting.md R47).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LossyString(pub String);
+
+impl<'de> Deserialize<'de> for LossyString {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = LossyString;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<LossyString, E> {
+                Ok(LossyString(text.to_owned()))
+            }
+
+            // serde_json hands strings read as bytes over with lone surrogates in their three-byte form.
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<LossyString, E> {
+                Ok(LossyString(replace_surrogates(bytes)))
+            }
+        }
+        deserializer.deserialize_bytes(Text)
+    }
+}
+
+fn replace_surrogates(bytes: &[u8]) -> String {
+    if let Ok(text) = simdutf8::basic::from_utf8(bytes) {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match std::str::from_utf8(rest) {
+            Ok(text) => {
+                out.push_str(text);
+                break;
+            }
+            Err(error) => {
+                let (valid, broken) = rest.split_at(error.valid_up_to());
+                out.push_str(std::str::from_utf8(valid).unwrap_or_default());
+                out.push(char::REPLACEMENT_CHARACTER);
+                let surrogate = broken.len() >= 3 && broken[0] == 0xED && broken[1] >= 0xA0;
+                let skip = if surrogate { 3 } else { error.error_len().unwrap_or(broken.len()) };
+                rest = &broken[skip..];
+            }
+        }
+    }
+    out
+}
+
+/// Whether objects and arrays nest deeper than `depth_max`. Expects JSON-like text; of other text it says nothing.
+#[must_use]
+pub fn deeper_than(text: &[u8], depth_max: usize) -> bool {
+    // Nesting costs at least one opening bracket per level: most messages end here.
+    if text.len() <= depth_max {
+        return false;
+    }
+    let mut depth = 0_usize;
+    let mut in_string = false;
+    let mut escaped = false;
+    for &byte in text {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > depth_max {
+                    return true;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Keys that some JavaScript readers confuse with an object's own machinery when they merge (agrenting.md R11).
+const POISONED_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
+
+/// Whether an object anywhere in the value has a key that must not reach an object merge.
+#[must_use]
+pub fn has_poisoned_key(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.iter().any(|(key, inner)| POISONED_KEYS.contains(&key.as_str()) || has_poisoned_key(inner))
+        }
+        serde_json::Value::Array(items) => items.iter().any(has_poisoned_key),
+        _ => false,
+    }
+}
+
+/// Reads an object into a type. Lists are refused, which derived readers would take field by field.
+///
+/// # Errors
+/// `invalid_payload`, with what is wrong: not an object, a missing field, another type.
+pub fn read_object<T: DeserializeOwned>(text: &str) -> Result<T, Refusal> {
+    if !text.trim_start().starts_with('{') {
+        return Err(Refusal::invalid("expected an object"));
+    }
+    serde_json::from_str(text).map_err(|error| Refusal::invalid(error.to_string()))
+}
+
+/// Appends `text` as a JSON string, quotes included.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
+    // Writing a str into a Vec cannot fail: neither the writer nor the serializer has an error to give.
+    let _infallible = serde_json::to_writer(out, text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_values_through_untouched() {
+        let text = r#"{"big":12345678901234567890123,"one":1.0,"e":"\u0000","dup":[1, 2]}"#;
+        let json: Json = serde_json::from_str(text).unwrap();
+        assert_eq!(json.as_str(), text);
+        assert_eq!(serde_json::to_string(&[&json]).unwrap(), format!("[{text}]"));
+    }
+
+    #[test]
+    fn lone_surrogates_become_replacement_characters() {
+        for (json, want) in [
+            (r#""plain""#, "plain"),
+            (r#""a\ud800b""#, "a\u{FFFD}b"),
+            (r#""\udc00\ud800""#, "\u{FFFD}\u{FFFD}"),
+            (r#""\ud83d\ude00é""#, "😀é"),
+            (r#""""#, ""),
+        ] {
+            assert_eq!(serde_json::from_str::<LossyString>(json).unwrap().0, want, "{json}");
+        }
+        assert!(serde_json::from_str::<LossyString>("[1]").is_err());
+        assert!(serde_json::from_str::<LossyString>("7").is_err());
+    }
+
+    #[test]
+    fn depth_counts_brackets_outside_strings() {
+        let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(!deeper_than(nested(64).as_bytes(), 64));
+        assert!(deeper_than(nested(65).as_bytes(), 64));
+        assert!(!deeper_than(format!("\"\\\"{}\"", "[".repeat(500)).as_bytes(), 64));
+        assert!(!deeper_than("{\"a\":[]}".repeat(200).as_bytes(), 64));
+    }
+
+    #[test]
+    fn poisoned_keys_are_found_at_any_depth() {
+        for (json, poisoned) in [
+            (r#"{"a":{"b":[{"__proto__":1}]}}"#, true),
+            (r#"{"constructor":{}}"#, true),
+            (r#"{"a":"__proto__"}"#, false),
+            ("[]", false),
+        ] {
+            assert_eq!(has_poisoned_key(&serde_json::from_str(json).unwrap()), poisoned, "{json}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What is said: frames, topics, events, limits, error codes, and the pure state machines behind them.
+//!
+//! Nothing here knows tokio, actors, I/O or a clock: time and randomness are arguments, so that every rule can be
+//! tested by a table or by a property, and replayed from a seed.
+//!
+//! # Layout
+//! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
+//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
+//! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
+//! * bounds: [`limits`]
+//! * what is documented from code: [`catalog`]
+
+pub mod account;
+pub mod agent;
+pub mod catalog;
+pub mod discovery;
+pub mod error_code;
+pub mod hiring;
+pub mod ids;
+pub mod join_rules;
+pub mod json;
+pub mod limits;
+pub mod money;
+pub mod phoenix;
+pub mod presence;
+pub mod rate_limiter;
+pub mod signing;
+pub mod task;
+pub mod task_stream;
+pub mod time;
+pub mod topic;
+pub mod websocket;

@@ -1,0 +1,205 @@
+//! Every bound on what a peer can make the node hold or do, in one place, each named with its unit. All are
+//! configurable under `[limits]`; the defaults are those of the specification.
+
+use serde::{Deserialize, Serialize};
+
+use crate::rate_limiter::Rate;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// The bounds of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// TCP connections a node holds at once, of every protocol; a further one is closed at accept.
+    pub connections_max: usize,
+    /// New connections from one address (IPv6: one /64); a further one is closed at accept.
+    pub connects_per_ip: Rate,
+    /// Addresses (CIDR) that are not limited per address. Loopback by default: what arrives there comes from this
+    /// machine, or from a proxy that `http.trusted_proxies` should name.
+    pub ip_limit_exempt: Vec<String>,
+    /// Time a client has for a TLS handshake, for a request head, and for a request body, each, in milliseconds.
+    pub handshake_timeout_ms: u64,
+    /// Bytes of a request head.
+    pub http_head_bytes_max: usize,
+    /// Headers of a request.
+    pub http_headers_max: usize,
+    /// Bytes of a REST or MCP request body; a larger one answers 413.
+    pub http_body_bytes_max: usize,
+    /// REST and MCP requests in work at once; a further one answers 503.
+    pub http_requests_in_flight_max: usize,
+    /// REST requests of one credential.
+    pub requests_per_credential: Rate,
+    /// Open registrations from one address.
+    pub registrations_per_ip: Rate,
+    /// Refused credentials from one address before it is locked out.
+    pub auth_failures_per_ip: Rate,
+    /// How long an address that ran out of `auth_failures_per_ip` is refused, in milliseconds.
+    pub auth_lockout_ms: u64,
+    /// Event streams (SSE) and MCP sessions of one credential at once.
+    pub streams_per_credential_max: usize,
+    /// An MCP session without a request or a server stream ends after this, in milliseconds.
+    pub mcp_session_idle_ms: u64,
+
+    /// Bytes of one WebSocket message, fragments together; a larger one closes the socket with 1009.
+    pub message_bytes_max: usize,
+    /// Fragments of one WebSocket message; more close the socket with 1009.
+    pub message_fragments_max: usize,
+    /// Depth to which JSON from a client may nest.
+    pub json_depth_max: usize,
+    /// Topics joined on one socket at once.
+    pub topics_per_socket_max: usize,
+    /// Bytes of a topic.
+    pub topic_bytes_max: usize,
+    /// Bytes of an event name.
+    pub event_bytes_max: usize,
+    /// Bytes of one `ref` or `join_ref`.
+    pub ref_bytes_max: usize,
+    /// Messages of one socket; over it each push answers `rate_limited`.
+    pub messages_per_socket: Rate,
+    /// Messages of one socket that are in work at once; further ones stay unread in the kernel.
+    pub requests_in_flight_per_socket_max: usize,
+    /// Bytes queued to one socket that the kernel has not taken. Over it a socket is closed with 1013.
+    pub outbound_queue_bytes_max: usize,
+    /// Bytes queued to one socket above which a stream reader is no longer pushed to, but reads from the log.
+    pub reader_lag_bytes_max: usize,
+    /// A socket from which no byte came for this long is closed with 1002, in milliseconds.
+    pub socket_idle_timeout_ms: u64,
+    /// A stream reader whose socket takes no byte for this long is closed with `phx_error`, in milliseconds.
+    pub reader_stall_timeout_ms: u64,
+    /// Joins and signed events of one agent on the main socket.
+    pub joins_per_agent: Rate,
+
+    /// Bytes of one chunk's content.
+    pub chunk_content_bytes_max: usize,
+    /// Bytes of one chunk's metadata, as JSON.
+    pub chunk_metadata_bytes_max: usize,
+    /// Bytes of an idempotency key.
+    pub idempotency_key_bytes_max: usize,
+    /// Chunks of one stream.
+    pub chunks_per_stream: Rate,
+    /// Chunks of one agent, all its streams together.
+    pub chunks_per_agent: Rate,
+    /// Chunks of one stream held in memory.
+    pub stream_buffer_chunks_max: usize,
+    /// Bytes of one stream held in memory.
+    pub stream_buffer_bytes_max: usize,
+    /// Bytes of all streams held in memory; over it each stream keeps only what is not yet durable.
+    pub stream_memory_bytes_max: usize,
+    /// Bytes one reader takes from a log at a time.
+    pub stream_read_bytes_max: usize,
+    /// Streams live in memory at once; a further one answers `overloaded`.
+    pub streams_live_max: usize,
+
+    /// Capabilities of one agent.
+    pub capabilities_max: usize,
+    /// Characters of one capability.
+    pub capability_chars_max: usize,
+    /// Characters of a name.
+    pub name_chars_max: usize,
+    /// Bytes of a DID.
+    pub did_bytes_max: usize,
+    /// Bytes of an agent's metadata, as JSON.
+    pub agent_metadata_bytes_max: usize,
+    /// Agents in one answer of `discover`.
+    pub discover_results_max: usize,
+    /// Live credentials of one agent or user.
+    pub credentials_per_owner_max: usize,
+    /// Blocks one agent may hold.
+    pub blocks_per_agent_max: usize,
+    /// Agents one user may own, and agents claimed in one request.
+    pub agents_per_user_max: usize,
+
+    /// Bytes of a task's input, and of its output, as JSON.
+    pub task_document_bytes_max: usize,
+    /// Bytes of a task's failure, as JSON.
+    pub task_error_bytes_max: usize,
+    /// Characters of a message about a task or a hiring.
+    pub note_chars_max: usize,
+    /// Messages about one task or hiring.
+    pub notes_per_task_max: usize,
+    /// Items of a page when the request does not say, and at most.
+    pub page_items_default: usize,
+    /// Items of a page at most.
+    pub page_items_max: usize,
+
+    /// Writes waiting for the store; further ones wait where they are.
+    pub store_queue_writes_max: usize,
+    /// Rows of one store transaction.
+    pub store_batch_rows_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 100_000,
+            connects_per_ip: Rate::per_second(100, 1_000),
+            ip_limit_exempt: vec!["127.0.0.0/8".into(), "::1/128".into()],
+            handshake_timeout_ms: 10_000,
+            http_head_bytes_max: 32 * KIB,
+            http_headers_max: 64,
+            http_body_bytes_max: MIB,
+            http_requests_in_flight_max: 4_096,
+            requests_per_credential: Rate::per_second(100, 6_000),
+            registrations_per_ip: Rate::per_minute(60),
+            auth_failures_per_ip: Rate::per_minute(10),
+            auth_lockout_ms: 300_000,
+            streams_per_credential_max: 1_000,
+            mcp_session_idle_ms: 3_600_000,
+
+            message_bytes_max: MIB,
+            message_fragments_max: 1_024,
+            json_depth_max: 64,
+            topics_per_socket_max: 100,
+            topic_bytes_max: 255,
+            event_bytes_max: 255,
+            ref_bytes_max: 255,
+            messages_per_socket: Rate::per_second(5_000, 10_000),
+            requests_in_flight_per_socket_max: 256,
+            outbound_queue_bytes_max: MIB,
+            reader_lag_bytes_max: 128 * KIB,
+            socket_idle_timeout_ms: 60_000,
+            reader_stall_timeout_ms: 30_000,
+            joins_per_agent: Rate::per_minute(30),
+
+            chunk_content_bytes_max: 64 * KIB,
+            chunk_metadata_bytes_max: 4 * KIB,
+            idempotency_key_bytes_max: 128,
+            chunks_per_stream: Rate::per_second(200, 400),
+            chunks_per_agent: Rate::per_second(2_000, 4_000),
+            stream_buffer_chunks_max: 10_000,
+            stream_buffer_bytes_max: 4 * MIB,
+            stream_memory_bytes_max: 512 * MIB,
+            stream_read_bytes_max: 256 * KIB,
+            streams_live_max: 100_000,
+
+            capabilities_max: 100,
+            capability_chars_max: 64,
+            name_chars_max: 128,
+            did_bytes_max: 256,
+            agent_metadata_bytes_max: 4 * KIB,
+            discover_results_max: 100,
+            credentials_per_owner_max: 100,
+            blocks_per_agent_max: 1_000,
+            agents_per_user_max: 10_000,
+
+            task_document_bytes_max: 256 * KIB,
+            task_error_bytes_max: 16 * KIB,
+            note_chars_max: 5_000,
+            notes_per_task_max: 1_000,
+            page_items_default: 20,
+            page_items_max: 100,
+
+            store_queue_writes_max: 4_096,
+            store_batch_rows_max: 1_000,
+        }
+    }
+}
+
+/// Bytes a WebSocket header can take: 2, and 8 of length, and 4 of mask.
+pub const WEBSOCKET_HEADER_BYTES_MAX: usize = 14;
+/// Bytes of a WebSocket control frame's payload (RFC 6455 §5.5).
+pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
+/// Room above `outbound_queue_bytes_max` for replies and closes, which must get out where broadcasts may not.
+pub const OUTBOUND_RESERVE_BYTES: usize = 64 * KIB;

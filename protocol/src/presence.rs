@@ -1,0 +1,231 @@
+//! Presence of one topic as a pure state machine: what is there now, what was last told, and the difference.
+//!
+//! Changes gather until [`TopicPresence::flush`], which makes one diff of them: an entry that came and went in between
+//! is never told. [`TopicPresence::snapshot`] is the state as of the last flush and is encoded once per version, so a
+//! newcomer that gets a snapshot and then every later diff is told of each entry exactly once.
+
+use std::collections::BTreeMap;
+
+use smol_str::SmolStr;
+
+use crate::json::{self, Json};
+
+/// Names one tracked meta: unique per process that tracks.
+pub type TrackId = u64;
+
+/// One tracked meta of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Who tracks it.
+    pub id: TrackId,
+    /// Names this version of the meta to clients; a new one with each update.
+    pub phx_ref: SmolStr,
+    /// The reference before the last update.
+    pub phx_ref_prev: Option<SmolStr>,
+    /// The fields, as a JSON object without the two references.
+    pub fields: Json,
+}
+
+impl Meta {
+    fn write(&self, out: &mut Vec<u8>) {
+        let fields = self.fields.as_bytes();
+        // The object without its closing brace.
+        out.extend_from_slice(&fields[..fields.len() - 1]);
+        if fields.len() > 2 {
+            out.push(b',');
+        }
+        out.extend_from_slice(b"\"phx_ref\":");
+        json::write_string(out, &self.phx_ref);
+        if let Some(previous) = &self.phx_ref_prev {
+            out.extend_from_slice(b",\"phx_ref_prev\":");
+            json::write_string(out, previous);
+        }
+        out.push(b'}');
+    }
+}
+
+/// What changed on a topic between two flushes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Metas that are new, by key.
+    pub joins: Vec<(SmolStr, Vec<Meta>)>,
+    /// Metas that are gone, by key, as they were last told.
+    pub leaves: Vec<(SmolStr, Vec<Meta>)>,
+}
+
+impl Diff {
+    /// The payload of `presence_diff`, for keys that `sees` lets through; `None` when nothing is left of it.
+    #[must_use]
+    pub fn payload(&self, sees: impl Fn(&str) -> bool) -> Option<Json> {
+        let visible = |side: &[(SmolStr, Vec<Meta>)]| side.iter().any(|(key, _)| sees(key));
+        if !visible(&self.joins) && !visible(&self.leaves) {
+            return None;
+        }
+        let mut out = Vec::with_capacity(256);
+        out.extend_from_slice(b"{\"joins\":");
+        write_entries(&mut out, self.joins.iter().map(|(key, metas)| (key, metas.as_slice())), &sees);
+        out.extend_from_slice(b",\"leaves\":");
+        write_entries(&mut out, self.leaves.iter().map(|(key, metas)| (key, metas.as_slice())), &sees);
+        out.push(b'}');
+        Some(Json::from_trusted_bytes(out.into()))
+    }
+}
+
+fn write_entries<'a>(
+    out: &mut Vec<u8>,
+    entries: impl Iterator<Item = (&'a SmolStr, &'a [Meta])>,
+    sees: &impl Fn(&str) -> bool,
+) {
+    out.push(b'{');
+    let mut first = true;
+    for (key, metas) in entries.filter(|(key, _)| sees(key)) {
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        json::write_string(out, key);
+        out.extend_from_slice(b":{\"metas\":[");
+        for (index, meta) in metas.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            meta.write(out);
+        }
+        out.extend_from_slice(b"]}");
+    }
+    out.push(b'}');
+}
+
+/// Presence of one topic.
+#[derive(Debug, Default)]
+pub struct TopicPresence {
+    entries: BTreeMap<SmolStr, Vec<Meta>>,
+    /// Of the keys touched since the last flush: their metas as of that flush.
+    told: BTreeMap<SmolStr, Vec<Meta>>,
+    snapshot: Option<Json>,
+}
+
+impl TopicPresence {
+    /// Adds a meta under a key. A second one of the same id replaces the first.
+    pub fn track(&mut self, key: &SmolStr, meta: Meta) {
+        self.remember(key);
+        let metas = self.entries.entry(key.clone()).or_default();
+        match metas.iter_mut().find(|present| present.id == meta.id) {
+            Some(present) => *present = Meta { phx_ref_prev: Some(present.phx_ref.clone()), ..meta },
+            None => metas.push(meta),
+        }
+    }
+
+    /// Gives every meta of a key that `id` tracks new fields; `false` if it tracks none.
+    pub fn update(&mut self, key: &SmolStr, id: TrackId, phx_ref: SmolStr, fields: Json) -> bool {
+        if !self.entries.get(key).is_some_and(|metas| metas.iter().any(|meta| meta.id == id)) {
+            return false;
+        }
+        self.track(key, Meta { id, phx_ref, phx_ref_prev: None, fields });
+        true
+    }
+
+    /// Removes a meta; `false` if it was not there.
+    pub fn untrack(&mut self, key: &SmolStr, id: TrackId) -> bool {
+        if !self.entries.get(key).is_some_and(|metas| metas.iter().any(|meta| meta.id == id)) {
+            return false;
+        }
+        self.remember(key);
+        if let Some(metas) = self.entries.get_mut(key) {
+            metas.retain(|meta| meta.id != id);
+            if metas.is_empty() {
+                self.entries.remove(key);
+            }
+        }
+        true
+    }
+
+    /// Makes one diff of all changes since the last flush; `None` when there are none that show.
+    pub fn flush(&mut self) -> Option<Diff> {
+        let mut diff = Diff::default();
+        for (key, before) in std::mem::take(&mut self.told) {
+            let now = self.entries.get(&key).map(Vec::as_slice).unwrap_or_default();
+            let not_in = |metas: &[Meta], others: &[Meta]| -> Vec<Meta> {
+                metas
+                    .iter()
+                    .filter(|meta| others.iter().all(|other| other.phx_ref != meta.phx_ref))
+                    .cloned()
+                    .collect()
+            };
+            let (joined, left) = (not_in(now, &before), not_in(&before, now));
+            if !joined.is_empty() {
+                diff.joins.push((key.clone(), joined));
+            }
+            if !left.is_empty() {
+                diff.leaves.push((key, left));
+            }
+        }
+        if diff.joins.is_empty() && diff.leaves.is_empty() {
+            return None;
+        }
+        self.snapshot = None;
+        Some(diff)
+    }
+
+    /// Whether a flush has something to look at.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        !self.told.is_empty()
+    }
+
+    /// The payload of `presence_state`. To be called right after a flush: it holds what has been told, and no more.
+    pub fn snapshot(&mut self) -> Json {
+        debug_assert!(!self.has_changes(), "snapshot of a state that was not flushed");
+        if let Some(snapshot) = &self.snapshot {
+            return snapshot.clone();
+        }
+        let snapshot = self.snapshot_of(|_| true);
+        self.snapshot = Some(snapshot.clone());
+        snapshot
+    }
+
+    /// The same for a reader that sees only some keys; not cached.
+    #[must_use]
+    pub fn snapshot_of(&self, sees: impl Fn(&str) -> bool) -> Json {
+        let mut out = Vec::with_capacity(64 + self.entries.len() * 256);
+        write_entries(&mut out, self.entries.iter().map(|(key, metas)| (key, metas.as_slice())), &sees);
+        Json::from_trusted_bytes(out.into())
+    }
+
+    /// Whether a key has a meta.
+    #[must_use]
+    pub fn contains(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// Keys present.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nobody is present and nothing waits to be told.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.told.is_empty()
+    }
+
+    fn remember(&mut self, key: &SmolStr) {
+        if !self.told.contains_key(key) {
+            let before = self.entries.get(key).cloned().unwrap_or_default();
+            self.told.insert(key.clone(), before);
+        }
+    }
+}
+
+/// Makes a `phx_ref`: unique as long as `salt` is unique per process start and `counter` is not reused.
+#[must_use]
+pub fn phx_ref(salt: u64, counter: u64) -> SmolStr {
+    use base64::Engine;
+    let mut bytes = [0; 12];
+    bytes[..5].copy_from_slice(&salt.to_be_bytes()[3..]);
+    bytes[5..].copy_from_slice(&counter.to_be_bytes()[1..]);
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes).into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! Sockets, their topics, and the names of events.
+
+use crate::ids::{AgentId, TaskId, UserId};
+
+/// Where a client connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mount {
+    /// `/socket/agent`
+    Agent,
+    /// `/socket/hirer`
+    Hirer,
+    /// `/socket`
+    Main,
+    /// `/user_socket`
+    User,
+}
+
+impl Mount {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[Self::Agent, Self::Hirer, Self::Main, Self::User];
+
+    /// Path, without the transport's name.
+    #[must_use]
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Agent => "/socket/agent",
+            Self::Hirer => "/socket/hirer",
+            Self::Main => "/socket",
+            Self::User => "/user_socket",
+        }
+    }
+
+    /// The mount that a WebSocket request's path names; one trailing slash is accepted, and the bare `/user_socket` (C1).
+    #[must_use]
+    pub fn of_websocket_path(path: &str) -> Option<Self> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        if path == Self::User.path() {
+            return Some(Self::User);
+        }
+        let mount = path.strip_suffix("/websocket")?;
+        Self::ALL.iter().copied().find(|candidate| candidate.path() == mount)
+    }
+}
+
+/// A topic that exists on a mount. `None` inside: the name is of that sort, but its id is none, so nobody may join it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// `agent:<id>`: an agent's own events, and its presence.
+    Agent(Option<AgentId>),
+    /// `hirer:<user id>`: a user's hirings.
+    Hirer(Option<UserId>),
+    /// `task_stream:<task id>`: a task's output.
+    TaskStream(Option<TaskId>),
+    /// `agents:discovery`: who is online.
+    Discovery,
+}
+
+/// The topic everybody who is online is present on.
+pub const DISCOVERY: &str = "agents:discovery";
+
+impl Topic {
+    /// Finds the topic by name; `None` when the mount has none such ("unmatched topic").
+    #[must_use]
+    pub fn parse(mount: Mount, name: &str) -> Option<Self> {
+        if name == DISCOVERY {
+            return (mount == Mount::Main).then_some(Self::Discovery);
+        }
+        let (sort, id) = name.split_once(':')?;
+        match (mount, sort) {
+            (Mount::Agent, "agent") => Some(Self::Agent(id.parse().ok())),
+            (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
+            (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
+            _ => None,
+        }
+    }
+}
+
+/// The topic of an agent's own events.
+#[must_use]
+pub fn agent_topic(agent: AgentId) -> String {
+    format!("agent:{agent}")
+}
+
+/// The topic of a user's hirings.
+#[must_use]
+pub fn hirer_topic(user: UserId) -> String {
+    format!("hirer:{user}")
+}
+
+/// The topic of a task's output.
+#[must_use]
+pub fn task_stream_topic(task: TaskId) -> String {
+    format!("task_stream:{task}")
+}
+
+/// Names of events. What they carry stands in [`crate::catalog`].
+#[allow(missing_docs, reason = "each is described in the catalog, which is compared with the code in a test")]
+pub mod event {
+    pub const STREAM_CHUNK: &str = "stream.chunk";
+    pub const STREAM_DONE: &str = "stream.done";
+    pub const STREAM_ERROR: &str = "stream.error";
+    pub const TASK_STREAM_CHUNK: &str = "task.stream_chunk";
+    pub const HIRING_CREATED: &str = "hiring.created";
+    pub const HIRING_COMPLETED: &str = "hiring.completed";
+    pub const HIRING_FAILED: &str = "hiring.failed";
+    pub const HIRING_CANCELLED: &str = "hiring.cancelled";
+    pub const TASK_CREATED: &str = "task.created";
+    pub const TASK_CANCELLED: &str = "task.cancelled";
+    pub const TASK_SUBMITTED: &str = "task.submitted";
+    pub const NEW_MESSAGE: &str = "new_message";
+    pub const DISCOVER: &str = "discover";
+    pub const ANNOUNCE: &str = "announce";
+    pub const UPDATE_METADATA: &str = "update_metadata";
+    pub const AGENT_UPDATED: &str = "agent_updated";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Timestamp;
+
+    #[test]
+    fn paths_name_mounts() {
+        for mount in Mount::ALL {
+            assert_eq!(Mount::of_websocket_path(&format!("{}/websocket", mount.path())), Some(*mount));
+            assert_eq!(Mount::of_websocket_path(&format!("{}/websocket/", mount.path())), Some(*mount));
+        }
+        assert_eq!(Mount::of_websocket_path("/user_socket"), Some(Mount::User));
+        for path in ["/socket", "/socket/other/websocket", "/websocket", "/socket/websocket/x", "/"] {
+            assert_eq!(Mount::of_websocket_path(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn each_mount_has_its_topics() {
+        let agent = AgentId::new(Timestamp::from_unix_ms(1), [0; 10]);
+        let name = agent_topic(agent);
+        assert_eq!(Topic::parse(Mount::Agent, &name), Some(Topic::Agent(Some(agent))));
+        assert_eq!(Topic::parse(Mount::Agent, "agent:nobody"), Some(Topic::Agent(None)));
+        for mount in [Mount::Hirer, Mount::Main, Mount::User] {
+            assert_eq!(Topic::parse(mount, &name), None);
+        }
+        assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
+        assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
+        for name in
+            ["negotiation:1", "payment:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"]
+        {
+            assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
+        }
+        assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
+    }
+}
