@@ -1,1 +1,27 @@
-//! x
+//! Who says it: the supervised actors of a node, and the ports they need. Knows no HTTP, no SQL, no Redis.
+//!
+//! # Layout
+//! * from outside: [`ports`] (time, randomness), [`store`], [`settings`]
+//! * the way out: [`egress`]
+//! * what is shared by topic: [`pubsub`], [`presence`], [`online`]
+//! * what is shared by task: [`task_stream`], [`tasks`]
+//! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
+//! * all together: [`core`], [`supervisor`]
+
+pub mod channels;
+pub mod connections;
+pub mod core;
+pub mod egress;
+pub mod inbox;
+pub mod metric_definitions;
+pub mod online;
+pub mod ports;
+pub mod presence;
+pub mod pubsub;
+pub mod rate_limits;
+pub mod settings;
+pub mod socket;
+pub mod store;
+pub mod supervisor;
+pub mod task_stream;
+pub mod tasks;

@@ -1,1 +1,22 @@
-//! x
+//! Where it runs: the node behind the `muster` binary.
+//!
+//! # Layout
+//! * [`config`], [`logging`], [`run`], [`cli`], [`demo`]: the program
+//! * [`http`], [`websocket`], [`mcp`], [`app`], [`auth`]: the front end; only [`http`] knows hyper
+//! * [`store`]: the store's backends; only this folder knows SQL
+//! * [`documents`], [`metric_definitions`], [`system_clock`]
+
+pub mod app;
+pub mod auth;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod documents;
+pub mod http;
+pub mod logging;
+pub mod mcp;
+pub mod metric_definitions;
+pub mod run;
+pub mod store;
+pub mod system_clock;
+pub mod websocket;

@@ -12,7 +12,7 @@ use crate::limits::Limits;
 use crate::time::Timestamp;
 
 /// A user.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct User {
     /// Id.
     pub id: UserId,
@@ -23,7 +23,7 @@ pub struct User {
 }
 
 /// What a credential is for. API keys and user tokens share the prefix `ap_`; the stored kind tells them apart (C6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CredentialKind {
     /// An agent's API key.
@@ -60,7 +60,7 @@ impl CredentialKind {
 }
 
 /// What a credential may be used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// Open sockets and event streams.

@@ -12,7 +12,7 @@ use crate::signing::PublicKey;
 use crate::time::Timestamp;
 
 /// How an agent prices its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PricingModel {
     /// One price.
@@ -24,7 +24,7 @@ pub enum PricingModel {
 }
 
 /// Whether an agent takes part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AgentStatus {
     /// Takes part.
@@ -152,7 +152,7 @@ pub fn reputation(completed: u64, failed: u64) -> f64 {
 }
 
 /// What an agent is registered with (R15).
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
 pub struct Registration {
     /// Name for people.
     pub name: String,

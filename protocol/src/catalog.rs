@@ -1,1 +1,211 @@
-//! placeholder
+//! The one table of sockets, topics and events. `docs/asyncapi.json` is generated from it, and a test compares it with
+//! the names the code uses.
+
+use crate::phoenix;
+use crate::topic::{Mount, event};
+
+/// A topic and what is said on it.
+#[derive(Clone, Copy, Debug)]
+pub struct TopicEntry {
+    /// Name, with its id in braces.
+    pub pattern: &'static str,
+    /// Where it can be joined.
+    pub mounts: &'static [Mount],
+    /// What it is for, and who may join.
+    pub description: &'static str,
+    /// What the payload of a join may hold, as a JSON schema.
+    pub join: &'static str,
+    /// What the reply to a join holds, as a JSON schema.
+    pub joined: &'static str,
+    /// What clients push.
+    pub inbound: &'static [EventEntry],
+    /// What the server pushes.
+    pub outbound: &'static [EventEntry],
+}
+
+/// An event.
+#[derive(Clone, Copy, Debug)]
+pub struct EventEntry {
+    /// Name.
+    pub name: &'static str,
+    /// When it is sent.
+    pub description: &'static str,
+    /// Its payload, as a JSON schema.
+    pub payload: &'static str,
+    /// What the reply holds when it is ok, as a JSON schema; none for what the server pushes.
+    pub reply: Option<&'static str>,
+}
+
+const NOTHING: &str = r#"{"type":"object"}"#;
+const TASK: &str = r#"{"type":"object","required":["task"],"properties":{"task":{"type":"object","required":["id","status","client_agent_id","provider_agent_id","capability"]}}}"#;
+const HIRING: &str = r#"{"type":"object","required":["hiring"],"properties":{"hiring":{"type":"object","required":["id","status","agent_id","agent_did","task_id","created_at","updated_at"]}}}"#;
+const MESSAGE: &str = r#"{"type":"object","required":["id","type","payload","from_agent_id","protocol_version","inserted_at"],"properties":{"id":{"type":"string"},"type":{"type":"string"},"payload":{"type":"object"},"from_agent_id":{"type":["string","null"]},"protocol_version":{"type":"string"},"inserted_at":{"type":"string","format":"date-time"}}}"#;
+const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
+const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
+
+const fn pushed(name: &'static str, description: &'static str, payload: &'static str) -> EventEntry {
+    EventEntry { name, description, payload, reply: None }
+}
+
+const PRESENCE_EVENTS: [EventEntry; 2] = [
+    pushed(phoenix::event::PRESENCE_STATE, "Who is present; after every join, before any diff.", PRESENCE),
+    pushed(phoenix::event::PRESENCE_DIFF, "Who came and went since.", PRESENCE_DIFF),
+];
+
+/// Every topic.
+pub const TOPICS: &[TopicEntry] = &[
+    TopicEntry {
+        pattern: "agent:{agent_id}",
+        mounts: &[Mount::Agent],
+        description: "An agent's own events. Only the agent itself joins; being here is being online.",
+        join: NOTHING,
+        joined: NOTHING,
+        inbound: &[EventEntry {
+            name: event::TASK_STREAM_CHUNK,
+            description: "Emits a chunk of a task, as its provider. Answered when the chunk is durable.",
+            payload: r#"{"type":"object","required":["task_id","content"],"properties":{"task_id":{"type":"string","format":"uuid"},"content":{"type":"string","minLength":1},"kind":{"enum":["chat","artifact"],"default":"artifact"},"metadata":{"type":"object"},"idempotency_key":{"type":"string"}}}"#,
+            reply: Some(
+                r#"{"type":"object","required":["seq"],"properties":{"seq":{"type":"integer","minimum":1}}}"#,
+            ),
+        }],
+        outbound: &[
+            PRESENCE_EVENTS[0],
+            PRESENCE_EVENTS[1],
+            pushed(event::HIRING_CREATED, "The agent was hired.", HIRING),
+            pushed(event::HIRING_CANCELLED, "The hirer withdrew.", HIRING),
+            pushed(event::TASK_CREATED, "The agent was given a task.", TASK),
+            pushed(event::TASK_CANCELLED, "A task of the agent was withdrawn.", TASK),
+            pushed(event::TASK_COMPLETED, "A task that the agent gave was completed.", TASK),
+            pushed(event::TASK_FAILED, "A task that the agent gave has failed.", TASK),
+            pushed(event::NEW_MESSAGE, "A message about a task or a hiring.", MESSAGE),
+        ],
+    },
+    TopicEntry {
+        pattern: "hirer:{user_id}",
+        mounts: &[Mount::Hirer],
+        description: "What happens to a user's hirings. Only the user joins.",
+        join: NOTHING,
+        joined: NOTHING,
+        inbound: &[],
+        outbound: &[
+            pushed(event::HIRING_CREATED, "The user hired an agent.", HIRING),
+            pushed(event::HIRING_COMPLETED, "A hiring was completed.", HIRING),
+            pushed(event::HIRING_FAILED, "A hiring has failed.", HIRING),
+            pushed(event::HIRING_CANCELLED, "A hiring was withdrawn.", HIRING),
+            pushed(event::TASK_SUBMITTED, "A task was created for one of the user's agents.", TASK),
+            pushed(event::NEW_MESSAGE, "A message about a task or a hiring of the user.", MESSAGE),
+        ],
+    },
+    TopicEntry {
+        pattern: "task_stream:{task_id}",
+        mounts: &[Mount::Agent, Mount::Hirer],
+        description: "A task's output. Its provider and client join, and the user who owns the client. Chunks come in \
+                      strict order of seq, each once, those from before the join first.",
+        join: r#"{"type":"object","properties":{"after_seq":{"type":["integer","null"],"minimum":0,"description":"Only chunks after this one."}}}"#,
+        joined: r#"{"type":"object","required":["seq","first_seq","status","truncated"],"properties":{"seq":{"type":"integer","description":"Newest chunk; 0 when there is none."},"first_seq":{"type":"integer","description":"First chunk that is replayed; 0 when there is none."},"status":{"type":"string"},"truncated":{"type":"boolean","description":"Whether older chunks exist that are not replayed."}}}"#,
+        inbound: &[],
+        outbound: &[
+            pushed(
+                event::STREAM_CHUNK,
+                "A chunk.",
+                r#"{"type":"object","required":["seq","content","kind","timestamp","metadata"],"properties":{"seq":{"type":"integer","minimum":1},"content":{"type":"string"},"kind":{"enum":["chat","artifact"]},"timestamp":{"type":"string","format":"date-time"},"metadata":{"type":"object"}}}"#,
+            ),
+            pushed(
+                event::STREAM_DONE,
+                "The task was completed; nothing follows.",
+                r#"{"type":"object","required":["result"],"properties":{"result":{}}}"#,
+            ),
+            pushed(
+                event::STREAM_ERROR,
+                "The task failed, or was withdrawn; nothing follows.",
+                r#"{"type":"object","required":["error"],"properties":{"error":{"type":"object","required":["type"],"properties":{"type":{"type":"string"},"message":{"type":"string"},"details":{}}}}}"#,
+            ),
+        ],
+    },
+    TopicEntry {
+        pattern: "agents:discovery",
+        mounts: &[Mount::Main],
+        description: "Who is online and what each can do. Any credential joins; an agent that does is online.",
+        join: NOTHING,
+        joined: NOTHING,
+        inbound: &[
+            EventEntry {
+                name: event::DISCOVER,
+                description: "Finds agents: online first, then by reputation, price and id.",
+                payload: r#"{"type":"object","properties":{"capability":{"type":"string"},"filters":{"type":"object","additionalProperties":false,"properties":{"status":{"enum":["online","offline","busy","away","any"]},"min_reputation":{"type":"number"},"min_price":{},"max_price":{}}}}}"#,
+                reply: Some(
+                    r#"{"type":"object","required":["agents"],"properties":{"agents":{"type":"array","items":{"type":"object","required":["id","did","name","capabilities","status","reputation","base_price","online"]}}}}"#,
+                ),
+            },
+            EventEntry {
+                name: event::UPDATE_METADATA,
+                description: "Merges into one's own metadata; null removes a key.",
+                payload: r#"{"type":"object","required":["metadata"],"properties":{"metadata":{"type":"object"}}}"#,
+                reply: Some(NOTHING),
+            },
+            EventEntry {
+                name: event::ANNOUNCE,
+                description: "Replaces one's own capabilities, and tells everybody.",
+                payload: r#"{"type":"object","required":["capabilities"],"properties":{"capabilities":{"type":"array","maxItems":100,"items":{"type":"string","maxLength":64}}}}"#,
+                reply: Some(NOTHING),
+            },
+        ],
+        outbound: &[
+            PRESENCE_EVENTS[0],
+            PRESENCE_EVENTS[1],
+            pushed(
+                event::AGENT_UPDATED,
+                "An agent announced its capabilities.",
+                r#"{"type":"object","required":["agent_id","capabilities","metadata"],"properties":{"agent_id":{"type":"string"},"capabilities":{"type":"array"},"metadata":{"type":"object"}}}"#,
+            ),
+        ],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topic::Topic;
+
+    #[test]
+    fn every_schema_is_json() {
+        for topic in TOPICS {
+            let events = topic.inbound.iter().chain(topic.outbound);
+            let schemas = events.flat_map(|event| [Some(event.payload), event.reply]).flatten();
+            for schema in schemas.chain([topic.join, topic.joined]) {
+                assert!(serde_json::from_str::<serde_json::Value>(schema).is_ok(), "{schema}");
+            }
+            assert!(topic.inbound.iter().all(|event| event.reply.is_some()), "{}", topic.pattern);
+        }
+    }
+
+    #[test]
+    fn topics_exist_on_their_mounts_and_no_others() {
+        for topic in TOPICS {
+            let name = topic.pattern.replace(|c| c == '{' || c == '}', "");
+            for mount in Mount::ALL {
+                let expected = topic.mounts.contains(mount);
+                assert_eq!(Topic::parse(*mount, &name).is_some(), expected, "{name} on {mount:?}");
+            }
+        }
+    }
+
+    /// The names of events stand in `topic::event`; each has an entry here.
+    #[test]
+    fn every_event_has_an_entry() {
+        let source = include_str!("topic.rs");
+        let named =
+            source.lines().filter_map(|line| line.trim().strip_prefix("pub const ")?.split_once("&str = \""));
+        let named: Vec<&str> = named
+            .filter_map(|(_, rest)| rest.split('"').next())
+            .filter(|name| *name != crate::topic::DISCOVERY)
+            .collect();
+        assert!(named.len() > 10);
+        for name in named {
+            let found = TOPICS
+                .iter()
+                .any(|topic| topic.inbound.iter().chain(topic.outbound).any(|event| event.name == name));
+            assert!(found, "{name} is not in the catalog");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use crate::ids::AgentId;
 use crate::money::Amount;
 
 /// Whether an agent can be reached, as it says of itself while it is online (R63).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Availability {
     /// Connected and free.
@@ -112,7 +112,7 @@ impl Query {
 }
 
 /// An agent in an answer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Found {
     /// Id.
     pub id: AgentId,

@@ -12,7 +12,7 @@ use crate::task::{TaskRequest, TaskStatus};
 use crate::time::Timestamp;
 
 /// Where a hiring is in its life: the words the hirer sees for the state of its task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HiringStatus {
     /// The agent has not begun.
@@ -113,7 +113,7 @@ impl Hiring {
 }
 
 /// A hiring as clients see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 #[allow(missing_docs, reason = "the names are the documentation: they are those of the public API")]
 pub struct HiringView<'a> {
     pub id: HiringId,
@@ -127,7 +127,7 @@ pub struct HiringView<'a> {
 }
 
 /// What a hiring is made with.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
 pub struct HireRequest {
     /// What is asked; the agent's first capability when absent.
     #[serde(default)]
@@ -161,7 +161,7 @@ impl HireRequest {
 }
 
 /// Why an agent could not do what it was hired for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureReason {
     /// It took too long.

@@ -12,7 +12,8 @@ pub fn may_connect(mount: Mount, principal: &Principal) -> bool {
         (Mount::Agent, kind) => kind == CredentialKind::AgentKey,
         (Mount::Hirer, kind) => kind == CredentialKind::UserToken,
         (Mount::Main, _) => true,
-        (Mount::User, kind) => kind == CredentialKind::Session,
+        // An agent's session, or its owner's token.
+        (Mount::User, kind) => kind != CredentialKind::AgentKey && principal.agent.is_some(),
     };
     kind_fits && principal.scopes.allows(Scope::Connect)
 }

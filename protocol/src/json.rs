@@ -1,5 +1,6 @@
 //! JSON that is passed on untouched, and the checks that untrusted JSON goes through.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -207,6 +208,39 @@ pub fn read_object<T: DeserializeOwned>(text: &str) -> Result<T, Refusal> {
     serde_json::from_str(text).map_err(|error| Refusal::invalid(error.to_string()))
 }
 
+/// Replaces lone surrogate escapes (`\\ud800`) in JSON text by `\\ufffd`, for readers that refuse them.
+#[must_use]
+pub fn without_lone_surrogates(text: &str) -> Cow<'_, str> {
+    if !text.contains("\\ud") && !text.contains("\\uD") {
+        return Cow::Borrowed(text);
+    }
+    let unit = |at: usize| -> Option<u32> {
+        let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    let mut out = String::with_capacity(text.len());
+    let (mut at, mut copied) = (0, 0);
+    while let Some(next) = text[at..].find('\\') {
+        at += next;
+        match unit(at) {
+            Some(0xD800..0xDC00) if matches!(unit(at + 6), Some(0xDC00..0xE000)) => at += 12,
+            Some(0xD800..0xE000) => {
+                out.push_str(&text[copied..at]);
+                out.push_str("\\ufffd");
+                at += 6;
+                copied = at;
+            }
+            // An escape is a backslash and one more character; both are ASCII in valid JSON.
+            _ => at = (at + 2).min(text.len()),
+        }
+        while !text.is_char_boundary(at) {
+            at += 1;
+        }
+    }
+    out.push_str(&text[copied..]);
+    Cow::Owned(out)
+}
+
 /// Appends `text` as a JSON string, quotes included.
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
     // Writing a str into a Vec cannot fail: neither the writer nor the serializer has an error to give.
@@ -238,6 +272,21 @@ mod tests {
         }
         assert!(serde_json::from_str::<LossyString>("[1]").is_err());
         assert!(serde_json::from_str::<LossyString>("7").is_err());
+    }
+
+    #[test]
+    fn lone_surrogate_escapes_are_replaced_in_place() {
+        for (from, to) in [
+            (r#"{"a":"x"}"#, r#"{"a":"x"}"#),
+            (r#""\ud83d\ude00""#, r#""\ud83d\ude00""#),
+            (r#""\ud83dx\uDE00""#, r#""\ufffdx\ufffd""#),
+            (r#""\\ud800""#, r#""\\ud800""#),
+            (r#""é\\\ud800\n""#, r#""é\\\ufffd\n""#),
+            (r#""\ud8"#, r#""\ud8"#),
+            ("\\é\\ud", "\\é\\ud"),
+        ] {
+            assert_eq!(without_lone_surrogates(from), to);
+        }
     }
 
     #[test]

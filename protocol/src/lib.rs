@@ -24,6 +24,7 @@ pub mod money;
 pub mod phoenix;
 pub mod presence;
 pub mod rate_limiter;
+pub mod schema;
 pub mod signing;
 pub mod task;
 pub mod task_stream;

@@ -27,6 +27,8 @@ pub struct Limits {
     pub http_headers_max: usize,
     /// Bytes of a REST or MCP request body; a larger one answers 413.
     pub http_body_bytes_max: usize,
+    /// Bodies over 64 KiB that are being read at once; a further one answers 503.
+    pub http_large_bodies_max: usize,
     /// REST and MCP requests in work at once; a further one answers 503.
     pub http_requests_in_flight_max: usize,
     /// REST requests of one credential.
@@ -140,6 +142,7 @@ impl Default for Limits {
             http_head_bytes_max: 32 * KIB,
             http_headers_max: 64,
             http_body_bytes_max: MIB,
+            http_large_bodies_max: 256,
             http_requests_in_flight_max: 4_096,
             requests_per_credential: Rate::per_second(100, 6_000),
             registrations_per_ip: Rate::per_minute(60),

@@ -191,6 +191,18 @@ impl TopicPresence {
         Json::from_trusted_bytes(out.into())
     }
 
+    /// The metas of some keys as they were last told: what is taken from or given to a reader whose view changes.
+    #[must_use]
+    pub fn told_metas(&self, wanted: impl Fn(&str) -> bool) -> Vec<(SmolStr, Vec<Meta>)> {
+        let touched = self.told.iter().filter(|(_, metas)| !metas.is_empty());
+        let untouched = self.entries.iter().filter(|(key, _)| !self.told.contains_key(*key));
+        touched
+            .chain(untouched)
+            .filter(|(key, _)| wanted(key))
+            .map(|(key, metas)| (key.clone(), metas.clone()))
+            .collect()
+    }
+
     /// Whether a key has a meta.
     #[must_use]
     pub fn contains(&self, key: &str) -> bool {

@@ -13,7 +13,7 @@ use crate::task_stream::{ChunkKind, NewChunk};
 use crate::time::Timestamp;
 
 /// Where a task is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskStatus {
     /// Created; the provider has not begun.
@@ -155,7 +155,7 @@ impl Task {
 }
 
 /// A task as clients see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 #[allow(missing_docs, reason = "the names are the documentation: they are those of the public API")]
 pub struct TaskView<'a> {
     pub id: TaskId,
@@ -246,7 +246,7 @@ impl Ending {
 }
 
 /// What a task is created with.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
 pub struct TaskRequest {
     /// Who is to do it.
     pub provider_agent_id: AgentId,
@@ -294,7 +294,7 @@ pub fn check_document(document: &Json, field: &'static str, bytes_max: usize) ->
 }
 
 /// A chunk as its producer sends it, by any of the paths.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
 pub struct ChunkRequest {
     /// Text.
     pub content: Option<LossyString>,
@@ -356,7 +356,7 @@ fn check_key(key: &str, limits: &Limits) -> Result<SmolStr, Refusal> {
 }
 
 /// A line of a task's timeline; lines are only ever added.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TimelineEntry {
     /// When.
     pub at: Timestamp,
@@ -368,7 +368,7 @@ pub struct TimelineEntry {
 }
 
 /// A message about a task or a hiring, from one of its parties.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Note {
     /// Id.
     pub id: MessageId,

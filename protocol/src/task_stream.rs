@@ -13,7 +13,7 @@ use crate::json::{self, Json};
 use crate::time::Timestamp;
 
 /// Which view of the conversation a chunk belongs to (agrenting.md R40).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChunkKind {
     /// Shown inline in the conversation.

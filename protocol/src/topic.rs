@@ -106,6 +106,8 @@ pub mod event {
     pub const HIRING_CANCELLED: &str = "hiring.cancelled";
     pub const TASK_CREATED: &str = "task.created";
     pub const TASK_CANCELLED: &str = "task.cancelled";
+    pub const TASK_COMPLETED: &str = "task.completed";
+    pub const TASK_FAILED: &str = "task.failed";
     pub const TASK_SUBMITTED: &str = "task.submitted";
     pub const NEW_MESSAGE: &str = "new_message";
     pub const DISCOVER: &str = "discover";

@@ -1,0 +1,72 @@
+//! `agent:<id>`: an agent's own events; being here is being online (agrenting.md C, G).
+
+use std::sync::Arc;
+
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::ids::TaskId;
+use muster_protocol::json::{Json, read_object};
+use muster_protocol::phoenix::Ref;
+use muster_protocol::task::ChunkRequest;
+use muster_protocol::topic::event;
+use serde::Deserialize;
+
+use super::{Answer, current_agent};
+use crate::egress::Outlet;
+use crate::online::Appearance;
+use crate::presence::Watching;
+use crate::pubsub::Subscription;
+use crate::socket::{OwnedPayload, Socket};
+use crate::task_stream::ack::Ack;
+
+/// What the join holds on to.
+pub struct AgentChannel {
+    _subscription: Subscription,
+    _watching: Watching,
+    _appearance: Appearance,
+}
+
+impl AgentChannel {
+    pub(super) async fn join(
+        socket: &Arc<Socket>,
+        outlet: &Arc<Outlet>,
+        reference: &Ref,
+    ) -> Result<Self, Refusal> {
+        let agent = current_agent(socket).await?;
+        let core = &socket.core;
+        let subscription = core.pubsub.subscribe(outlet.topic(), outlet);
+        let appearance = core.online.appear(agent.clone(), true);
+        let watching = core.presence.watch(outlet.topic(), outlet, Some(agent.id), None);
+        outlet.open(reference, &Json::empty_object());
+        Ok(Self { _subscription: subscription, _watching: watching, _appearance: appearance })
+    }
+}
+
+#[derive(Deserialize)]
+struct StreamChunk {
+    task_id: Option<Json>,
+    #[serde(flatten)]
+    chunk: ChunkRequest,
+}
+
+/// Handles an event from the agent.
+pub(super) async fn push(
+    socket: &Arc<Socket>,
+    outlet: &Arc<Outlet>,
+    name: &str,
+    payload: &OwnedPayload,
+    reference: &Ref,
+) -> Result<Answer, Refusal> {
+    if name != event::TASK_STREAM_CHUNK {
+        return Err(ErrorCode::UnknownEvent.into());
+    }
+    let StreamChunk { task_id, chunk } = read_object(payload.json()?.as_str())?;
+    // An id that is none names no task, and no task is anybody's (R35).
+    let task: TaskId = task_id
+        .and_then(|id| id.parse::<String>().ok())
+        .and_then(|id| id.parse().ok())
+        .ok_or(ErrorCode::Unauthorized)?;
+    let received_at_ms = socket.core.environment.monotonic_ms();
+    let ack = Ack::push(outlet.clone(), reference.clone(), received_at_ms);
+    socket.core.streams.emit(&socket.principal, task, (chunk, None), ack).await;
+    Ok(Answer::Later)
+}

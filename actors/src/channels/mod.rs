@@ -1,0 +1,116 @@
+//! The rules of each topic: what a join does, and what its events do. One file a topic.
+//!
+//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] alone.
+
+mod agent;
+mod discovery;
+mod hirer;
+mod task_stream;
+
+pub use self::discovery::{change, find, hidden_from};
+
+use std::sync::Arc;
+
+use muster_protocol::account::Scope;
+use muster_protocol::agent::Agent;
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::join_rules;
+use muster_protocol::json::Json;
+use muster_protocol::phoenix::Ref;
+use muster_protocol::topic::Topic;
+
+use crate::egress::Outlet;
+use crate::socket::{OwnedPayload, Socket};
+
+/// A joined topic: what it holds on to, so that leaving is dropping it.
+pub enum Channel {
+    /// `agent:<id>`
+    Agent(agent::AgentChannel),
+    /// `hirer:<id>`
+    Hirer(hirer::HirerChannel),
+    /// `task_stream:<id>`
+    TaskStream(task_stream::TaskStreamChannel),
+    /// `agents:discovery`
+    Discovery(discovery::DiscoveryChannel),
+}
+
+/// When a push is answered.
+pub enum Answer {
+    /// With this.
+    Now(Json),
+    /// By somebody else.
+    Later,
+}
+
+/// Event that crashes the channel, where drills are allowed: how a client sees a fault of the server.
+const DRILL_EVENT: &str = "muster.drill.crash";
+
+impl Channel {
+    /// Joins a topic: asks whether it is allowed, subscribes, and answers.
+    ///
+    /// # Errors
+    /// The join is refused; nothing was answered and nothing is held.
+    pub async fn join(
+        socket: &Arc<Socket>,
+        outlet: &Arc<Outlet>,
+        topic: Topic,
+        payload: &OwnedPayload,
+        reference: &Ref,
+    ) -> Result<Self, Refusal> {
+        let task = match topic {
+            Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
+            _ => None,
+        };
+        join_rules::may_join(&socket.principal, topic, task.as_ref())?;
+        match topic {
+            Topic::Agent(_) => agent::AgentChannel::join(socket, outlet, reference).await.map(Self::Agent),
+            Topic::Hirer(_) => Ok(Self::Hirer(hirer::HirerChannel::join(socket, outlet, reference))),
+            Topic::TaskStream(task) => {
+                let task = task.ok_or(ErrorCode::Unauthorized)?;
+                let channel =
+                    task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
+                Ok(Self::TaskStream(channel))
+            }
+            Topic::Discovery => {
+                discovery::DiscoveryChannel::join(socket, outlet, reference).await.map(Self::Discovery)
+            }
+        }
+    }
+
+    /// Handles an event from the client.
+    ///
+    /// # Errors
+    /// The event is refused; nothing was changed.
+    pub async fn push(
+        &mut self,
+        socket: &Arc<Socket>,
+        outlet: &Arc<Outlet>,
+        event: &str,
+        payload: OwnedPayload,
+        reference: &Ref,
+    ) -> Result<Answer, Refusal> {
+        if socket.core.drills && event == DRILL_EVENT {
+            #[allow(clippy::panic, reason = "a crash drill crashes")]
+            {
+                panic!("crash drill");
+            }
+        }
+        match self {
+            Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
+            Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
+        }
+    }
+}
+
+/// The agent's record as it stands now: what it was at connect may have changed since.
+async fn current_agent(socket: &Socket) -> Result<Arc<Agent>, Refusal> {
+    let id = socket.principal.acting_agent()?;
+    let agent = socket.core.store.agent(id).await.map_err(crate::task_stream::refusal_of)?;
+    if agent.status.may_connect() { Ok(Arc::new(agent)) } else { Err(ErrorCode::Unauthorized.into()) }
+}
+
+/// Changes that an agent makes to itself need the write scope.
+fn require_write(socket: &Socket) -> Result<(), Refusal> {
+    socket.principal.require(Scope::Write)
+}

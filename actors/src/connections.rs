@@ -1,0 +1,151 @@
+//! Everything that is connected under a credential: sockets, event streams, MCP sessions. Whoever revokes a credential,
+//! stops an agent or drains the node finds them here.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use muster_protocol::account::Principal;
+use muster_protocol::ids::{AgentId, CredentialId};
+use muster_protocol::time::Timestamp;
+use muster_protocol::websocket::CloseCode;
+use parking_lot::Mutex;
+
+/// Something that can be ended from outside.
+pub trait Connection: Send + Sync + 'static {
+    /// Ends it.
+    fn end(&self, code: CloseCode, reason: &str);
+
+    /// Ends it if it has been silent too long.
+    fn end_if_idle(&self, _now_ms: u64) {}
+
+    /// Whether a drain spreads its end over time: sockets, whose clients all come back.
+    fn is_socket(&self) -> bool {
+        false
+    }
+}
+
+/// What is connected.
+#[derive(Default)]
+pub struct Connections {
+    table: Mutex<Table>,
+    next: AtomicU64,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: HashMap<u64, Entry>,
+    by_credential: HashMap<CredentialId, usize>,
+}
+
+struct Entry {
+    credential: CredentialId,
+    agent: Option<AgentId>,
+    expires_at: Option<Timestamp>,
+    connection: Weak<dyn Connection>,
+}
+
+/// A place among the connections; it is given up when this is dropped.
+pub struct Registered {
+    connections: Arc<Connections>,
+    id: u64,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut table = self.connections.table.lock();
+        let Some(entry) = table.entries.remove(&self.id) else { return };
+        if let Some(count) = table.by_credential.get_mut(&entry.credential) {
+            *count -= 1;
+            if *count == 0 {
+                table.by_credential.remove(&entry.credential);
+            }
+        }
+    }
+}
+
+impl Connections {
+    /// Adds a connection.
+    #[must_use]
+    pub fn register(self: &Arc<Self>, principal: &Principal, connection: Weak<dyn Connection>) -> Registered {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry {
+            credential: principal.credential,
+            agent: principal.agent,
+            expires_at: principal.expires_at,
+            connection,
+        };
+        let mut table = self.table.lock();
+        *table.by_credential.entry(entry.credential).or_default() += 1;
+        table.entries.insert(id, entry);
+        drop(table);
+        Registered { connections: self.clone(), id }
+    }
+
+    /// Ends everything under a credential; gives how much that was.
+    pub fn end_credential(&self, credential: CredentialId, reason: &str) -> usize {
+        self.end_where(CloseCode::Disconnected, reason, |entry| entry.credential == credential)
+    }
+
+    /// Ends everything of an agent.
+    pub fn end_agent(&self, agent: AgentId, reason: &str) -> usize {
+        self.end_where(CloseCode::Disconnected, reason, |entry| entry.agent == Some(agent))
+    }
+
+    /// Ends what has been silent too long, and what stands on a credential that has run out.
+    pub fn sweep(&self, now: Timestamp, now_ms: u64) {
+        self.end_where(CloseCode::Disconnected, "credential expired", |entry| {
+            entry.expires_at.is_some_and(|end| end <= now)
+        });
+        for connection in self.matching(|_| true) {
+            connection.end_if_idle(now_ms);
+        }
+    }
+
+    /// Ends everything that is not a socket, and gives the sockets, to be ended one by one.
+    #[must_use]
+    pub fn drain(&self, reason: &str) -> Vec<Arc<dyn Connection>> {
+        let (sockets, others): (Vec<_>, Vec<_>) =
+            self.matching(|_| true).into_iter().partition(|connection| connection.is_socket());
+        for connection in others {
+            connection.end(CloseCode::Restart, reason);
+        }
+        sockets
+    }
+
+    /// Connections of a credential.
+    #[must_use]
+    pub fn count(&self, credential: CredentialId) -> usize {
+        self.table.lock().by_credential.get(&credential).copied().unwrap_or(0)
+    }
+
+    /// Connections at all.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.lock().entries.len()
+    }
+
+    /// Whether nothing is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn end_where(&self, code: CloseCode, reason: &str, wanted: impl Fn(&Entry) -> bool) -> usize {
+        let found = self.matching(wanted);
+        for connection in &found {
+            connection.end(code, reason);
+        }
+        found.len()
+    }
+
+    fn matching(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Arc<dyn Connection>> {
+        let table = self.table.lock();
+        table
+            .entries
+            .values()
+            .filter(|entry| wanted(entry))
+            .filter_map(|entry| entry.connection.upgrade())
+            .collect()
+    }
+}

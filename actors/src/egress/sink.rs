@@ -1,0 +1,456 @@
+//! The way out of one connection: bytes go to the kernel at once, and what it does not take waits in a bounded queue.
+//!
+//! Whoever has something for the connection writes it here, from any task (DESIGN: frames do not travel through
+//! mailboxes). Order is kept because nothing is written past a queue that is not empty. The connection's own loop
+//! drains the queue when the kernel takes more.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Waker};
+
+use bytes::{Buf, Bytes};
+use muster_protocol::limits::{Limits, OUTBOUND_RESERVE_BYTES};
+use muster_protocol::websocket::{CloseCode, encoder};
+use parking_lot::Mutex;
+
+/// What a connection can do for the sink: take bytes now, or say that it cannot.
+pub trait Transport: Send + Sync + 'static {
+    /// Writes what is possible without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing can be written now; anything else means that the connection is dead.
+    fn try_write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+/// Which bound a write is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Chunks of a stream, which has a log to fall back to: refused early.
+    Stream,
+    /// Broadcasts, which have none.
+    Broadcast,
+    /// Replies and closes: allowed above the bound, by a reserve.
+    Control,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The kernel has it, or it waits in the queue.
+    Taken,
+    /// The queue is full; nothing of it was taken.
+    Full,
+    /// The connection is closing or closed.
+    Gone,
+}
+
+/// Bounds of one sink, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct SinkLimits {
+    stream_max: usize,
+    broadcast_max: usize,
+    control_max: usize,
+}
+
+impl From<&Limits> for SinkLimits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            stream_max: limits.reader_lag_bytes_max.min(limits.outbound_queue_bytes_max),
+            broadcast_max: limits.outbound_queue_bytes_max,
+            control_max: limits.outbound_queue_bytes_max + OUTBOUND_RESERVE_BYTES,
+        }
+    }
+}
+
+/// What to do once there is room again.
+pub type Drained = Box<dyn FnOnce() + Send>;
+
+/// The way out of one connection.
+pub struct Sink {
+    inner: Mutex<Inner>,
+    transport: Box<dyn Transport>,
+    limits: SinkLimits,
+    /// Bytes the kernel has taken so far: how a stalled reader is told from a slow one.
+    taken: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    queue: VecDeque<Bytes>,
+    queued_bytes: usize,
+    state: State,
+    waker: Option<Waker>,
+    drained: Vec<Drained>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// A close frame is the last thing in the queue.
+    Closing,
+    Dead,
+}
+
+/// Parts handed to the kernel at once.
+const PARTS_MAX: usize = 64;
+
+impl Sink {
+    /// For a connection.
+    #[must_use]
+    pub fn new(transport: Box<dyn Transport>, limits: SinkLimits) -> Self {
+        Self { inner: Mutex::default(), transport, limits, taken: AtomicU64::new(0) }
+    }
+
+    /// Writes `parts`, which belong together, or none of them.
+    pub fn write(&self, class: Class, parts: &[Bytes]) -> Outcome {
+        self.write_if(class, parts, || true)
+    }
+
+    /// The same, unless `still_wanted` says no; it is asked under the lock, so its answer holds for the write.
+    pub fn write_if(&self, class: Class, parts: &[Bytes], still_wanted: impl FnOnce() -> bool) -> Outcome {
+        let mut inner = self.inner.lock();
+        if inner.state != State::Open || !still_wanted() {
+            return Outcome::Gone;
+        }
+        self.write_locked(&mut inner, class, parts)
+    }
+
+    /// Runs `change` and then writes the parts it gives, under one lock: what others write comes before or after both.
+    pub fn write_with(&self, class: Class, change: impl FnOnce() -> Vec<Bytes>) -> Outcome {
+        let mut inner = self.inner.lock();
+        let parts = change();
+        if inner.state != State::Open {
+            return Outcome::Gone;
+        }
+        self.write_locked(&mut inner, class, &parts)
+    }
+
+    fn write_locked(&self, inner: &mut Inner, class: Class, parts: &[Bytes]) -> Outcome {
+        let queue_max = match class {
+            Class::Stream => self.limits.stream_max,
+            Class::Broadcast => self.limits.broadcast_max,
+            Class::Control => self.limits.control_max,
+        };
+        if inner.queued_bytes > queue_max {
+            if class == Class::Control {
+                // Not even replies get out: the peer asks and asks and does not read.
+                self.close_locked(inner, CloseCode::Overloaded, "replies are not read");
+            }
+            return Outcome::Full;
+        }
+        let written = if inner.queue.is_empty() { self.write_now(inner, parts) } else { 0 };
+        enqueue(inner, parts, written);
+        Outcome::Taken
+    }
+
+    /// Writes to the kernel past the empty queue; gives the bytes it took.
+    fn write_now(&self, inner: &mut Inner, parts: &[Bytes]) -> usize {
+        if parts.len() > PARTS_MAX {
+            return 0;
+        }
+        let mut slices = [IoSlice::new(&[]); PARTS_MAX];
+        for (slice, part) in slices.iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+        }
+        match self.transport.try_write(&slices[..parts.len()]) {
+            Ok(written) => {
+                self.taken.fetch_add(written as u64, Ordering::Relaxed);
+                written
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(_) => {
+                // The loop finds out by itself when it reads; it only has to wake.
+                inner.state = State::Dead;
+                0
+            }
+        }
+    }
+
+    /// Drains the queue as far as the kernel takes it. Called by the connection's loop.
+    ///
+    /// # Errors
+    /// The connection is dead.
+    pub fn flush(&self) -> io::Result<Flushed> {
+        let (result, drained) = {
+            let mut inner = self.inner.lock();
+            let result = self.flush_locked(&mut inner);
+            let room = inner.queued_bytes <= self.limits.stream_max / 2;
+            let drained = if room { std::mem::take(&mut inner.drained) } else { Vec::new() };
+            (result, drained)
+        };
+        for call in drained {
+            call();
+        }
+        result
+    }
+
+    fn flush_locked(&self, inner: &mut Inner) -> io::Result<Flushed> {
+        while !inner.queue.is_empty() {
+            let mut slices = [IoSlice::new(&[]); PARTS_MAX];
+            let parts = inner.queue.len().min(PARTS_MAX);
+            for (slice, part) in slices.iter_mut().zip(&inner.queue) {
+                *slice = IoSlice::new(part);
+            }
+            match self.transport.try_write(&slices[..parts]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.taken.fetch_add(written as u64, Ordering::Relaxed);
+                    dequeue(inner, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
+                Err(error) => {
+                    inner.state = State::Dead;
+                    return Err(error);
+                }
+            }
+        }
+        match inner.state {
+            State::Open => Ok(Flushed::Empty),
+            State::Closing => Ok(Flushed::Closed),
+            State::Dead => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Closes the WebSocket: a close frame follows what is queued, and nothing follows it.
+    pub fn close(&self, code: CloseCode, reason: &str) {
+        self.close_locked(&mut self.inner.lock(), code, reason);
+    }
+
+    fn close_locked(&self, inner: &mut Inner, code: CloseCode, reason: &str) {
+        self.close_with(inner, encoder::close(code, reason));
+    }
+
+    /// Answers the peer's close with its own code.
+    pub fn close_echo(&self, number: Option<u16>) {
+        self.close_with(&mut self.inner.lock(), encoder::close_echo(number));
+    }
+
+    fn close_with(&self, inner: &mut Inner, frame: Bytes) {
+        if inner.state != State::Open {
+            return;
+        }
+        let parts = [frame];
+        let written = if inner.queue.is_empty() { self.write_now(inner, &parts) } else { 0 };
+        enqueue(inner, &parts, written);
+        if inner.state == State::Open {
+            inner.state = State::Closing;
+        }
+        wake(inner);
+    }
+
+    /// Ends without a close frame. Nothing is written any more, and what waits is dropped.
+    pub fn kill(&self) {
+        let mut inner = self.inner.lock();
+        inner.state = State::Dead;
+        inner.queue = VecDeque::new();
+        inner.queued_bytes = 0;
+        inner.drained = Vec::new();
+        wake(&mut inner);
+    }
+
+    /// Whether it is closing or dead.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.inner.lock().state != State::Open
+    }
+
+    /// Bytes in the queue.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.inner.lock().queued_bytes
+    }
+
+    /// Bytes the kernel has taken since the start.
+    #[must_use]
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Calls back once the queue has room for a stream again: at once if it has.
+    pub fn when_drained(&self, call: Drained) {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Open && inner.queued_bytes > self.limits.stream_max / 2 {
+            inner.drained.push(call);
+            return;
+        }
+        drop(inner);
+        call();
+    }
+
+    /// Registers the connection's loop to be woken when there is something to do, and says whether there is already.
+    pub fn poll_work(&self, context: &Context<'_>) -> bool {
+        let mut inner = self.inner.lock();
+        if !inner.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            inner.waker = Some(context.waker().clone());
+        }
+        !inner.queue.is_empty() || inner.state != State::Open
+    }
+
+    /// Wakes the connection's loop.
+    pub fn wake(&self) {
+        wake(&mut self.inner.lock());
+    }
+}
+
+/// How far a flush came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// The queue is empty.
+    Empty,
+    /// The kernel takes no more now.
+    Blocked,
+    /// The queue is empty and the close frame has gone out.
+    Closed,
+}
+
+fn wake(inner: &mut Inner) {
+    if let Some(waker) = inner.waker.take() {
+        waker.wake();
+    }
+}
+
+fn enqueue(inner: &mut Inner, parts: &[Bytes], mut written: usize) {
+    let was_empty = inner.queue.is_empty();
+    for part in parts {
+        let skip = written.min(part.len());
+        written -= skip;
+        if skip < part.len() {
+            inner.queued_bytes += part.len() - skip;
+            inner.queue.push_back(part.slice(skip..));
+        }
+    }
+    if was_empty && (!inner.queue.is_empty() || inner.state == State::Dead) {
+        wake(inner);
+    }
+}
+
+fn dequeue(inner: &mut Inner, mut written: usize) {
+    inner.queued_bytes -= written;
+    while let Some(front) = inner.queue.front_mut() {
+        if written < front.len() {
+            front.advance(written);
+            return;
+        }
+        written -= front.len();
+        inner.queue.pop_front();
+    }
+    // An idle connection holds no buffer.
+    inner.queue = VecDeque::new();
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// A connection whose kernel takes so many bytes and no more.
+    #[derive(Clone, Default)]
+    pub(crate) struct Pipe(Arc<Mutex<(Vec<u8>, usize)>>);
+
+    impl Pipe {
+        pub(crate) fn allow(&self, bytes: usize) {
+            self.0.lock().1 += bytes;
+        }
+
+        pub(crate) fn taken(&self) -> Vec<u8> {
+            std::mem::take(&mut self.0.lock().0)
+        }
+    }
+
+    impl Transport for Pipe {
+        fn try_write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            let mut inner = self.0.lock();
+            let mut written = 0;
+            for part in parts {
+                let take = part.len().min(inner.1);
+                inner.1 -= take;
+                written += take;
+                inner.0.extend_from_slice(&part[..take]);
+            }
+            if written == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(written) }
+        }
+    }
+
+    pub(crate) fn sink(pipe: &Pipe, queue_max: usize) -> Sink {
+        let limits = Limits {
+            outbound_queue_bytes_max: queue_max,
+            reader_lag_bytes_max: queue_max / 2,
+            ..Limits::default()
+        };
+        Sink::new(Box::new(pipe.clone()), SinkLimits::from(&limits))
+    }
+
+    #[test]
+    fn writes_pass_at_once_and_keep_their_order_behind_a_queue() {
+        let pipe = Pipe::default();
+        let sink = sink(&pipe, 1_000);
+        pipe.allow(7);
+        let part = |text: &'static str| Bytes::from_static(text.as_bytes());
+        assert_eq!(sink.write(Class::Broadcast, &[part("hello"), part("world")]), Outcome::Taken);
+        assert_eq!(sink.queued_bytes(), 3);
+        pipe.allow(1);
+        assert_eq!(sink.write(Class::Broadcast, &[part("!")]), Outcome::Taken);
+        assert_eq!(pipe.taken(), b"hellowo", "nothing overtakes the queue");
+        assert_eq!(sink.flush().unwrap(), Flushed::Blocked);
+        pipe.allow(100);
+        assert_eq!(sink.flush().unwrap(), Flushed::Empty);
+        assert_eq!(pipe.taken(), b"rld!");
+        assert_eq!((sink.queued_bytes(), sink.taken_bytes()), (0, 11));
+    }
+
+    #[test]
+    fn streams_yield_before_broadcasts_and_broadcasts_before_replies() {
+        let pipe = Pipe::default();
+        let sink = sink(&pipe, 100);
+        let block = [Bytes::from(vec![b'x'; 51])];
+        assert_eq!(sink.write(Class::Stream, &block), Outcome::Taken);
+        assert_eq!(sink.write(Class::Stream, &block), Outcome::Full);
+        assert_eq!(sink.write(Class::Broadcast, &block), Outcome::Taken);
+        assert_eq!(sink.write(Class::Broadcast, &block), Outcome::Full);
+        assert_eq!(sink.write(Class::Control, &block), Outcome::Taken);
+        let reserve = [Bytes::from(vec![b'x'; OUTBOUND_RESERVE_BYTES])];
+        assert_eq!(sink.write(Class::Control, &reserve), Outcome::Taken);
+        assert!(!sink.is_closed());
+        assert_eq!(sink.write(Class::Control, &block), Outcome::Full);
+        assert!(sink.is_closed(), "a peer that does not read its replies is closed");
+        assert_eq!(sink.write(Class::Control, &block), Outcome::Gone);
+    }
+
+    #[test]
+    fn a_close_frame_is_the_last_thing_written() {
+        let pipe = Pipe::default();
+        let sink = sink(&pipe, 100);
+        assert_eq!(sink.write(Class::Control, &[Bytes::from_static(b"last words")]), Outcome::Taken);
+        sink.close(CloseCode::Restart, "");
+        sink.close(CloseCode::Overloaded, "too late");
+        assert_eq!(sink.write(Class::Control, &[Bytes::from_static(b"x")]), Outcome::Gone);
+        pipe.allow(1_000);
+        assert_eq!(sink.flush().unwrap(), Flushed::Closed);
+        assert_eq!(pipe.taken(), b"last words\x88\x02\x03\xF4");
+    }
+
+    #[test]
+    fn the_drained_call_comes_when_there_is_room() {
+        let pipe = Pipe::default();
+        let sink = sink(&pipe, 100);
+        let called = Arc::new(AtomicU64::new(0));
+        let count = |called: &Arc<AtomicU64>| {
+            let called = called.clone();
+            Box::new(move || {
+                called.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        sink.when_drained(count(&called));
+        assert_eq!(called.load(Ordering::Relaxed), 1, "there is room already");
+        sink.write(Class::Stream, &[Bytes::from(vec![0; 40])]);
+        sink.when_drained(count(&called));
+        sink.flush().unwrap();
+        assert_eq!(called.load(Ordering::Relaxed), 1);
+        pipe.allow(30);
+        sink.flush().unwrap();
+        assert_eq!(called.load(Ordering::Relaxed), 2);
+    }
+}

@@ -1,0 +1,357 @@
+//! The node's presence: who is on which topic, told to whoever watches it.
+//!
+//! Snapshot and diffs of a topic leave from here and nowhere else, in one order. Changes are gathered for
+//! [`COALESCE_MS`] and told as one diff; newcomers get their snapshot in the same breath, right after that diff went to
+//! the others, so that everybody is told of each entry once. The first change after a pause is told at once.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use muster_protocol::ids::AgentId;
+use muster_protocol::json::Json;
+use muster_protocol::phoenix::event;
+use muster_protocol::presence::{Diff, Meta, TopicPresence, TrackId, phx_ref};
+use parking_lot::Mutex;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use smol_str::SmolStr;
+
+use crate::egress::fan_out::around_shared_payload;
+use crate::egress::{Burst, Outlet, OutletId};
+use crate::inbox::{Inbox, Wake};
+use crate::metric_definitions::Metrics;
+use crate::ports::Environment;
+use crate::pubsub::write_or_close;
+use crate::supervisor::ChildSpec;
+
+/// How long changes are gathered, in milliseconds.
+pub const COALESCE_MS: u64 = 50;
+
+/// Commands that may wait; they come from joins and their ends, which are bounded by the sockets there are.
+const INBOX_COMMANDS_MAX: usize = 4_194_304;
+
+/// The keys a watcher does not see.
+pub type Hidden = HashSet<SmolStr>;
+
+/// The node's presence.
+pub struct Presence {
+    inbox: Inbox<Command>,
+    state: Mutex<State>,
+    next_track: AtomicU64,
+    environment: Environment,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct State {
+    topics: HashMap<SmolStr, Topic>,
+    dirty: BTreeSet<SmolStr>,
+    salt: u64,
+    refs: u64,
+    flushed_at_ms: Option<u64>,
+    tick_pending: bool,
+}
+
+#[derive(Default)]
+struct Topic {
+    presence: TopicPresence,
+    watchers: Vec<Watcher>,
+    newcomers: Vec<Watcher>,
+}
+
+struct Watcher {
+    outlet: Arc<Outlet>,
+    viewer: Option<AgentId>,
+    hidden: Option<Arc<Hidden>>,
+}
+
+enum Command {
+    Track { topic: SmolStr, key: SmolStr, id: TrackId, fields: Json },
+    Update { topic: SmolStr, key: SmolStr, id: TrackId, fields: Json },
+    Untrack { topic: SmolStr, key: SmolStr, id: TrackId },
+    Watch { topic: SmolStr, watcher: Watcher },
+    Unwatch { topic: SmolStr, outlet: OutletId },
+    Hide { viewer: AgentId, hidden: Option<Arc<Hidden>> },
+}
+
+/// A tracked meta; it goes when this is dropped.
+pub struct Tracked {
+    presence: Arc<Presence>,
+    topic: SmolStr,
+    key: SmolStr,
+    id: TrackId,
+}
+
+impl Tracked {
+    /// Gives it new fields.
+    pub fn update(&self, fields: Json) {
+        let command =
+            Command::Update { topic: self.topic.clone(), key: self.key.clone(), id: self.id, fields };
+        let _closed = self.presence.inbox.push_always(command);
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        let (topic, key) = (std::mem::take(&mut self.topic), std::mem::take(&mut self.key));
+        let _closed = self.presence.inbox.push_always(Command::Untrack { topic, key, id: self.id });
+    }
+}
+
+/// A watched topic; it ends when this is dropped.
+pub struct Watching {
+    presence: Arc<Presence>,
+    topic: SmolStr,
+    outlet: OutletId,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let command = Command::Unwatch { topic: std::mem::take(&mut self.topic), outlet: self.outlet };
+        let _closed = self.presence.inbox.push_always(command);
+    }
+}
+
+impl Presence {
+    /// Nobody present.
+    #[must_use]
+    pub fn new(environment: Environment, metrics: Arc<Metrics>) -> Arc<Self> {
+        let salt = u64::from_be_bytes(environment.random());
+        Arc::new(Self {
+            inbox: Inbox::new(INBOX_COMMANDS_MAX),
+            state: Mutex::new(State { salt, ..State::default() }),
+            next_track: AtomicU64::new(1),
+            environment,
+            metrics,
+        })
+    }
+
+    /// How its actor is started.
+    #[must_use]
+    pub fn child(self: &Arc<Self>) -> ChildSpec {
+        let presence = self.clone();
+        ChildSpec {
+            name: "presence",
+            start: Box::new(move |supervisor| {
+                let presence = presence.clone();
+                Box::pin(async move {
+                    let (actor, _) = Actor::spawn_linked(None, PresenceActor, presence, supervisor).await?;
+                    Ok(actor.get_cell())
+                })
+            }),
+        }
+    }
+
+    /// Tracks a meta under a key.
+    #[must_use]
+    pub fn track(self: &Arc<Self>, topic: &str, key: &str, fields: Json) -> Tracked {
+        let id = self.next_track.fetch_add(1, Ordering::Relaxed);
+        let (topic, key) = (SmolStr::from(topic), SmolStr::from(key));
+        let command = Command::Track { topic: topic.clone(), key: key.clone(), id, fields };
+        let _closed = self.inbox.push_always(command);
+        Tracked { presence: self.clone(), topic, key, id }
+    }
+
+    /// Sends `presence_state` to an outlet, and then every diff. `viewer` is the agent that watches, if one does, and
+    /// `hidden` whom it does not see.
+    #[must_use]
+    pub fn watch(
+        self: &Arc<Self>,
+        topic: &str,
+        outlet: &Arc<Outlet>,
+        viewer: Option<AgentId>,
+        hidden: Option<Arc<Hidden>>,
+    ) -> Watching {
+        let topic = SmolStr::from(topic);
+        let watcher = Watcher { outlet: outlet.clone(), viewer, hidden };
+        let _closed = self.inbox.push_always(Command::Watch { topic: topic.clone(), watcher });
+        Watching { presence: self.clone(), topic, outlet: outlet.id() }
+    }
+
+    /// Changes whom an agent does not see, wherever it watches.
+    pub fn hide(&self, viewer: AgentId, hidden: Option<Arc<Hidden>>) {
+        let _closed = self.inbox.push_always(Command::Hide { viewer, hidden });
+    }
+
+    fn work(&self, myself: &ActorRef<Wake>, wake: &Wake) {
+        let mut state = self.state.lock();
+        if matches!(wake, Wake::Tick) {
+            state.tick_pending = false;
+        }
+        for command in self.inbox.take() {
+            state.apply(command);
+        }
+        if state.dirty.is_empty() || state.tick_pending {
+            return;
+        }
+        let now_ms = self.environment.monotonic_ms();
+        let due_ms = state.flushed_at_ms.map_or(now_ms, |at| at + COALESCE_MS);
+        if due_ms > now_ms {
+            state.tick_pending = true;
+            myself.send_after(Duration::from_millis(due_ms - now_ms), || Wake::Tick);
+            return;
+        }
+        state.flush(&self.metrics);
+        // From the end of the flush: a large one leaves time for what else there is to do.
+        state.flushed_at_ms = Some(self.environment.monotonic_ms());
+    }
+}
+
+impl State {
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Track { topic, key, id, fields } => {
+                let phx_ref = self.next_ref();
+                let meta = Meta { id, phx_ref, phx_ref_prev: None, fields };
+                self.topics.entry(topic.clone()).or_default().presence.track(&key, meta);
+                self.dirty.insert(topic);
+            }
+            Command::Update { topic, key, id, fields } => {
+                let phx_ref = self.next_ref();
+                if let Some(entry) = self.topics.get_mut(&topic) {
+                    entry.presence.update(&key, id, phx_ref, fields);
+                    self.dirty.insert(topic);
+                }
+            }
+            Command::Untrack { topic, key, id } => {
+                if let Some(entry) = self.topics.get_mut(&topic) {
+                    entry.presence.untrack(&key, id);
+                    self.dirty.insert(topic);
+                }
+            }
+            Command::Watch { topic, watcher } => {
+                self.topics.entry(topic.clone()).or_default().newcomers.push(watcher);
+                self.dirty.insert(topic);
+            }
+            Command::Unwatch { topic, outlet } => {
+                if let Some(entry) = self.topics.get_mut(&topic) {
+                    entry.watchers.retain(|watcher| watcher.outlet.id() != outlet);
+                    entry.newcomers.retain(|watcher| watcher.outlet.id() != outlet);
+                    // So that a topic nobody is on any more is forgotten.
+                    self.dirty.insert(topic);
+                }
+            }
+            Command::Hide { viewer, hidden } => self.hide(viewer, hidden.as_ref()),
+        }
+    }
+
+    fn next_ref(&mut self) -> SmolStr {
+        self.refs += 1;
+        phx_ref(self.salt, self.refs)
+    }
+
+    fn flush(&mut self, metrics: &Metrics) {
+        for name in std::mem::take(&mut self.dirty) {
+            let Some(topic) = self.topics.get_mut(&name) else { continue };
+            topic.flush(&name, metrics);
+            if topic.is_idle() {
+                self.topics.remove(&name);
+            }
+        }
+    }
+
+    /// A viewer's watchers see some keys no more, and others again: as leaves and joins, to them alone.
+    fn hide(&mut self, viewer: AgentId, hidden: Option<&Arc<Hidden>>) {
+        for (name, topic) in &mut self.topics {
+            let Topic { presence, watchers, newcomers } = topic;
+            for watcher in newcomers.iter_mut().filter(|watcher| watcher.viewer == Some(viewer)) {
+                watcher.hidden = hidden.cloned();
+            }
+            for watcher in watchers.iter_mut().filter(|watcher| watcher.viewer == Some(viewer)) {
+                let before = std::mem::replace(&mut watcher.hidden, hidden.cloned());
+                let contains =
+                    |set: &Option<Arc<Hidden>>, key: &str| set.as_ref().is_some_and(|set| set.contains(key));
+                let appears = |key: &str| contains(&before, key) && !contains(&watcher.hidden, key);
+                let vanishes = |key: &str| !contains(&before, key) && contains(&watcher.hidden, key);
+                let diff =
+                    Diff { joins: presence.told_metas(appears), leaves: presence.told_metas(vanishes) };
+                if let Some(payload) = diff.payload(|_| true) {
+                    let bytes =
+                        Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet);
+                    watcher.outlet.write(crate::egress::Class::Broadcast, &[bytes]);
+                }
+            }
+        }
+    }
+}
+
+impl Topic {
+    fn flush(&mut self, name: &str, metrics: &Metrics) {
+        if let Some(diff) = self.presence.flush() {
+            metrics.presence_diffs.inc();
+            self.tell(name, &diff, metrics);
+        }
+        for watcher in std::mem::take(&mut self.newcomers) {
+            let snapshot = match &watcher.hidden {
+                None => self.presence.snapshot(),
+                Some(hidden) => self.presence.snapshot_of(|key| !hidden.contains(key)),
+            };
+            let parts = around_shared_payload(&watcher.outlet, event::PRESENCE_STATE, &snapshot);
+            if write_or_close(&watcher.outlet, &parts, 1, metrics) {
+                self.watchers.push(watcher);
+            }
+        }
+    }
+
+    fn tell(&mut self, name: &str, diff: &Diff, metrics: &Metrics) {
+        let Some(everything) = diff.payload(|_| true) else { return };
+        let mut burst = Burst::new(name, vec![(event::PRESENCE_DIFF, everything)]);
+        self.watchers.retain(|watcher| {
+            let bytes = match &watcher.hidden {
+                None => burst.broadcast(&watcher.outlet),
+                Some(hidden) => match diff.payload(|key| !hidden.contains(key)) {
+                    Some(payload) => {
+                        Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet)
+                    }
+                    None => return !watcher.outlet.is_closed(),
+                },
+            };
+            write_or_close(&watcher.outlet, &[bytes], 1, metrics)
+        });
+    }
+
+    fn is_idle(&self) -> bool {
+        self.presence.is_empty() && self.watchers.is_empty() && self.newcomers.is_empty()
+    }
+}
+
+struct PresenceActor;
+
+impl Actor for PresenceActor {
+    type Msg = Wake;
+    type State = Arc<Presence>;
+    type Arguments = Arc<Presence>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Wake>,
+        presence: Arc<Presence>,
+    ) -> Result<Arc<Presence>, ActorProcessingErr> {
+        // A tick that an earlier life of this actor waited for does not come.
+        presence.state.lock().tick_pending = false;
+        presence.inbox.attach(myself.clone());
+        // What it had not told yet is told now.
+        let _mine = myself.send_message(Wake::Work);
+        Ok(presence)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Wake>,
+        wake: Wake,
+        presence: &mut Arc<Presence>,
+    ) -> Result<(), ActorProcessingErr> {
+        presence.work(&myself, &wake);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Wake>,
+        _event: SupervisionEvent,
+        _presence: &mut Arc<Presence>,
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}

@@ -1,0 +1,419 @@
+//! Sockets: one actor per connection, one per joined topic.
+//!
+//! The connection's own loop (in `node`) reads messages and gives them to [`Socket::receive`], which decides by the
+//! pure [`Session`] what each means: heartbeats and refusals are answered on the spot, a join starts an actor, a push
+//! goes to its join's actor. The socket actor supervises the joins: one that crashes is told to its client, and nobody
+//! else notices.
+//!
+//! # Layout
+//! * this file: the socket and its messages
+//! * [`join`]: the actor of one joined topic
+//! * `actor`: the socket actor and its supervisor
+
+mod actor;
+pub mod join;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use muster_protocol::account::Principal;
+use muster_protocol::agent::Agent;
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::json::Json;
+use muster_protocol::phoenix::encode::Status;
+use muster_protocol::phoenix::session::{Join, Route, Session};
+use muster_protocol::phoenix::{Inbound, Payload, Ref, Version};
+use muster_protocol::rate_limiter::TokenBucket;
+use muster_protocol::topic::{Mount, Topic};
+use muster_protocol::websocket::CloseCode;
+use parking_lot::Mutex;
+use ractor::{ActorProcessingErr, ActorRef, ActorRuntime};
+use smol_str::SmolStr;
+
+use self::actor::SocketMessage;
+pub use self::actor::Sockets;
+use self::join::{JoinActor, JoinArguments, JoinMessage};
+use crate::connections::{Connection, Registered};
+use crate::core::Core;
+use crate::egress::outlet::{JoinOwner, reply_frame};
+use crate::egress::{Class, Outlet, OutletId, Sink, SinkLimits, Transport};
+
+/// One connection that speaks Phoenix.
+pub struct Socket {
+    /// The node.
+    pub core: Arc<Core>,
+    /// Where it connected.
+    pub mount: Mount,
+    /// Who speaks.
+    pub principal: Principal,
+    /// The agent it acts as, as it was when it connected.
+    pub agent: Option<Arc<Agent>>,
+    version: Version,
+    sink: Arc<Sink>,
+    session: Mutex<Session<JoinHandle>>,
+    bucket: Mutex<TokenBucket>,
+    in_flight: AtomicUsize,
+    heard_at_ms: AtomicU64,
+    actor: OnceLock<ActorRef<SocketMessage>>,
+    registered: OnceLock<Registered>,
+    myself: std::sync::Weak<Self>,
+}
+
+/// How a join is reached.
+#[derive(Clone)]
+struct JoinHandle {
+    outlet: Arc<Outlet>,
+    actor: ActorRef<JoinMessage>,
+}
+
+/// What a socket is made of.
+pub struct SocketParts {
+    /// The node.
+    pub core: Arc<Core>,
+    /// Where it connected.
+    pub mount: Mount,
+    /// Who speaks.
+    pub principal: Principal,
+    /// The agent it acts as.
+    pub agent: Option<Arc<Agent>>,
+    /// Which messages it speaks.
+    pub version: Version,
+    /// Its way to the kernel.
+    pub transport: Box<dyn Transport>,
+}
+
+/// A push's place among those in work; it is given up when this is dropped.
+pub struct InFlight(Arc<Socket>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let max = self.0.core.limits.requests_in_flight_per_socket_max;
+        if self.0.in_flight.fetch_sub(1, Ordering::Relaxed) == max {
+            self.0.sink.wake();
+        }
+    }
+}
+
+enum Action {
+    Heartbeat,
+    Start(Topic),
+    Refuse(ErrorCode),
+    Push(JoinHandle),
+    Leave(JoinHandle),
+    LeaveUnjoined,
+    Unmatched,
+    Ignore,
+}
+
+static NEXT_OUTLET: AtomicU64 = AtomicU64::new(1);
+
+impl Socket {
+    /// Starts the actor of a new connection.
+    ///
+    /// # Errors
+    /// The node is going away.
+    pub async fn start(parts: SocketParts) -> Result<Arc<Self>, ActorProcessingErr> {
+        let SocketParts { core, mount, principal, agent, version, transport } = parts;
+        let now_ms = core.environment.monotonic_ms();
+        let socket = Arc::new_cyclic(|myself| Self {
+            sink: Arc::new(Sink::new(transport, SinkLimits::from(core.limits.as_ref()))),
+            session: Mutex::default(),
+            bucket: Mutex::new(TokenBucket::new(core.limits.messages_per_socket, now_ms)),
+            in_flight: AtomicUsize::new(0),
+            heard_at_ms: AtomicU64::new(now_ms),
+            actor: OnceLock::new(),
+            registered: OnceLock::new(),
+            myself: myself.clone(),
+            core,
+            mount,
+            principal,
+            agent,
+            version,
+        });
+        let actor = socket.core.sockets.spawn(socket.clone()).await?;
+        let weak: std::sync::Weak<dyn Connection> = socket.myself.clone();
+        let registered = socket.core.connections.register(&socket.principal, weak);
+        let _once = (socket.actor.set(actor), socket.registered.set(registered));
+        socket.core.metrics.sockets.inc();
+        Ok(socket)
+    }
+
+    /// Its way out.
+    #[must_use]
+    pub fn sink(&self) -> &Arc<Sink> {
+        &self.sink
+    }
+
+    /// Which messages it speaks.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Notes that bytes came from the peer.
+    pub fn heard(&self) {
+        self.heard_at_ms.store(self.core.environment.monotonic_ms(), Ordering::Relaxed);
+    }
+
+    /// Whether more should be read: neither too much is in work, nor too much waits to be taken by the peer.
+    #[must_use]
+    pub fn may_read(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) < self.core.limits.requests_in_flight_per_socket_max
+            && self.sink.queued_bytes() <= self.core.limits.outbound_queue_bytes_max
+    }
+
+    /// Acts on one message.
+    pub fn receive(&self, message: &Inbound<'_>) {
+        match self.decide(message) {
+            Action::Heartbeat => {
+                self.count("heartbeat");
+                let refs = (&Ref::NULL, &message.reference);
+                self.reply(refs, message.topic.as_deref(), Status::Ok, &Json::empty_object());
+            }
+            Action::Start(topic) => {
+                self.count("join");
+                self.join(message, topic);
+            }
+            Action::Refuse(code) => self.refuse(message, &code.into()),
+            Action::Push(join) => self.push(message, &join),
+            Action::Leave(join) => {
+                self.count("leave");
+                let _join_gone = join.actor.send_message(JoinMessage::Leave(message.reference.clone()));
+            }
+            Action::LeaveUnjoined => {
+                self.count("leave");
+                let refs = (&message.join_ref, &message.reference);
+                self.reply(refs, message.topic.as_deref(), Status::Ok, &Json::empty_object());
+            }
+            Action::Unmatched => {
+                self.count("unmatched");
+                let refs = (&Ref::NULL, &message.reference);
+                let response = Refusal::new(ErrorCode::UnmatchedTopic).response();
+                self.reply(refs, message.topic.as_deref(), Status::Error, &response);
+            }
+            Action::Ignore => self.count("stale"),
+        }
+    }
+
+    fn decide(&self, message: &Inbound<'_>) -> Action {
+        let limits = &self.core.limits;
+        let too_long = |name: &Option<std::borrow::Cow<'_, str>>, max| {
+            name.as_ref().is_some_and(|name| name.len() > max)
+        };
+        if too_long(&message.topic, limits.topic_bytes_max)
+            || too_long(&message.event, limits.event_bytes_max)
+        {
+            return Action::Unmatched;
+        }
+        let session = self.session.lock();
+        match session.route(message, limits.topics_per_socket_max) {
+            Route::Heartbeat => Action::Heartbeat,
+            Route::Join => match message.topic.as_deref().and_then(|name| Topic::parse(self.mount, name)) {
+                Some(topic) => Action::Start(topic),
+                None => Action::Unmatched,
+            },
+            Route::TooManyJoins => Action::Refuse(ErrorCode::TooManyChannels),
+            Route::Push(join) => Action::Push(join.clone()),
+            Route::Leave(join) => Action::Leave(join.clone()),
+            Route::LeaveUnjoined => Action::LeaveUnjoined,
+            Route::Unmatched => Action::Unmatched,
+            Route::Stale => Action::Ignore,
+        }
+    }
+
+    fn push(&self, message: &Inbound<'_>, join: &JoinHandle) {
+        self.count("push");
+        let Some(permit) = self.permit() else { return };
+        let rate = self.core.limits.messages_per_socket;
+        let now_ms = self.core.environment.monotonic_ms();
+        if let Err(wait_ms) = self.bucket.lock().take(rate, 1, now_ms) {
+            let response = Refusal::rate_limited(wait_ms).response();
+            join.outlet.reply(&message.reference, Status::Error, &response);
+            return;
+        }
+        let push = JoinMessage::Push {
+            event: message.event.as_deref().unwrap_or_default().into(),
+            payload: OwnedPayload::from(message.payload),
+            reference: message.reference.clone(),
+            permit,
+        };
+        // A join that has just ended leaves the push unanswered, as its successor would.
+        let _join_gone = join.actor.send_message(push);
+    }
+
+    fn permit(&self) -> Option<InFlight> {
+        let socket = self.myself.upgrade()?;
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Some(InFlight(socket))
+    }
+
+    fn join(&self, message: &Inbound<'_>, topic: Topic) {
+        if let Err(refusal) = self.admit_join() {
+            self.refuse(message, &refusal);
+            return;
+        }
+        let (Some(socket), Some(supervisor)) = (self.myself.upgrade(), self.actor.get()) else { return };
+        let name = SmolStr::from(message.topic.as_deref().unwrap_or_default());
+        let mut session = self.session.lock();
+        let replaced =
+            session.iter().find(|join| join.topic == name).map(|join| join.handle.outlet.push_ref().clone());
+        let owner: std::sync::Weak<dyn JoinOwner> = self.myself.clone();
+        let outlet = Arc::new(Outlet::new(
+            NEXT_OUTLET.fetch_add(1, Ordering::Relaxed),
+            owner,
+            (self.sink.clone(), self.version),
+            name.clone(),
+            (&message.join_ref, &message.reference),
+            replaced,
+        ));
+        let arguments = JoinArguments {
+            socket,
+            outlet: outlet.clone(),
+            topic,
+            payload: OwnedPayload::from(message.payload),
+            reference: message.reference.clone(),
+        };
+        // The lock is held until the join is in the books, so that it cannot end before it is there.
+        let spawned = ActorRuntime::spawn_linked_instant(None, JoinActor, arguments, supervisor.get_cell());
+        let Ok((actor, _)) = spawned else {
+            drop(session);
+            self.refuse(message, &ErrorCode::JoinCrashed.into());
+            return;
+        };
+        let old = session.insert(name, message.join_ref.clone(), JoinHandle { outlet, actor });
+        drop(session);
+        if let Some(old) = old {
+            end_join(&old);
+        }
+    }
+
+    fn admit_join(&self) -> Result<(), Refusal> {
+        let (Mount::Main, Some(agent)) = (self.mount, self.principal.agent) else {
+            return Ok(());
+        };
+        let now_ms = self.core.environment.monotonic_ms();
+        self.core.join_buckets.take(agent, now_ms).map_err(Refusal::rate_limited)
+    }
+
+    fn refuse(&self, message: &Inbound<'_>, refusal: &Refusal) {
+        self.count("refused");
+        let refs = (&message.join_ref, &message.reference);
+        self.reply(refs, message.topic.as_deref(), Status::Error, &refusal.response());
+    }
+
+    fn reply(&self, refs: (&Ref, &Ref), topic: Option<&str>, status: Status, response: &Json) {
+        let frame = reply_frame(self.version, refs, topic, status, response);
+        self.sink.write(Class::Control, &[frame]);
+    }
+
+    fn count(&self, kind: &'static str) {
+        self.core.metrics.messages_received.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    /// Takes a join out of the books, if it is still in them.
+    fn forget(&self, outlet: OutletId) -> Option<Join<JoinHandle>> {
+        self.session.lock().remove(|join| join.outlet.id() == outlet)
+    }
+
+    /// Closes the connection.
+    pub fn close(&self, code: CloseCode, reason: &str) {
+        self.count_close(code);
+        self.sink.close(code, reason);
+    }
+
+    fn count_close(&self, code: CloseCode) {
+        let code = match code {
+            CloseCode::Disconnected => "1001",
+            CloseCode::ProtocolError => "1002",
+            CloseCode::InvalidText => "1007",
+            CloseCode::TooBig => "1009",
+            CloseCode::Undecodable => "1011",
+            CloseCode::Restart => "1012",
+            CloseCode::Overloaded => "1013",
+        };
+        self.core.metrics.closes.get_or_create(&[("code", code)]).inc();
+    }
+
+    /// The connection is over: its joins finish what they have been given, and end.
+    pub fn finish(&self) {
+        self.sink.kill();
+        let joins = self.session.lock().take_all();
+        for join in &joins {
+            end_join(join);
+        }
+        if let Some(actor) = self.actor.get() {
+            let _ended = actor.send_message(SocketMessage::Finish);
+        }
+    }
+}
+
+/// Ends a join without a word: what it has been given already is still done.
+fn end_join(join: &Join<JoinHandle>) {
+    join.handle.outlet.silence();
+    let _ended = join.handle.actor.drain();
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.registered.get().is_some() {
+            self.core.metrics.sockets.dec();
+        }
+    }
+}
+
+impl Connection for Socket {
+    fn end(&self, code: CloseCode, reason: &str) {
+        self.close(code, reason);
+    }
+
+    fn end_if_idle(&self, now_ms: u64) {
+        let silent_ms = now_ms.saturating_sub(self.heard_at_ms.load(Ordering::Relaxed));
+        if silent_ms >= self.core.limits.socket_idle_timeout_ms {
+            self.close(CloseCode::ProtocolError, "idle timeout");
+        }
+    }
+
+    fn is_socket(&self) -> bool {
+        true
+    }
+}
+
+impl JoinOwner for Socket {
+    fn join_failed(&self, outlet: OutletId) {
+        if let Some(join) = self.forget(outlet) {
+            let _ended = join.handle.actor.drain();
+        }
+    }
+}
+
+/// A payload that outlives the buffer it was read from.
+#[derive(Clone, Debug)]
+pub enum OwnedPayload {
+    /// Any JSON value.
+    Json(Json),
+    /// Data of a binary push.
+    Binary(Bytes),
+}
+
+impl From<Payload<'_>> for OwnedPayload {
+    fn from(payload: Payload<'_>) -> Self {
+        match payload {
+            Payload::Json(raw) => Self::Json(Json::from_raw(raw)),
+            Payload::Binary(data) => Self::Binary(Bytes::copy_from_slice(data)),
+        }
+    }
+}
+
+impl OwnedPayload {
+    /// The JSON.
+    ///
+    /// # Errors
+    /// It is binary.
+    pub fn json(&self) -> Result<&Json, Refusal> {
+        match self {
+            Self::Json(json) => Ok(json),
+            Self::Binary(_) => Err(Refusal::invalid("this event takes JSON")),
+        }
+    }
+}

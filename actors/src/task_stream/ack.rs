@@ -1,0 +1,130 @@
+//! The answer a producer waits for. Whatever becomes of its chunk, it gets one: an acknowledgement that is dropped
+//! unanswered, as when the stream crashes, says so.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::json::Json;
+use muster_protocol::phoenix::Ref;
+use muster_protocol::phoenix::encode::Status;
+use tokio::sync::oneshot;
+
+use crate::egress::outlet::reply_frame;
+use crate::egress::{Class, Outlet, Sink};
+
+/// Where the answer goes.
+enum To {
+    /// To a request over REST or MCP.
+    Request(oneshot::Sender<Result<u64, Refusal>>),
+    /// To a push over a channel.
+    Push { outlet: Arc<Outlet>, reference: Ref },
+    /// Answered.
+    Nobody,
+}
+
+/// The answer a producer waits for.
+pub struct Ack {
+    to: To,
+    /// When its chunk arrived, monotonic.
+    pub received_at_ms: u64,
+}
+
+impl Ack {
+    /// To a request; the receiver gets the seq or a refusal.
+    #[must_use]
+    pub fn request(received_at_ms: u64) -> (Self, oneshot::Receiver<Result<u64, Refusal>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self { to: To::Request(sender), received_at_ms }, receiver)
+    }
+
+    /// To a push.
+    #[must_use]
+    pub fn push(outlet: Arc<Outlet>, reference: Ref, received_at_ms: u64) -> Self {
+        Self { to: To::Push { outlet, reference }, received_at_ms }
+    }
+
+    /// The chunk has this seq and is safe.
+    pub fn ok(self, seq: u64) {
+        AckBatch::default().ok(self, seq);
+    }
+
+    /// The chunk was refused.
+    pub fn refuse(mut self, refusal: &Refusal) {
+        self.answer(Err(refusal.clone()));
+    }
+
+    fn answer(&mut self, result: Result<u64, Refusal>) {
+        match std::mem::replace(&mut self.to, To::Nobody) {
+            To::Request(sender) => {
+                // A request that was given up has nobody to tell; its retry finds the chunk by its key.
+                let _given_up = sender.send(result);
+            }
+            To::Push { outlet, reference } => {
+                let (status, response) = match result {
+                    Ok(seq) => (Status::Ok, seq_response(seq)),
+                    Err(refusal) => (Status::Error, refusal.response()),
+                };
+                outlet.reply(&reference, status, &response);
+            }
+            To::Nobody => {}
+        }
+    }
+}
+
+impl Drop for Ack {
+    fn drop(&mut self) {
+        self.answer(Err(ErrorCode::Internal.into()));
+    }
+}
+
+fn seq_response(seq: u64) -> Json {
+    Json::from_trusted_bytes(format!("{{\"seq\":{seq}}}").into())
+}
+
+/// Acknowledgements that become due together: those to one connection are one write.
+#[derive(Default)]
+pub struct AckBatch {
+    sink: Option<Arc<Sink>>,
+    frames: Vec<Bytes>,
+}
+
+/// Frames written at once.
+const FRAMES_MAX: usize = 64;
+
+impl AckBatch {
+    /// Adds one.
+    pub fn ok(&mut self, mut ack: Ack, seq: u64) {
+        let To::Push { outlet, reference } = &ack.to else {
+            ack.answer(Ok(seq));
+            return;
+        };
+        let same = self.sink.as_ref().is_some_and(|sink| Arc::ptr_eq(sink, outlet.sink()));
+        if !same || self.frames.len() == FRAMES_MAX {
+            self.write();
+            self.sink = Some(outlet.sink().clone());
+        }
+        let refs = (outlet.push_ref(), reference);
+        self.frames.push(reply_frame(
+            outlet.version(),
+            refs,
+            Some(outlet.topic()),
+            Status::Ok,
+            &seq_response(seq),
+        ));
+        ack.to = To::Nobody;
+    }
+
+    fn write(&mut self) {
+        if let Some(sink) = self.sink.take() {
+            sink.write(Class::Control, &self.frames);
+            self.frames.clear();
+        }
+    }
+}
+
+impl Drop for AckBatch {
+    fn drop(&mut self) {
+        self.write();
+    }
+}

@@ -1,0 +1,627 @@
+//! The actor of one task's stream. Here a chunk gets its seq, goes out to the readers, and is sent to the store; here
+//! the end of a task is ordered after its last chunk.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::ids::AgentId;
+use muster_protocol::json::Json;
+use muster_protocol::phoenix::Ref;
+use muster_protocol::task::{Ending, Task, TaskAction};
+use muster_protocol::task_stream::{Chunk, NewChunk, Read, Retain, StreamLog};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use serde::Serialize;
+use smol_str::SmolStr;
+use tokio::sync::oneshot;
+
+use super::ack::{Ack, AckBatch};
+use super::reader::{Mode, Reader};
+use super::{Handle, Registry, Tail};
+use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
+use crate::inbox::Wake;
+use crate::settings::Acknowledge;
+use crate::store::{Append, Finish, StoreError, StreamHead};
+
+/// What a stream is asked.
+pub(super) enum Command {
+    /// Append a chunk.
+    Emit { chunk: NewChunk, ack: Ack },
+    /// Answer a join, and send it everything after a seq.
+    Attach { outlet: Arc<Outlet>, reference: Ref, after: Option<u64> },
+    /// A reader has left.
+    Detach(OutletId),
+    /// A reader's connection has room again.
+    Drained(OutletId),
+    /// The store has read for a reader.
+    Fetched(OutletId, Result<Vec<Chunk>, StoreError>),
+    /// Read without staying.
+    Read { after: Option<u64>, bytes_max: usize, reply: oneshot::Sender<Result<Reading, Refusal>> },
+    /// The store has everything up to a seq, or could not take it.
+    Stored { upto: u64, result: Result<(), StoreError> },
+    /// End the task.
+    Finish { ending: Ending, by: Option<AgentId>, reply: oneshot::Sender<Result<Task, Refusal>> },
+    /// Give the task to another provider.
+    Reassign { provider: AgentId, by: AgentId, reply: oneshot::Sender<Result<Task, Refusal>> },
+    /// Crash, for a drill.
+    Panic,
+}
+
+/// What a [`Command::Read`] found.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Chunks after the cursor, with their seqs.
+    pub chunks: Vec<(u64, Json)>,
+    /// Seq of the newest chunk there is; 0 when there is none.
+    pub seq: u64,
+    /// First seq that this reading can reach; 0 when there is none.
+    pub first_seq: u64,
+    /// Whether chunks before `first_seq` are missing that were asked for.
+    pub truncated: bool,
+    /// The task's state.
+    pub status: &'static str,
+    /// How the task ended, once these chunks are the last.
+    pub ending: Option<Ending>,
+}
+
+pub(super) struct StreamActor;
+
+/// State of one stream.
+pub(super) struct State {
+    handle: Arc<Handle>,
+    registry: Arc<Registry>,
+    log: StreamLog,
+    /// First seq the store has; older ones are gone.
+    stored_from: u64,
+    task: Task,
+    ending: Option<Ending>,
+    readers: Vec<Reader>,
+    acks: Vec<(u64, Ack)>,
+    /// Chunks that have their seq but were not sent out yet.
+    fresh: Vec<Chunk>,
+    begins_task: bool,
+    appends_pending: usize,
+    bytes_counted: usize,
+    active_at_ms: u64,
+    tick_pending: bool,
+}
+
+/// How often a stream looks after stalled readers and its own idleness, in milliseconds.
+const TICK_MS: u64 = 5_000;
+
+impl Actor for StreamActor {
+    type Msg = Wake;
+    type State = State;
+    type Arguments = (Arc<Handle>, Arc<Registry>, StreamHead);
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Wake>,
+        (handle, registry, head): Self::Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        let active_at_ms = registry.environment.monotonic_ms();
+        let mut state = State {
+            ending: Ending::of(&head.task),
+            log: StreamLog::restore(head.last_seq, head.newest),
+            stored_from: head.first_seq,
+            task: head.task,
+            handle,
+            registry,
+            readers: Vec::new(),
+            acks: Vec::new(),
+            fresh: Vec::new(),
+            begins_task: false,
+            appends_pending: 0,
+            bytes_counted: 0,
+            active_at_ms,
+            tick_pending: false,
+        };
+        state.registry.metrics.streams.inc();
+        state.count_bytes();
+        Ok(state)
+    }
+
+    async fn post_start(&self, myself: ActorRef<Wake>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.handle.inbox.attach(myself.clone());
+        state.schedule_tick(&myself);
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Wake>,
+        wake: Wake,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match wake {
+            Wake::Work => state.work(&myself).await,
+            Wake::Tick => state.tick(&myself),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Wake>,
+        _event: SupervisionEvent,
+        _state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}
+
+impl State {
+    async fn work(&mut self, myself: &ActorRef<Wake>) {
+        let commands = self.handle.inbox.take();
+        self.active_at_ms = self.registry.environment.monotonic_ms();
+        let known = self.seqs_known_to_store(&commands).await;
+        for command in commands {
+            match command {
+                Command::Emit { chunk, ack } => self.emit(chunk, ack, &known),
+                other => {
+                    // What was emitted before goes out before.
+                    self.send_out().await;
+                    self.obey(myself, other).await;
+                }
+            }
+        }
+        self.send_out().await;
+    }
+
+    async fn obey(&mut self, myself: &ActorRef<Wake>, command: Command) {
+        match command {
+            Command::Emit { .. } => {}
+            Command::Attach { outlet, reference, after } => self.attach(outlet, &reference, after),
+            Command::Detach(id) => self.detach(id),
+            Command::Drained(id) => self.advance(id),
+            Command::Fetched(id, fetched) => self.fetched(id, fetched),
+            Command::Read { after, bytes_max, reply } => self.read(after, bytes_max, reply),
+            Command::Stored { upto, result } => self.stored(myself, upto, result),
+            Command::Finish { ending, by, reply } => {
+                let _caller_gone = reply.send(self.finish(ending, by).await);
+            }
+            Command::Reassign { provider, by, reply } => {
+                let _caller_gone = reply.send(self.reassign(provider, by).await);
+            }
+            #[allow(clippy::panic, reason = "a crash drill crashes")]
+            Command::Panic => panic!("crash drill"),
+        }
+    }
+
+    /// Where memory no longer has all chunks, the store knows which of the keys at hand are old.
+    async fn seqs_known_to_store(&self, commands: &[Command]) -> HashMap<SmolStr, u64> {
+        if !self.log.has_chunks_only_in_store() {
+            return HashMap::new();
+        }
+        let keys: Vec<SmolStr> = commands
+            .iter()
+            .filter_map(|command| match command {
+                Command::Emit { chunk, .. } => chunk.idempotency_key.clone(),
+                _ => None,
+            })
+            .filter(|key| self.log.seq_of_key(key).is_none())
+            .collect();
+        if keys.is_empty() {
+            return HashMap::new();
+        }
+        match self.registry.store.seqs_of_keys(self.task.id, &keys).await {
+            Ok(found) => found.into_iter().collect(),
+            Err(error) => {
+                // Without the answer a retry would double its chunk: these are refused, and tried again.
+                tracing::error!(%error, "cannot look up idempotency keys");
+                keys.into_iter().map(|key| (key, UNKNOWABLE)).collect()
+            }
+        }
+    }
+
+    fn emit(&mut self, chunk: NewChunk, ack: Ack, known: &HashMap<SmolStr, u64>) {
+        let metrics = &self.registry.metrics;
+        let same = |key: &SmolStr| self.log.seq_of_key(key).or_else(|| known.get(key).copied());
+        match chunk.idempotency_key.as_ref().and_then(same) {
+            None => {}
+            Some(UNKNOWABLE) => {
+                ack.refuse(&ErrorCode::StoreUnavailable.into());
+                return;
+            }
+            Some(seq) => {
+                metrics.chunks_deduplicated.inc();
+                self.acknowledge(ack, seq);
+                return;
+            }
+        }
+        match self.task.status.after(TaskAction::Emit) {
+            Ok(status) => {
+                self.begins_task |= status != self.task.status;
+                self.task.status = status;
+            }
+            Err(refusal) => {
+                metrics.chunks_refused.get_or_create(&[("reason", refusal.code.reason())]).inc();
+                ack.refuse(&refusal);
+                return;
+            }
+        }
+        metrics.chunks.inc();
+        let chunk = self.log.append(chunk, self.registry.environment.now());
+        let seq = chunk.seq;
+        self.fresh.push(chunk);
+        self.acknowledge(ack, seq);
+    }
+
+    /// Answers at once what is durable already, or need not be; the rest waits for the store.
+    fn acknowledge(&mut self, ack: Ack, seq: u64) {
+        if seq <= self.log.durable_seq() || self.registry.settings.acknowledge == Acknowledge::Memory {
+            ack.ok(seq);
+        } else {
+            self.acks.push((seq, ack));
+        }
+    }
+
+    /// Writes the new chunks to the live readers, then hands them to the store.
+    async fn send_out(&mut self) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        let fresh = std::mem::take(&mut self.fresh);
+        self.fan_out(&fresh);
+        self.tell_tail();
+        let now = self.registry.environment.now();
+        let upto = fresh.last().map_or(0, |chunk| chunk.seq);
+        let append = Append {
+            task: self.task.id,
+            epoch: self.registry.epoch,
+            chunks: fresh,
+            begins_task: std::mem::take(&mut self.begins_task),
+            now,
+        };
+        self.appends_pending += 1;
+        let handle = self.handle.clone();
+        let done = Box::new(move |result| {
+            let _stream_gone = handle.inbox.push_always(Command::Stored { upto, result });
+        });
+        self.registry.store.append_chunks(append, done).await;
+        self.count_bytes();
+    }
+
+    fn fan_out(&mut self, fresh: &[Chunk]) {
+        let Some(first) = fresh.first().map(|chunk| chunk.seq) else { return };
+        let bytes: usize = fresh.iter().map(Chunk::weight).sum();
+        let small = bytes <= self.registry.limits.stream_read_bytes_max;
+        let events = fresh
+            .iter()
+            .map(|chunk| (muster_protocol::topic::event::STREAM_CHUNK, chunk.body.clone()))
+            .collect();
+        let topic = self.readers.first().map(|reader| reader.outlet.topic().clone()).unwrap_or_default();
+        let mut burst = Burst::new(&topic, events);
+        let now_ms = self.active_at_ms;
+        let mut slow = Vec::new();
+        let metrics = &self.registry.metrics;
+        self.readers.retain_mut(|reader| {
+            if reader.mode != Mode::Live {
+                return true;
+            }
+            if !small || reader.cursor + 1 != first {
+                slow.push(reader.id());
+                return true;
+            }
+            match reader.outlet.write(Class::Stream, &[burst.pushes(&reader.outlet)]) {
+                Outcome::Taken => {
+                    reader.cursor += fresh.len() as u64;
+                    metrics.chunks_delivered.inc_by(fresh.len() as u64);
+                    true
+                }
+                Outcome::Full => {
+                    metrics.readers_lagged.inc();
+                    reader.fall_behind(now_ms);
+                    self.handle.wake_when_drained(&reader.outlet);
+                    true
+                }
+                Outcome::Gone => {
+                    reader.released = true;
+                    false
+                }
+            }
+        });
+        for id in slow {
+            self.advance(id);
+        }
+    }
+
+    fn attach(&mut self, outlet: Arc<Outlet>, reference: &Ref, after: Option<u64>) {
+        let (cursor, truncated) = self.start_of(after);
+        #[derive(Serialize)]
+        struct Joined {
+            seq: u64,
+            first_seq: u64,
+            status: &'static str,
+            truncated: bool,
+        }
+        let response = Joined {
+            seq: self.newest_readable(),
+            first_seq: if cursor < self.log.last_seq() { cursor + 1 } else { 0 },
+            status: self.task.status.as_str(),
+            truncated,
+        };
+        outlet.open(reference, &Json::of(&response));
+        let id = outlet.id();
+        self.readers.push(Reader { outlet, cursor, mode: Mode::Live, told_end: false, released: false });
+        self.advance(id);
+    }
+
+    /// Where a reader starts, and whether it misses something it asked for (agrenting.md R43, R44).
+    fn start_of(&self, after: Option<u64>) -> (u64, bool) {
+        let oldest = self.stored_from - 1;
+        match after {
+            // A plain join gets what is in memory.
+            None => {
+                let cursor = (self.log.first_in_memory() - 1).max(oldest).min(self.log.last_seq());
+                (cursor, cursor > 0)
+            }
+            // A reader that is ahead of us saw chunks that were never acknowledged; their retries come again.
+            Some(after) => (after.max(oldest).min(self.log.last_seq()), after < oldest),
+        }
+    }
+
+    fn newest_readable(&self) -> u64 {
+        if self.stored_from > self.log.last_seq() { 0 } else { self.log.last_seq() }
+    }
+
+    fn detach(&mut self, id: OutletId) {
+        if let Some(at) = self.readers.iter().position(|reader| reader.id() == id) {
+            self.readers.swap_remove(at).released = true;
+        }
+    }
+
+    /// Brings a reader as far as its connection takes it.
+    fn advance(&mut self, id: OutletId) {
+        let Some(at) = self.readers.iter().position(|reader| reader.id() == id) else { return };
+        let reader = &mut self.readers[at];
+        if reader.mode == Mode::WaitsForStore {
+            return;
+        }
+        loop {
+            let outcome = match self.log.read(reader.cursor, self.registry.limits.stream_read_bytes_max) {
+                Read::Chunks(chunks) => {
+                    let chunks: Vec<_> = chunks.iter().map(|chunk| (chunk.seq, chunk.body.clone())).collect();
+                    self.registry.metrics.chunks_delivered.inc_by(chunks.len() as u64);
+                    reader.send_chunks(&chunks)
+                }
+                Read::Stored { upto } => {
+                    reader.mode = Mode::WaitsForStore;
+                    let after = reader.cursor.max(self.stored_from - 1);
+                    self.registry.clone().fetch(self.handle.clone(), id, after, upto);
+                    return;
+                }
+                Read::End => match &self.ending {
+                    Some(ending) if !reader.told_end => {
+                        let (event, payload) = ending.event();
+                        let outcome = reader.outlet.push(Class::Stream, event, &payload);
+                        reader.told_end = outcome == Outcome::Taken;
+                        outcome
+                    }
+                    _ => {
+                        reader.mode = Mode::Live;
+                        return;
+                    }
+                },
+            };
+            match outcome {
+                Outcome::Taken => {}
+                Outcome::Full => {
+                    reader.fall_behind(self.active_at_ms);
+                    self.handle.wake_when_drained(&reader.outlet);
+                    return;
+                }
+                Outcome::Gone => {
+                    self.detach(id);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn fetched(&mut self, id: OutletId, fetched: Result<Vec<Chunk>, StoreError>) {
+        let Some(reader) = self.readers.iter_mut().find(|reader| reader.id() == id) else { return };
+        let chunks = match fetched {
+            Ok(chunks) => chunks,
+            Err(error) => {
+                tracing::error!(%error, "cannot read a stream from the store");
+                reader.outlet.fail(ErrorCode::StoreUnavailable.reason());
+                self.detach(id);
+                return;
+            }
+        };
+        reader.mode = Mode::Live;
+        if chunks.is_empty() {
+            // The store has dropped them meanwhile: what is in memory is all there is.
+            reader.cursor = self.log.first_in_memory() - 1;
+            self.stored_from = self.log.first_in_memory();
+        } else {
+            let chunks: Vec<_> = chunks.into_iter().map(|chunk| (chunk.seq, chunk.body)).collect();
+            self.registry.metrics.chunks_delivered.inc_by(chunks.len() as u64);
+            if reader.send_chunks(&chunks) == Outcome::Full {
+                reader.fall_behind(self.active_at_ms);
+                self.handle.wake_when_drained(&reader.outlet);
+                return;
+            }
+        }
+        self.advance(id);
+    }
+
+    fn read(
+        &mut self,
+        after: Option<u64>,
+        bytes_max: usize,
+        reply: oneshot::Sender<Result<Reading, Refusal>>,
+    ) {
+        let (cursor, truncated) = self.start_of(after);
+        let last_seq = self.log.last_seq();
+        let mut reading = Reading {
+            chunks: Vec::new(),
+            seq: self.newest_readable(),
+            first_seq: if cursor < last_seq { cursor + 1 } else { 0 },
+            truncated,
+            status: self.task.status.as_str(),
+            ending: None,
+        };
+        match self.log.read(cursor, bytes_max) {
+            Read::Chunks(chunks) => {
+                reading.chunks = chunks.iter().map(|chunk| (chunk.seq, chunk.body.clone())).collect();
+                let is_last = reading.chunks.last().is_some_and(|(seq, _)| *seq == last_seq);
+                reading.ending = self.ending.clone().filter(|_| is_last);
+            }
+            Read::End => reading.ending = self.ending.clone(),
+            Read::Stored { upto } => {
+                self.registry.clone().read_stored(self.task.id, (cursor, upto, bytes_max), reading, reply);
+                return;
+            }
+        }
+        let _reader_gone = reply.send(Ok(reading));
+    }
+
+    fn stored(&mut self, myself: &ActorRef<Wake>, upto: u64, result: Result<(), StoreError>) {
+        self.appends_pending -= 1;
+        if let Err(error) = result {
+            self.give_up(myself, &error);
+            return;
+        }
+        self.log.confirm(upto);
+        let now_ms = self.active_at_ms;
+        let mut batch = AckBatch::default();
+        let (due, waiting) = std::mem::take(&mut self.acks).into_iter().partition(|(seq, _)| *seq <= upto);
+        self.acks = waiting;
+        let due: Vec<(u64, Ack)> = due;
+        for (seq, ack) in due {
+            #[allow(clippy::cast_precision_loss, reason = "milliseconds of one acknowledgement")]
+            let seconds = now_ms.saturating_sub(ack.received_at_ms) as f64 / 1_000.0;
+            self.registry.metrics.chunk_ack_seconds.observe(seconds);
+            batch.ok(ack, seq);
+        }
+        drop(batch);
+        self.trim();
+    }
+
+    /// The store did not take a write: what is in memory is not to be trusted any more. Producers are told to try again,
+    /// readers to join again, and the stream is opened anew from its log.
+    fn give_up(&mut self, myself: &ActorRef<Wake>, error: &StoreError) {
+        tracing::error!(%error, task = %self.task.id, "stream cannot be written; closing it");
+        let refusal = Refusal::new(ErrorCode::StoreUnavailable);
+        for (_, ack) in self.acks.drain(..) {
+            ack.refuse(&refusal);
+        }
+        for mut reader in self.readers.drain(..) {
+            reader.released = true;
+            reader.outlet.fail(refusal.code.reason());
+        }
+        self.registry.forget(&self.handle);
+        for command in self.handle.inbox.close() {
+            if let Command::Emit { ack, .. } = command {
+                ack.refuse(&refusal);
+            }
+        }
+        myself.stop(None);
+    }
+
+    async fn finish(&mut self, ending: Ending, by: Option<AgentId>) -> Result<Task, Refusal> {
+        let action = match ending.status {
+            muster_protocol::task::TaskStatus::Completed => TaskAction::Complete,
+            muster_protocol::task::TaskStatus::Cancelled => TaskAction::Cancel,
+            _ => TaskAction::Fail,
+        };
+        self.task.status.after(action)?;
+        let finish = Finish {
+            task: self.task.id,
+            ending: ending.clone(),
+            by,
+            last_seq: self.log.last_seq(),
+            now: self.registry.environment.now(),
+        };
+        self.task = self.registry.store.finish_task(finish).await.map_err(super::refusal_of)?;
+        self.ending = Some(ending);
+        let ids: Vec<OutletId> = self.readers.iter().map(Reader::id).collect();
+        for id in ids {
+            self.advance(id);
+        }
+        self.tell_tail();
+        Ok(self.task.clone())
+    }
+
+    async fn reassign(&mut self, provider: AgentId, by: AgentId) -> Result<Task, Refusal> {
+        self.task.status.after(TaskAction::Reassign)?;
+        let now = self.registry.environment.now();
+        let store = &self.registry.store;
+        self.task = store.reassign_task(self.task.id, provider, by, now).await.map_err(super::refusal_of)?;
+        *self.handle.parties.write() = self.task.parties();
+        Ok(self.task.clone())
+    }
+
+    fn tell_tail(&self) {
+        if self.handle.tail.receiver_count() > 0 {
+            self.handle.tail.send_replace(Tail { seq: self.log.last_seq(), ended: self.ending.is_some() });
+        }
+    }
+
+    fn trim(&mut self) {
+        let limits = &self.registry.limits;
+        let crowded = self.registry.memory_is_short();
+        let retain = Retain {
+            chunks_max: if crowded { 0 } else { limits.stream_buffer_chunks_max },
+            bytes_max: if crowded { 0 } else { limits.stream_buffer_bytes_max },
+        };
+        self.log.trim(retain);
+        self.count_bytes();
+    }
+
+    fn count_bytes(&mut self) {
+        self.registry.count_bytes(self.bytes_counted, self.log.bytes());
+        self.bytes_counted = self.log.bytes();
+    }
+
+    fn schedule_tick(&mut self, myself: &ActorRef<Wake>) {
+        if !std::mem::replace(&mut self.tick_pending, true) {
+            myself.send_after(Duration::from_millis(TICK_MS), || Wake::Tick);
+        }
+    }
+
+    fn tick(&mut self, myself: &ActorRef<Wake>) {
+        self.tick_pending = false;
+        let now_ms = self.registry.environment.monotonic_ms();
+        let stall_ms = self.registry.limits.reader_stall_timeout_ms;
+        let metrics = &self.registry.metrics;
+        self.readers.retain_mut(|reader| {
+            if !reader.is_stalled(now_ms, stall_ms) {
+                return true;
+            }
+            metrics.readers_stalled.inc();
+            reader.released = true;
+            reader.outlet.fail(ErrorCode::ReaderStalled.reason());
+            false
+        });
+        let idle_ms = now_ms.saturating_sub(self.active_at_ms);
+        let keep_ms = match self.ending {
+            Some(_) => self.registry.settings.finished_replay_ms,
+            None => self.registry.settings.idle_unload_ms,
+        };
+        let unused = self.readers.iter().all(|reader| reader.told_end)
+            && self.handle.tail.receiver_count() == 0
+            && self.acks.is_empty()
+            && self.appends_pending == 0;
+        if unused && idle_ms >= keep_ms && self.handle.inbox.close_if_empty() {
+            self.readers.iter_mut().for_each(|reader| reader.released = true);
+            self.registry.forget(&self.handle);
+            myself.stop(None);
+            return;
+        }
+        self.schedule_tick(myself);
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.registry.metrics.streams.dec();
+        self.registry.count_bytes(self.bytes_counted, 0);
+    }
+}
+
+/// Stands in the table of known keys where the store could not be asked.
+const UNKNOWABLE: u64 = u64::MAX;

@@ -1,0 +1,496 @@
+//! Task streams: one actor per live stream, found by task, opened from the store when first needed and forgotten when
+//! idle. All three emission paths end in [`Streams::emit`], all readers begin in [`Streams::attach`], [`Streams::read`]
+//! or [`Streams::tail`].
+//!
+//! # Layout
+//! * `actor`: one stream: seq, readers, store, end
+//! * `reader`: a cursor and a way out
+//! * [`ack`]: the answer a producer waits for
+
+pub mod ack;
+mod actor;
+mod reader;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use muster_protocol::account::Principal;
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::ids::{AgentId, TaskId};
+use muster_protocol::join_rules;
+use muster_protocol::limits::Limits;
+use muster_protocol::phoenix::Ref;
+use muster_protocol::rate_limiter::TokenBucket;
+use muster_protocol::task::{ChunkRequest, Ending, Task, TaskParties};
+use muster_protocol::task_stream::NewChunk;
+use parking_lot::{Mutex, RwLock};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::{OnceCell, oneshot, watch};
+
+use self::ack::Ack;
+pub use self::actor::Reading;
+use self::actor::{Command, StreamActor};
+use crate::egress::Outlet;
+use crate::inbox::{Inbox, Refused, Wake};
+use crate::metric_definitions::Metrics;
+use crate::ports::Environment;
+use crate::rate_limits::Buckets;
+use crate::settings::StreamSettings;
+use crate::store::{Store, StoreError, StreamHead};
+use crate::supervisor::ChildSpec;
+
+/// Commands that may wait in front of one stream; a further chunk answers `overloaded`.
+const INBOX_COMMANDS_MAX: usize = 8_192;
+
+/// The task streams of a node.
+#[derive(Clone)]
+pub struct Streams {
+    registry: Arc<Registry>,
+}
+
+struct Registry {
+    live: Mutex<HashMap<TaskId, Arc<Slot>>>,
+    supervisor: RwLock<Option<ActorCell>>,
+    agent_buckets: Buckets<AgentId>,
+    memory: AtomicUsize,
+    epoch: u64,
+    store: Arc<dyn Store>,
+    environment: Environment,
+    limits: Arc<Limits>,
+    settings: StreamSettings,
+    metrics: Arc<Metrics>,
+}
+
+type Slot = OnceCell<Arc<Handle>>;
+
+/// How a stream is reached.
+struct Handle {
+    task: TaskId,
+    parties: RwLock<TaskParties>,
+    inbox: Inbox<Command>,
+    bucket: Mutex<TokenBucket>,
+    tail: watch::Sender<Tail>,
+    /// The actor, for crash supervision.
+    actor: RwLock<Option<ActorCell>>,
+}
+
+/// Where a stream ends now, for readers that come back for more by themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// Seq of the newest chunk.
+    pub seq: u64,
+    /// Whether it is the last.
+    pub ended: bool,
+}
+
+/// What the streams need.
+pub struct Needs {
+    /// Store.
+    pub store: Arc<dyn Store>,
+    /// Time and randomness.
+    pub environment: Environment,
+    /// Bounds.
+    pub limits: Arc<Limits>,
+    /// Settings.
+    pub settings: StreamSettings,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// This life's epoch, from the store.
+    pub epoch: u64,
+}
+
+impl Handle {
+    /// Has the stream told once the reader's connection has room.
+    fn wake_when_drained(self: &Arc<Self>, outlet: &Arc<Outlet>) {
+        let (handle, id) = (self.clone(), outlet.id());
+        outlet.sink().when_drained(Box::new(move || {
+            let _stream_gone = handle.inbox.push_always(Command::Drained(id));
+        }));
+    }
+}
+
+impl Registry {
+    fn memory_is_short(&self) -> bool {
+        self.memory.load(Ordering::Relaxed) > self.limits.stream_memory_bytes_max
+    }
+
+    fn count_bytes(&self, before: usize, now: usize) {
+        self.memory.fetch_add(now, Ordering::Relaxed);
+        let sum = self.memory.fetch_sub(before, Ordering::Relaxed).saturating_sub(before);
+        self.metrics.stream_bytes.set(i64::try_from(sum).unwrap_or(i64::MAX));
+    }
+
+    fn forget(&self, handle: &Arc<Handle>) {
+        let mut live = self.live.lock();
+        if live
+            .get(&handle.task)
+            .is_some_and(|slot| slot.get().is_some_and(|known| Arc::ptr_eq(known, handle)))
+        {
+            live.remove(&handle.task);
+        }
+    }
+
+    /// Reads from the store for a reader, and tells the stream.
+    fn fetch(self: Arc<Self>, handle: Arc<Handle>, reader: u64, after: u64, upto: u64) {
+        tokio::spawn(async move {
+            let bytes_max = self.limits.stream_read_bytes_max;
+            let chunks = self.store.read_chunks(handle.task, after, upto, bytes_max).await;
+            let _stream_gone = handle.inbox.push_always(Command::Fetched(reader, chunks));
+        });
+    }
+
+    /// Reads from the store for a reading, and answers it.
+    fn read_stored(
+        self: Arc<Self>,
+        task: TaskId,
+        (after, upto, bytes_max): (u64, u64, usize),
+        mut reading: Reading,
+        reply: oneshot::Sender<Result<Reading, Refusal>>,
+    ) {
+        tokio::spawn(async move {
+            let result = self.store.read_chunks(task, after, upto, bytes_max).await;
+            let result = result.map_err(refusal_of).map(|chunks| {
+                reading.chunks = chunks.into_iter().map(|chunk| (chunk.seq, chunk.body)).collect();
+                reading
+            });
+            let _reader_gone = reply.send(result);
+        });
+    }
+
+    async fn start(self: &Arc<Self>, head: StreamHead) -> Result<Arc<Handle>, Refusal> {
+        let now_ms = self.environment.monotonic_ms();
+        let tail = Tail { seq: head.last_seq, ended: head.task.status.is_final() };
+        let handle = Arc::new(Handle {
+            task: head.task.id,
+            parties: RwLock::new(head.task.parties()),
+            inbox: Inbox::new(INBOX_COMMANDS_MAX),
+            bucket: Mutex::new(TokenBucket::new(self.limits.chunks_per_stream, now_ms)),
+            tail: watch::Sender::new(tail),
+            actor: RwLock::default(),
+        });
+        let supervisor = self.supervisor.read().clone().ok_or(ErrorCode::Draining)?;
+        let arguments = (handle.clone(), self.clone(), head);
+        let (actor, _) = Actor::spawn_linked(None, StreamActor, arguments, supervisor)
+            .await
+            .map_err(|_| Refusal::new(ErrorCode::Internal))?;
+        *handle.actor.write() = Some(actor.get_cell());
+        Ok(handle)
+    }
+}
+
+/// What a store error means to a client.
+pub(crate) fn refusal_of(error: StoreError) -> Refusal {
+    match error {
+        StoreError::NotFound => ErrorCode::NotFound.into(),
+        StoreError::AlreadyExists => ErrorCode::AlreadyExists.into(),
+        StoreError::LimitReached => ErrorCode::LimitReached.into(),
+        StoreError::WrongStatus(status) => Refusal::wrong_status(ErrorCode::TaskNotActive, status.as_str()),
+        StoreError::Conflict | StoreError::Fenced | StoreError::Unavailable(_) => {
+            tracing::error!(%error, "store");
+            ErrorCode::StoreUnavailable.into()
+        }
+    }
+}
+
+impl Streams {
+    /// None live yet.
+    #[must_use]
+    pub fn new(needs: Needs) -> Self {
+        let Needs { store, environment, limits, settings, metrics, epoch } = needs;
+        Self {
+            registry: Arc::new(Registry {
+                live: Mutex::default(),
+                supervisor: RwLock::default(),
+                agent_buckets: Buckets::new(limits.chunks_per_agent),
+                memory: AtomicUsize::new(0),
+                epoch,
+                store,
+                environment,
+                limits,
+                settings,
+                metrics,
+            }),
+        }
+    }
+
+    /// How its supervisor is started.
+    #[must_use]
+    pub fn child(&self) -> ChildSpec {
+        let registry = self.registry.clone();
+        ChildSpec {
+            name: "streams",
+            start: Box::new(move |supervisor| {
+                let registry = registry.clone();
+                Box::pin(async move {
+                    let (actor, _) = Actor::spawn_linked(None, StreamsActor, registry, supervisor).await?;
+                    Ok(actor.get_cell())
+                })
+            }),
+        }
+    }
+
+    /// Appends a chunk, as the task's provider: the one primitive behind channel, REST and MCP. The answer comes
+    /// through `ack`; `key` stands in for a missing idempotency key.
+    pub async fn emit(
+        &self,
+        principal: &Principal,
+        task: TaskId,
+        (chunk, key): (ChunkRequest, Option<&str>),
+        ack: Ack,
+    ) {
+        let (mut handle, chunk) = match self.admit(principal, task, chunk, key).await {
+            Ok(admitted) => admitted,
+            Err(refusal) => return self.refuse_chunk(ack, &refusal),
+        };
+        let mut command = Command::Emit { chunk, ack };
+        loop {
+            match handle.inbox.push(command) {
+                Err(Refused::Full(Command::Emit { ack, .. })) => {
+                    return self.refuse_chunk(ack, &ErrorCode::Overloaded.into());
+                }
+                // The stream was forgotten in between: it is opened again.
+                Err(Refused::Closed(Command::Emit { chunk, ack })) => {
+                    self.registry.forget(&handle);
+                    handle = match self.open(task).await {
+                        Ok(handle) => handle,
+                        Err(refusal) => return self.refuse_chunk(ack, &refusal),
+                    };
+                    command = Command::Emit { chunk, ack };
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn refuse_chunk(&self, ack: Ack, refusal: &Refusal) {
+        let reason = [("reason", refusal.code.reason())];
+        self.registry.metrics.chunks_refused.get_or_create(&reason).inc();
+        ack.refuse(refusal);
+    }
+
+    /// Rate, right and form of a chunk, in this order: what costs least to refuse comes first.
+    async fn admit(
+        &self,
+        principal: &Principal,
+        task: TaskId,
+        chunk: ChunkRequest,
+        key: Option<&str>,
+    ) -> Result<(Arc<Handle>, NewChunk), Refusal> {
+        let registry = &self.registry;
+        let now_ms = registry.environment.monotonic_ms();
+        if let Some(agent) = principal.agent {
+            registry.agent_buckets.take(agent, now_ms).map_err(Refusal::rate_limited)?;
+        }
+        let handle = match self.open(task).await {
+            Ok(handle) => Some(handle),
+            Err(refusal) if refusal.code == ErrorCode::NotFound => None,
+            Err(refusal) => return Err(refusal),
+        };
+        let parties = handle.as_ref().map(|handle| *handle.parties.read());
+        join_rules::may_emit(principal, parties.as_ref())?;
+        let handle = handle.ok_or(ErrorCode::Unauthorized)?;
+        let chunk = chunk.into_chunk(key, &registry.limits)?;
+        let rate = registry.limits.chunks_per_stream;
+        handle.bucket.lock().take(rate, 1, now_ms).map_err(Refusal::rate_limited)?;
+        Ok((handle, chunk))
+    }
+
+    /// The parties of a task; `None` when there is no such task.
+    ///
+    /// # Errors
+    /// The store cannot be read, or too many streams are live.
+    pub async fn parties(&self, task: TaskId) -> Result<Option<TaskParties>, Refusal> {
+        match self.open(task).await {
+            Ok(handle) => Ok(Some(*handle.parties.read())),
+            Err(refusal) if refusal.code == ErrorCode::NotFound => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Answers a join, sends it what the stream has after `after`, and then everything as it comes.
+    ///
+    /// # Errors
+    /// The stream cannot be opened; the join was not answered.
+    pub async fn attach(
+        &self,
+        task: TaskId,
+        outlet: &Arc<Outlet>,
+        reference: &Ref,
+        after: Option<u64>,
+    ) -> Result<Attachment, Refusal> {
+        let handle = self
+            .command(task, || Command::Attach { outlet: outlet.clone(), reference: reference.clone(), after })
+            .await?;
+        Ok(Attachment { handle, outlet: outlet.id() })
+    }
+
+    /// Reads what comes after `after` (a plain read: what a plain join would get), without staying.
+    ///
+    /// # Errors
+    /// There is no such task, or the store cannot be read.
+    pub async fn read(&self, task: TaskId, after: Option<u64>, bytes_max: usize) -> Result<Reading, Refusal> {
+        self.ask(task, |reply| Command::Read { after, bytes_max, reply }).await
+    }
+
+    /// Follows the end of a stream: changes when there is more to read.
+    ///
+    /// # Errors
+    /// There is no such task, or the store cannot be read.
+    pub async fn tail(&self, task: TaskId) -> Result<watch::Receiver<Tail>, Refusal> {
+        Ok(self.open(task).await?.tail.subscribe())
+    }
+
+    /// Ends a task, after its last chunk.
+    ///
+    /// # Errors
+    /// It has ended already, or the store cannot be written.
+    pub async fn finish(&self, task: TaskId, ending: Ending, by: Option<AgentId>) -> Result<Task, Refusal> {
+        self.ask(task, |reply| Command::Finish { ending: ending.clone(), by, reply }).await
+    }
+
+    /// Gives a pending task to another provider.
+    ///
+    /// # Errors
+    /// It is not pending, or the store cannot be written.
+    pub async fn reassign(&self, task: TaskId, provider: AgentId, by: AgentId) -> Result<Task, Refusal> {
+        self.ask(task, |reply| Command::Reassign { provider, by, reply }).await
+    }
+
+    /// Crashes a stream, for a drill.
+    ///
+    /// # Errors
+    /// There is no such task.
+    pub async fn crash(&self, task: TaskId) -> Result<(), Refusal> {
+        self.command(task, || Command::Panic).await.map(|_| ())
+    }
+
+    /// Streams in memory.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.registry.live.lock().len()
+    }
+
+    async fn ask<T>(
+        &self,
+        task: TaskId,
+        command: impl Fn(oneshot::Sender<Result<T, Refusal>>) -> Command,
+    ) -> Result<T, Refusal> {
+        let (mut reply, mut answer) = oneshot::channel();
+        loop {
+            let handle = self.open(task).await?;
+            match handle.inbox.push_always(command(reply)) {
+                // An answer that never comes: the stream crashed on the way.
+                Ok(()) => return answer.await.unwrap_or_else(|_| Err(ErrorCode::Internal.into())),
+                Err(_) => {
+                    self.registry.forget(&handle);
+                    (reply, answer) = oneshot::channel();
+                }
+            }
+        }
+    }
+
+    async fn command(&self, task: TaskId, command: impl Fn() -> Command) -> Result<Arc<Handle>, Refusal> {
+        loop {
+            let handle = self.open(task).await?;
+            if handle.inbox.push_always(command()).is_ok() {
+                return Ok(handle);
+            }
+            self.registry.forget(&handle);
+        }
+    }
+
+    async fn open(&self, task: TaskId) -> Result<Arc<Handle>, Refusal> {
+        let slot = {
+            let mut live = self.registry.live.lock();
+            match live.get(&task) {
+                Some(slot) => slot.clone(),
+                None if live.len() >= self.registry.limits.streams_live_max => {
+                    return Err(ErrorCode::Overloaded.into());
+                }
+                None => live.entry(task).or_default().clone(),
+            }
+        };
+        if let Some(handle) = slot.get() {
+            return Ok(handle.clone());
+        }
+        let opened = slot.get_or_try_init(|| self.start(task)).await.cloned();
+        if opened.is_err() {
+            let mut live = self.registry.live.lock();
+            if live.get(&task).is_some_and(|known| Arc::ptr_eq(known, &slot) && known.get().is_none()) {
+                live.remove(&task);
+            }
+        }
+        opened
+    }
+
+    async fn start(&self, task: TaskId) -> Result<Arc<Handle>, Refusal> {
+        let registry = &self.registry;
+        let limits = &registry.limits;
+        let bytes_max = if registry.memory_is_short() { 0 } else { limits.stream_buffer_bytes_max };
+        let head = registry
+            .store
+            .open_stream(task, limits.stream_buffer_chunks_max, bytes_max)
+            .await
+            .map_err(refusal_of)?;
+        registry.start(head).await
+    }
+}
+
+/// A join's place among a stream's readers; it is given up when this is dropped.
+pub struct Attachment {
+    handle: Arc<Handle>,
+    outlet: u64,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let _stream_gone = self.handle.inbox.push_always(Command::Detach(self.outlet));
+    }
+}
+
+/// The supervisor of the streams: a stream that crashes is forgotten, so that whoever needs it next opens it anew from
+/// its log. Its readers and producers have been told by then, because what held their answers was dropped.
+struct StreamsActor;
+
+impl Actor for StreamsActor {
+    type Msg = Wake;
+    type State = Arc<Registry>;
+    type Arguments = Arc<Registry>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Wake>,
+        registry: Arc<Registry>,
+    ) -> Result<Arc<Registry>, ActorProcessingErr> {
+        *registry.supervisor.write() = Some(myself.get_cell());
+        // Streams of an earlier life of this actor ended with it.
+        let orphans: Vec<_> = std::mem::take(&mut *registry.live.lock()).into_values().collect();
+        for handle in orphans.iter().filter_map(|slot| slot.get()) {
+            drop(handle.inbox.close());
+        }
+        Ok(registry)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Wake>,
+        event: SupervisionEvent,
+        registry: &mut Arc<Registry>,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(cell, error) = event {
+            tracing::error!(%error, "a stream crashed");
+            registry.metrics.crashes.get_or_create(&[("kind", "stream")]).inc();
+            let crashed = registry.live.lock().values().find_map(|slot| {
+                let handle = slot.get()?;
+                let is_it = handle.actor.read().as_ref().is_some_and(|actor| actor.get_id() == cell.get_id());
+                is_it.then(|| handle.clone())
+            });
+            if let Some(handle) = crashed {
+                registry.forget(&handle);
+                drop(handle.inbox.close());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! Tasks and hirings: what their parties may do, and who is told.
+
+use std::sync::Arc;
+
+use muster_protocol::agent::{Agent, AgentStatus};
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus};
+use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
+use muster_protocol::json::Json;
+use muster_protocol::limits::Limits;
+use muster_protocol::task::{Ending, Note, Task, TaskRequest, TaskStatus, check_note};
+use muster_protocol::topic::{agent_topic, event, hirer_topic};
+use serde_json::json;
+
+use crate::online::Online;
+use crate::ports::Environment;
+use crate::pubsub::PubSub;
+use crate::store::{Store, StoreError};
+use crate::task_stream::{Streams, refusal_of};
+
+/// Tasks and hirings.
+pub struct Tasks {
+    /// Store.
+    pub store: Arc<dyn Store>,
+    /// Streams.
+    pub streams: Streams,
+    /// Topics.
+    pub pubsub: Arc<PubSub>,
+    /// Who is online.
+    pub online: Arc<Online>,
+    /// Time and randomness.
+    pub environment: Environment,
+    /// Bounds.
+    pub limits: Arc<Limits>,
+}
+
+impl Tasks {
+    /// Creates a task for a client agent.
+    ///
+    /// # Errors
+    /// A field that does not fit; the provider is unknown, not active, or blocks or is blocked by the client.
+    pub async fn create(&self, client: &Agent, request: TaskRequest) -> Result<Task, Refusal> {
+        request.check(&self.limits)?;
+        let provider = self.provider(client, request.provider_agent_id).await?;
+        let task = self.new_task(client, provider.id, request);
+        self.store.create_task(task.clone(), None).await.map_err(refusal_of)?;
+        self.tell_created(&task);
+        Ok(task)
+    }
+
+    /// Hires an agent: a task, and the order it belongs to. An agent that is offline fails the hiring at once, unless
+    /// the request says to wait (agrenting.md R143).
+    ///
+    /// # Errors
+    /// As for [`Self::create`].
+    pub async fn hire(
+        &self,
+        user: Option<UserId>,
+        client: &Agent,
+        agent: &Agent,
+        request: HireRequest,
+    ) -> Result<(Hiring, Task), Refusal> {
+        let queue = request.queue;
+        let capability = agent.capabilities.first().map_or("task", String::as_str);
+        let request = request.task(agent.id, capability);
+        request.check(&self.limits)?;
+        let agent = self.provider(client, agent.id).await?;
+        let now = self.environment.now();
+        let id = HiringId::new(now, self.environment.id_entropy());
+        let mut task = Task { hiring: Some(id), ..self.new_task(client, agent.id, request) };
+        self.fail_if_absent(&mut task, queue)?;
+        let hiring = Hiring {
+            id,
+            user: user.or(client.owner),
+            client: client.id,
+            agent: agent.id,
+            agent_did: agent.did,
+            task: task.id,
+            status: HiringStatus::from(task.status),
+            created_at: now,
+            updated_at: now,
+        };
+        self.store.create_task(task.clone(), Some(hiring.clone())).await.map_err(refusal_of)?;
+        self.tell_hired(&hiring, &task);
+        Ok((hiring, task))
+    }
+
+    /// Tries a failed or cancelled hiring again, with a new task of the same content.
+    ///
+    /// # Errors
+    /// It is neither failed nor cancelled, or the agent cannot be hired any more.
+    pub async fn retry(
+        &self,
+        client: &Agent,
+        hiring: &Hiring,
+        queue: bool,
+    ) -> Result<(Hiring, Task), Refusal> {
+        hiring.status.check_retry()?;
+        let old = self.store.task(hiring.task).await.map_err(refusal_of)?;
+        self.provider(client, hiring.agent).await?;
+        let now = self.environment.now();
+        let mut task = Task {
+            id: TaskId::new(now, self.environment.id_entropy()),
+            status: TaskStatus::Pending,
+            output: None,
+            error: None,
+            created_at: now,
+            updated_at: now,
+            ended_at: None,
+            ..old
+        };
+        self.fail_if_absent(&mut task, queue)?;
+        let hiring = self.store.retry_hiring(hiring.id, task.clone()).await.map_err(|error| match error {
+            StoreError::Conflict => ErrorCode::HiringNotActive.into(),
+            other => refusal_of(other),
+        })?;
+        self.tell_hired(&hiring, &task);
+        Ok((hiring, task))
+    }
+
+    /// Ends a task; `by` is the agent that does.
+    ///
+    /// # Errors
+    /// It has ended already, or a document is too large.
+    pub async fn finish(&self, task: TaskId, ending: Ending, by: Option<AgentId>) -> Result<Task, Refusal> {
+        let (field, bytes_max) = match ending.status {
+            TaskStatus::Completed => ("output", self.limits.task_document_bytes_max),
+            _ => ("error", self.limits.task_error_bytes_max),
+        };
+        muster_protocol::task::check_document(&ending.document, field, bytes_max)?;
+        let task = self.streams.finish(task, ending, by).await?;
+        self.tell_ended(&task).await;
+        Ok(task)
+    }
+
+    /// Gives a pending task to another provider.
+    ///
+    /// # Errors
+    /// It is not pending, or the new provider cannot take it.
+    pub async fn reassign(&self, client: &Agent, task: TaskId, provider: AgentId) -> Result<Task, Refusal> {
+        let before = self.store.task(task).await.map_err(refusal_of)?;
+        let provider = self.provider(client, provider).await?;
+        let task = self.streams.reassign(task, provider.id, client.id).await?;
+        if before.provider != task.provider {
+            self.publish_task(&agent_topic(before.provider), event::TASK_CANCELLED, &task);
+        }
+        self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, &task);
+        Ok(task)
+    }
+
+    /// Adds a note to a task; the other parties get it as a message.
+    ///
+    /// # Errors
+    /// Its text does not fit, or the task has as many as it may.
+    pub async fn add_note(
+        &self,
+        task: &Task,
+        (agent, user): (Option<AgentId>, Option<UserId>),
+        content: String,
+    ) -> Result<Note, Refusal> {
+        check_note(&content, &self.limits)?;
+        let now = self.environment.now();
+        let note = Note {
+            id: MessageId::new(now, self.environment.id_entropy()),
+            from_agent_id: agent,
+            from_user_id: user,
+            content,
+            inserted_at: now,
+        };
+        let notes_max = self.limits.notes_per_task_max;
+        self.store.add_note(task.id, note.clone(), notes_max).await.map_err(refusal_of)?;
+        let message = Json::of(&json!({
+            "id": note.id,
+            "type": if task.hiring.is_some() { "hiring_message" } else { "task_message" },
+            "payload": { "task_id": task.id, "hiring_id": task.hiring, "content": &note.content, "from_user_id": user },
+            "from_agent_id": agent,
+            "protocol_version": NOTE_PROTOCOL_VERSION,
+            "inserted_at": note.inserted_at,
+        }));
+        for party in [task.client, task.provider] {
+            if Some(party) != agent {
+                self.pubsub.publish(&agent_topic(party), event::NEW_MESSAGE, message.clone());
+            }
+        }
+        if let Some(owner) = task.client_owner.filter(|owner| Some(*owner) != user) {
+            self.pubsub.publish(&hirer_topic(owner), event::NEW_MESSAGE, message);
+        }
+        Ok(note)
+    }
+
+    /// The provider of a new task, if it can be one for this client.
+    async fn provider(&self, client: &Agent, provider: AgentId) -> Result<Agent, Refusal> {
+        let unknown = || Refusal::field(ErrorCode::NotFound, "provider_agent_id", "there is no such agent");
+        let agent = self.store.agent(provider).await.map_err(|error| match error {
+            StoreError::NotFound => unknown(),
+            other => refusal_of(other),
+        })?;
+        if agent.status != AgentStatus::Active {
+            return Err(ErrorCode::AgentUnavailable.into());
+        }
+        let now = self.environment.now();
+        let blocked = self.store.blocked_pairs(client.id, now).await.map_err(refusal_of)?;
+        if blocked.contains(&provider) { Err(unknown()) } else { Ok(agent) }
+    }
+
+    fn new_task(&self, client: &Agent, provider: AgentId, request: TaskRequest) -> Task {
+        let now = self.environment.now();
+        Task {
+            id: TaskId::new(now, self.environment.id_entropy()),
+            status: TaskStatus::Pending,
+            client: client.id,
+            client_owner: client.owner,
+            provider,
+            capability: request.capability,
+            input: request.input.unwrap_or_else(Json::null),
+            output: None,
+            error: None,
+            max_price: request.max_price,
+            external_client: request.external_client,
+            hiring: None,
+            created_at: now,
+            updated_at: now,
+            ended_at: None,
+        }
+    }
+
+    fn fail_if_absent(&self, task: &mut Task, queue: bool) -> Result<(), Refusal> {
+        if !queue && !self.online.contains(task.provider) {
+            task.status = TaskStatus::Failed;
+            task.error = Some(hiring::failure(FailureReason::AgentUnresponsive, None, &self.limits)?);
+            task.ended_at = Some(task.created_at);
+        }
+        Ok(())
+    }
+
+    fn publish_task(&self, topic: &str, event: &'static str, task: &Task) {
+        self.pubsub.publish(topic, event, Json::of(&json!({ "task": task.view() })));
+    }
+
+    fn publish_hiring(&self, topic: &str, event: &'static str, hiring: &Hiring) {
+        self.pubsub.publish(topic, event, Json::of(&json!({ "hiring": hiring.view() })));
+    }
+
+    fn tell_created(&self, task: &Task) {
+        if let Some(owner) = task.client_owner {
+            self.publish_task(&hirer_topic(owner), event::TASK_SUBMITTED, task);
+        }
+        if !task.status.is_final() {
+            self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, task);
+        }
+    }
+
+    fn tell_hired(&self, hiring: &Hiring, task: &Task) {
+        let hirer = hiring.user.map(hirer_topic);
+        if let Some(hirer) = &hirer {
+            self.publish_hiring(hirer, event::HIRING_CREATED, hiring);
+        }
+        if hiring.status == HiringStatus::Failed {
+            if let Some(hirer) = &hirer {
+                self.publish_hiring(hirer, event::HIRING_FAILED, hiring);
+            }
+        } else {
+            self.publish_hiring(&agent_topic(hiring.agent), event::HIRING_CREATED, hiring);
+        }
+        self.tell_created(task);
+    }
+
+    async fn tell_ended(&self, task: &Task) {
+        let (task_event, hiring_event) = match task.status {
+            TaskStatus::Completed => (event::TASK_COMPLETED, event::HIRING_COMPLETED),
+            TaskStatus::Cancelled => (event::TASK_CANCELLED, event::HIRING_CANCELLED),
+            _ => (event::TASK_FAILED, event::HIRING_FAILED),
+        };
+        // Whoever did not do it is told: the provider of a withdrawal, the client of anything else.
+        let other = if task.status == TaskStatus::Cancelled { task.provider } else { task.client };
+        self.publish_task(&agent_topic(other), task_event, task);
+        if let Some(hiring) = task.hiring {
+            match self.store.hiring(hiring).await {
+                Ok(hiring) => {
+                    if let Some(user) = hiring.user {
+                        self.publish_hiring(&hirer_topic(user), hiring_event, &hiring);
+                    }
+                    if task.status == TaskStatus::Cancelled {
+                        self.publish_hiring(&agent_topic(hiring.agent), hiring_event, &hiring);
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot read a hiring that has ended"),
+            }
+        }
+        // Its reputation has changed: those who watch it see that.
+        if self.online.contains(task.provider) {
+            match self.store.agent(task.provider).await {
+                Ok(agent) => self.online.refresh(&Arc::new(agent)),
+                Err(error) => tracing::error!(%error, "cannot read a provider"),
+            }
+        }
+    }
+}
+
+/// Notes have the shape of messages of this version.
+const NOTE_PROTOCOL_VERSION: &str = "1.1.0";

@@ -1,0 +1,249 @@
+//! From a secret to who speaks: credential, agent and user, and addresses that guess.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use muster_actors::core::Core;
+use muster_actors::rate_limits::Buckets;
+use muster_actors::store::StoreError;
+use muster_protocol::account::{Credential, CredentialKind, Owner, Principal, Scopes, Secret, SecretHash};
+use muster_protocol::agent::Agent;
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::ids::{AgentId, CredentialId};
+use muster_protocol::limits::Limits;
+use muster_protocol::time::Timestamp;
+use parking_lot::Mutex;
+
+use crate::http::addresses::{Networks, limit_key};
+
+/// Who speaks, and the agent as which.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who, and by which credential.
+    pub principal: Principal,
+    /// The agent it acts as.
+    pub agent: Option<Arc<Agent>>,
+}
+
+/// Checks secrets.
+pub struct Authenticator {
+    core: Arc<Core>,
+    operator: SecretHash,
+    guesses: AddressLimits,
+}
+
+impl Authenticator {
+    /// For a node whose operator's token has this hash.
+    #[must_use]
+    pub fn new(core: Arc<Core>, operator: SecretHash, exempt: Networks) -> Self {
+        let guesses = AddressLimits::new(&core.limits, exempt);
+        Self { core, operator, guesses }
+    }
+
+    /// Whether the secret is the operator's.
+    ///
+    /// # Errors
+    /// It is not, or the address has guessed too often.
+    pub fn operator(&self, secret: Option<&Secret>, from: IpAddr) -> Result<(), Refusal> {
+        let now_ms = self.core.environment.monotonic_ms();
+        self.guesses.check(from, now_ms)?;
+        if self.is_operator(secret) {
+            return Ok(());
+        }
+        self.guesses.failed(from, now_ms);
+        Err(ErrorCode::Unauthenticated.into())
+    }
+
+    /// The same, without counting a wrong one as a guess: for endpoints that others may call too.
+    #[must_use]
+    pub fn is_operator(&self, secret: Option<&Secret>) -> bool {
+        secret.is_some_and(|secret| secret.hash() == self.operator)
+    }
+
+    /// Who shows this secret. `choice` names the agent a user wants to act as.
+    ///
+    /// # Errors
+    /// The secret is none, or revoked, or expired; the agent is stopped; the user does not own the agent it names; or
+    /// the address has guessed too often.
+    pub async fn caller(
+        &self,
+        secret: Option<&Secret>,
+        choice: Option<&str>,
+        from: IpAddr,
+    ) -> Result<Caller, Refusal> {
+        let now_ms = self.core.environment.monotonic_ms();
+        self.guesses.check(from, now_ms)?;
+        let Some(credential) = self.credential(secret).await? else {
+            self.guesses.failed(from, now_ms);
+            return Err(ErrorCode::Unauthenticated.into());
+        };
+        match credential.owner {
+            Owner::Agent(agent) => {
+                if choice.is_some_and(|choice| choice.parse() != Ok(agent)) {
+                    return Err(ErrorCode::Forbidden.into());
+                }
+                let agent = self.agent(agent).await?;
+                Ok(Caller { principal: principal(&credential, Some(agent.id)), agent: Some(agent) })
+            }
+            Owner::User(user) => {
+                let agent = match choice {
+                    None => None,
+                    Some(choice) => {
+                        let id = choice.parse().map_err(|_| Refusal::new(ErrorCode::Forbidden))?;
+                        let agent = self.agent(id).await?;
+                        // Somebody else's agent and one that does not exist give the same answer.
+                        Some(agent)
+                            .filter(|agent| agent.owner == Some(user))
+                            .ok_or(ErrorCode::Forbidden)
+                            .map(Some)?
+                    }
+                };
+                let chosen = agent.as_ref().map(|agent| agent.id);
+                Ok(Caller { principal: principal(&credential, chosen), agent })
+            }
+        }
+    }
+
+    async fn credential(&self, secret: Option<&Secret>) -> Result<Option<Credential>, Refusal> {
+        let Some(secret) = secret else { return Ok(None) };
+        match self.core.store.credential_by_hash(secret.hash()).await {
+            Ok(credential) => {
+                Ok(Some(credential).filter(|credential| credential.is_live(self.core.environment.now())))
+            }
+            Err(StoreError::NotFound) => Ok(None),
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    async fn agent(&self, id: AgentId) -> Result<Arc<Agent>, Refusal> {
+        match self.core.store.agent(id).await {
+            Ok(agent) if agent.status.may_connect() => Ok(Arc::new(agent)),
+            Ok(_) | Err(StoreError::NotFound) => Err(ErrorCode::Forbidden.into()),
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    /// Makes a credential and its secret; neither is stored yet.
+    #[must_use]
+    pub fn issue(&self, kind: CredentialKind, owner: Owner, terms: Terms) -> (Credential, Secret) {
+        let environment = &self.core.environment;
+        let now = environment.now();
+        let credential = Credential {
+            id: CredentialId::new(now, environment.id_entropy()),
+            kind,
+            owner,
+            label: terms.label,
+            scopes: terms.scopes,
+            created_at: now,
+            expires_at: terms.expires_at,
+            revoked_at: None,
+        };
+        (credential, Secret::generate(kind, environment.random()))
+    }
+}
+
+/// What a new credential is limited to.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// For people.
+    pub label: Option<String>,
+    /// What it may be used for.
+    pub scopes: Scopes,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { label: None, scopes: Scopes::ALL, expires_at: None }
+    }
+}
+
+fn principal(credential: &Credential, agent: Option<AgentId>) -> Principal {
+    let user = match credential.owner {
+        Owner::User(user) => Some(user),
+        Owner::Agent(_) => None,
+    };
+    Principal {
+        credential: credential.id,
+        kind: credential.kind,
+        agent,
+        user,
+        scopes: credential.scopes,
+        expires_at: credential.expires_at,
+    }
+}
+
+fn unavailable(error: &StoreError) -> Refusal {
+    tracing::error!(%error, "store");
+    ErrorCode::StoreUnavailable.into()
+}
+
+/// Addresses that show wrong secrets: a few a minute, then none for a while.
+struct AddressLimits {
+    exempt: Networks,
+    failures: Buckets<IpAddr>,
+    locked_until_ms: Mutex<HashMap<IpAddr, u64>>,
+    lockout_ms: u64,
+}
+
+/// Addresses remembered as locked out; with more, the oldest lockouts are forgotten first.
+const LOCKOUTS_MAX: usize = 65_536;
+
+impl AddressLimits {
+    fn new(limits: &Limits, exempt: Networks) -> Self {
+        Self {
+            exempt,
+            failures: Buckets::new(limits.auth_failures_per_ip),
+            locked_until_ms: Mutex::default(),
+            lockout_ms: limits.auth_lockout_ms,
+        }
+    }
+
+    fn check(&self, from: IpAddr, now_ms: u64) -> Result<(), Refusal> {
+        if self.exempt.contains(from) {
+            return Ok(());
+        }
+        match self.locked_until_ms.lock().get(&limit_key(from)) {
+            Some(until_ms) if *until_ms > now_ms => Err(Refusal::rate_limited(until_ms - now_ms)),
+            _ => Ok(()),
+        }
+    }
+
+    fn failed(&self, from: IpAddr, now_ms: u64) {
+        if self.exempt.contains(from) || self.failures.take(limit_key(from), now_ms).is_ok() {
+            return;
+        }
+        let mut locked = self.locked_until_ms.lock();
+        if locked.len() >= LOCKOUTS_MAX {
+            locked.retain(|_, until_ms| *until_ms > now_ms);
+            if locked.len() >= LOCKOUTS_MAX {
+                locked.clear();
+            }
+        }
+        locked.insert(limit_key(from), now_ms + self.lockout_ms);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_guess_are_locked_out_for_a_while() {
+        let limits =
+            AddressLimits::new(&Limits::default(), Networks::parse(&["127.0.0.0/8".into()]).unwrap());
+        let (guesser, other, local): (IpAddr, IpAddr, IpAddr) =
+            ("203.0.113.1".parse().unwrap(), "203.0.113.2".parse().unwrap(), "127.0.0.1".parse().unwrap());
+        for _ in 0..11 {
+            assert_eq!(limits.check(guesser, 0), Ok(()));
+            limits.failed(guesser, 0);
+            limits.failed(local, 0);
+        }
+        assert_eq!(limits.check(guesser, 1_000), Err(Refusal::rate_limited(299_000)));
+        assert_eq!(limits.check(other, 1_000), Ok(()));
+        assert_eq!(limits.check(local, 1_000), Ok(()));
+        assert_eq!(limits.check(guesser, 300_000), Ok(()));
+    }
+}

@@ -1,0 +1,219 @@
+//! Configuration: a file, then `MUSTER_*` variables, then flags, each over the one before. What nobody knows is an
+//! error, wherever it stands. `muster config` prints what comes out.
+
+mod layers;
+
+use std::path::PathBuf;
+
+use muster_actors::settings::StreamSettings;
+use muster_protocol::limits::Limits;
+use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
+use serde::{Deserialize, Serialize};
+
+pub use self::layers::{Sources, load};
+use crate::http::addresses::Networks;
+
+/// The configuration of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The store.
+    pub store: StoreConfig,
+    /// The front end.
+    pub http: HttpConfig,
+    /// Users and agents.
+    pub accounts: AccountsConfig,
+    /// MCP.
+    pub mcp: McpConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// Going away.
+    pub drain: DrainConfig,
+    /// Task streams.
+    pub stream: StreamSettings,
+    /// Crash drills.
+    pub drills: DrillsConfig,
+    /// Every bound.
+    pub limits: Limits,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// Folder of the embedded store.
+    pub data_dir: PathBuf,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { data_dir: "muster-data".into() }
+    }
+}
+
+/// `[http]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address and port to listen on; port 0 takes a free one.
+    pub listen: String,
+    /// PEM file with the certificate chain; TLS is served when this and `tls_key` are given.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file with the certificate's key.
+    pub tls_key: Option<PathBuf>,
+    /// Whether plain HTTP may be served on an address that is not loopback: only behind something that ends TLS.
+    pub allow_plaintext: bool,
+    /// Browser origins that may connect; empty means all.
+    pub origins: Vec<String>,
+    /// Networks (CIDR) of proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<String>,
+    /// Where metrics are served instead of on `listen`.
+    pub metrics_listen: Option<String>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:4000".into(),
+            tls_certificate: None,
+            tls_key: None,
+            allow_plaintext: false,
+            origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            metrics_listen: None,
+        }
+    }
+}
+
+/// `[accounts]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccountsConfig {
+    /// Whether agents may register themselves without a credential.
+    pub open_registration: bool,
+    /// How long a session lasts, in milliseconds.
+    pub session_ttl_ms: i64,
+}
+
+impl Default for AccountsConfig {
+    fn default() -> Self {
+        Self { open_registration: true, session_ttl_ms: 86_400_000 }
+    }
+}
+
+/// `[mcp]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct McpConfig {
+    /// Names under which the node is reached; checked against `Host` when not empty, to stop DNS rebinding.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// `json` or `text`.
+    pub format: LogFormat,
+    /// A filter such as `info` or `info,muster_actors=debug`.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, level: "info".into() }
+    }
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// `[drain]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DrainConfig {
+    /// How long after SIGTERM sockets are closed over and requests may finish, in milliseconds.
+    pub timeout_ms: u64,
+    /// How long the node goes on serving after it has become unready, so that load balancers notice, in milliseconds.
+    pub unready_ms: u64,
+}
+
+impl Default for DrainConfig {
+    fn default() -> Self {
+        Self { timeout_ms: 10_000, unready_ms: 0 }
+    }
+}
+
+/// `[drills]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DrillsConfig {
+    /// Whether the event `muster.drill.crash` crashes the channel it is pushed to, and operators may crash a stream: to
+    /// try out what clients do. Never on a node that others rely on.
+    pub enabled: bool,
+}
+
+/// The configuration cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+impl Config {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// The first value that cannot be used, by its name.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let named = |name: &str, problem: String| ConfigError(format!("{name}: {problem}"));
+        self.origin_policy()?;
+        Networks::parse(&self.http.trusted_proxies).map_err(|error| named("http.trusted_proxies", error))?;
+        Networks::parse(&self.limits.ip_limit_exempt)
+            .map_err(|error| named("limits.ip_limit_exempt", error))?;
+        if self.http.tls_certificate.is_some() != self.http.tls_key.is_some() {
+            return Err(named("http.tls_certificate", "needs http.tls_key, and the other way round".into()));
+        }
+        let at_least = [
+            ("limits.http_head_bytes_max", self.limits.http_head_bytes_max, 8_192),
+            ("limits.message_bytes_max", self.limits.message_bytes_max, 1_024),
+            ("limits.outbound_queue_bytes_max", self.limits.outbound_queue_bytes_max, 4_096),
+            ("limits.reader_lag_bytes_max", self.limits.reader_lag_bytes_max, 1_024),
+            ("limits.requests_in_flight_per_socket_max", self.limits.requests_in_flight_per_socket_max, 1),
+            ("limits.store_queue_writes_max", self.limits.store_queue_writes_max, 1),
+            ("limits.store_batch_rows_max", self.limits.store_batch_rows_max, 1),
+            ("limits.page_items_max", self.limits.page_items_max, 1),
+        ];
+        for (name, value, least) in at_least {
+            if value < least {
+                return Err(named(name, format!("at least {least}, not {value}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Which origins may connect.
+    ///
+    /// # Errors
+    /// A pattern is malformed.
+    pub fn origin_policy(&self) -> Result<OriginPolicy, ConfigError> {
+        if self.http.origins.is_empty() {
+            return Ok(OriginPolicy::Any);
+        }
+        let patterns = self.http.origins.iter().map(|text| OriginPattern::parse(text));
+        let patterns: Result<Vec<_>, _> = patterns.collect();
+        patterns.map(OriginPolicy::Only).map_err(|error| ConfigError(format!("http.origins: {error}")))
+    }
+}
+
+/// The operator's token, from the environment; it is a secret, so it is no setting.
+#[must_use]
+#[allow(clippy::disallowed_methods, reason = "this is the module the lint leaves the environment to")]
+pub fn operator_token() -> Option<String> {
+    std::env::var("MUSTER_ADMIN_TOKEN").ok().filter(|token| !token.is_empty())
+}

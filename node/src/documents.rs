@@ -1,0 +1,183 @@
+//! Documents made from the code's own tables: what is served, what is checked in under `docs/`, and what a test compares
+//! are the same bytes.
+
+use std::fmt::Write;
+
+use muster_protocol::catalog::{EventEntry, TOPICS, TopicEntry};
+use muster_protocol::error_code::ErrorCode;
+use muster_protocol::websocket::CloseCode;
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+
+/// The REST endpoints, as OpenAPI.
+#[must_use]
+pub fn openapi() -> String {
+    let document = serde_json::to_value(crate::http::rest::document()).unwrap_or_default();
+    pretty(&document)
+}
+
+/// The sockets, topics and events, as AsyncAPI 3.
+#[must_use]
+pub fn asyncapi() -> String {
+    let mut channels = Map::new();
+    let mut operations = Map::new();
+    for topic in TOPICS {
+        let name = topic.pattern.split(['{', ':']).next().unwrap_or_default().to_owned();
+        let mut messages = Map::new();
+        for (direction, events) in [("receive", topic.inbound), ("send", topic.outbound)] {
+            for event in events {
+                messages.insert(event.name.to_owned(), message(event));
+                let operation = json!({
+                    "action": direction,
+                    "channel": { "$ref": format!("#/channels/{name}") },
+                    "summary": event.description,
+                    "messages": [{ "$ref": format!("#/channels/{name}/messages/{}", event.name) }],
+                });
+                operations.insert(format!("{name}.{direction}.{}", event.name), operation);
+            }
+        }
+        channels.insert(name, channel(topic, messages));
+    }
+    pretty(&json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Muster",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Phoenix channels: each topic below is joined on a socket, with the Phoenix V1 or V2 \
+                serializer. Pushes are answered by phx_reply; a refusal holds `reason`, one of `x-error-reasons`.",
+        },
+        "channels": channels,
+        "operations": operations,
+        "x-error-reasons": errors_value(),
+        "x-close-codes": CloseCode::ALL.iter()
+            .map(|code| json!({ "code": code.number(), "meaning": code.meaning() }))
+            .collect::<Vec<_>>(),
+    }))
+}
+
+fn schema(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+fn message(event: &EventEntry) -> Value {
+    let mut message =
+        json!({ "name": event.name, "summary": event.description, "payload": schema(event.payload) });
+    if let (Some(reply), Some(fields)) = (event.reply, message.as_object_mut()) {
+        fields.insert("x-reply".into(), schema(reply));
+    }
+    message
+}
+
+fn channel(topic: &TopicEntry, messages: Map<String, Value>) -> Value {
+    let mounts: Vec<String> =
+        topic.mounts.iter().map(|mount| format!("{}/websocket", mount.path())).collect();
+    let parameters: Map<String, Value> = topic
+        .pattern
+        .split('{')
+        .skip(1)
+        .filter_map(|part| part.split('}').next())
+        .map(|name| (name.to_owned(), json!({ "description": "An id." })))
+        .collect();
+    json!({
+        "address": topic.pattern,
+        "description": topic.description,
+        "parameters": parameters,
+        "x-sockets": mounts,
+        "x-join": schema(topic.join),
+        "x-joined": schema(topic.joined),
+        "messages": messages,
+    })
+}
+
+fn errors_value() -> Value {
+    let rows = ErrorCode::ALL.iter().map(|code| {
+        json!({
+            "reason": code.reason(),
+            "rest_code": code.rest_code(),
+            "http_status": code.http_status(),
+            "retryable": code.retryable(),
+            "meaning": code.meaning(),
+        })
+    });
+    rows.collect()
+}
+
+/// The table of errors, for machines.
+#[must_use]
+pub fn errors_json() -> String {
+    pretty(&errors_value())
+}
+
+/// The table of errors and close codes, for people.
+#[must_use]
+pub fn errors_markdown() -> String {
+    let mut out = String::from(
+        "# Errors\n\nWritten from the code's own table by `muster docs`; a test compares them.\n\n\
+         A refused channel event answers `{\"status\": \"error\", \"response\": {\"reason\": …}}` and changes nothing. A \
+         refused request answers the HTTP status with `errors: [{code, message, field, details}]`, where `details.reason` \
+         is the same reason. What is retryable can succeed later without a change.\n\n\
+         | reason | REST code | HTTP | retryable | meaning |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for code in ErrorCode::ALL {
+        let retryable = if code.retryable() { "yes" } else { "no" };
+        // Writing into a String cannot fail.
+        let _infallible = writeln!(
+            out,
+            "| `{}` | `{}` | {} | {retryable} | {} |",
+            code.reason(),
+            code.rest_code(),
+            code.http_status(),
+            code.meaning()
+        );
+    }
+    out.push_str("\n## Close codes\n\n1000 is never sent first: Phoenix clients up to 1.8.15 do not come back after it.\n\n| code | meaning |\n| --- | --- |\n");
+    for code in CloseCode::ALL {
+        let _infallible = writeln!(out, "| {} | {} |", code.number(), code.meaning());
+    }
+    out
+}
+
+/// Every setting with its default, as a configuration file.
+#[must_use]
+pub fn config_reference() -> String {
+    let defaults = toml::to_string_pretty(&Config::default()).unwrap_or_default();
+    format!(
+        "# Configuration\n\nWritten from the code's own defaults by `muster docs`; a test compares them.\n\n\
+         A file given by `--config` or `MUSTER_CONFIG`, then variables (`[http] listen` is `MUSTER_HTTP_LISTEN`), then \
+         flags (`--set http.listen=…`), each over the one before. Unknown names are errors. `muster config` prints what \
+         comes out. What each setting means stands beside it in `node/src/config/mod.rs` and `protocol/src/limits.rs`.\n\n\
+         Absent by default: `http.tls_certificate`, `http.tls_key` (PEM files; both serve TLS), `http.metrics_listen` \
+         (an address of its own for `/metrics`).\n\n```toml\n{defaults}```\n"
+    )
+}
+
+/// Every document, by its path in the repository.
+#[must_use]
+pub fn all() -> Vec<(&'static str, String)> {
+    vec![
+        ("docs/openapi.json", openapi()),
+        ("docs/asyncapi.json", asyncapi()),
+        ("docs/errors.md", errors_markdown()),
+        ("docs/configuration.md", config_reference()),
+    ]
+}
+
+fn pretty(value: &Value) -> String {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    /// What is checked in is what the code says; `muster docs` writes it.
+    #[test]
+    fn documents_are_up_to_date() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for (path, text) in super::all() {
+            let checked_in = std::fs::read_to_string(root.join(path)).unwrap_or_default();
+            assert!(checked_in == text, "{path} is out of date: run `cargo run -- docs`");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The front end: connections, requests, upgrades. Only this folder knows hyper.
+//!
+//! # Layout
+//! * [`listener`]: accepts connections, with their limits; [`tls`]
+//! * [`front`]: sends each request where it belongs; [`answer`]: the envelope of every REST answer
+//! * [`upgrade`]: WebSocket handshakes; [`rest`]: the REST routes; [`event_stream`]: SSE
+//! * [`addresses`]: who a request comes from; [`client`]: the client that the command line uses
+
+pub mod addresses;
+pub mod answer;
+pub mod client;
+pub mod event_stream;
+pub mod front;
+pub mod listener;
+pub mod rest;
+pub mod tls;
+pub mod upgrade;

@@ -1,0 +1,99 @@
+//! The REST routes. Each handler carries its own documentation, from which `openapi.json` is generated; the router is
+//! built from the same list, so no route is undocumented.
+//!
+//! # Layout
+//! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
+//! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`operations`]: health, metrics, documents
+//! * [`extract`]: what handlers take; [`views`]: what they give
+
+pub mod admin;
+pub mod agents;
+pub mod auth;
+pub mod blocks;
+pub mod extract;
+pub mod hirings;
+pub mod operations;
+pub mod streams;
+pub mod tasks;
+pub mod views;
+
+use std::sync::Arc;
+
+use axum::Router;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(admin::create_user, admin::list_users))
+        .routes(routes!(admin::create_token, admin::list_tokens))
+        .routes(routes!(admin::revoke_token))
+        .routes(routes!(admin::set_agent_status))
+        .routes(routes!(admin::crash_stream))
+        .routes(routes!(agents::register))
+        .routes(routes!(agents::create, agents::list))
+        .routes(routes!(agents::assign))
+        .routes(routes!(agents::discover))
+        .routes(routes!(agents::capabilities))
+        .routes(routes!(agents::show, agents::update))
+        .routes(routes!(agents::set_public_key))
+        .routes(routes!(agents::create_key, agents::list_keys))
+        .routes(routes!(agents::revoke_key))
+        .routes(routes!(auth::authenticate))
+        .routes(routes!(auth::logout))
+        .routes(routes!(auth::rotate_key))
+        .routes(routes!(blocks::list, blocks::create))
+        .routes(routes!(blocks::remove))
+        .routes(routes!(tasks::create, tasks::list))
+        .routes(routes!(tasks::show))
+        .routes(routes!(tasks::complete))
+        .routes(routes!(tasks::fail))
+        .routes(routes!(tasks::cancel))
+        .routes(routes!(tasks::reassign))
+        .routes(routes!(tasks::timeline))
+        .routes(routes!(tasks::list_messages, tasks::add_message))
+        .routes(routes!(streams::emit_chunk))
+        .routes(routes!(streams::read))
+        .routes(routes!(hirings::hire))
+        .routes(routes!(hirings::list))
+        .routes(routes!(hirings::show))
+        .routes(routes!(hirings::result))
+        .routes(routes!(hirings::failure))
+        .routes(routes!(hirings::cancel))
+        .routes(routes!(hirings::retry))
+        .routes(routes!(hirings::list_messages, hirings::add_message))
+        .routes(routes!(operations::openapi))
+        .routes(routes!(operations::asyncapi))
+        .routes(routes!(operations::errors))
+        .routes(routes!(operations::live))
+        .routes(routes!(operations::ready))
+        .routes(routes!(operations::healthz))
+        .routes(routes!(operations::readyz))
+        .routes(routes!(operations::metrics))
+}
+
+/// The routes, served.
+pub fn router(app: Arc<App>) -> Router {
+    let (router, _document) = routes().split_for_parts();
+    router.with_state(app)
+}
+
+/// The routes, described.
+#[must_use]
+pub fn document() -> OpenApi {
+    let (_router, mut document) = routes().split_for_parts();
+    document.info.title = "Muster".into();
+    document.info.version = env!("CARGO_PKG_VERSION").into();
+    document.info.description = Some(
+        "Users, agents, tasks, hirings and task streams. Every answer is an envelope of data, meta and errors; \
+         agents authenticate with X-API-Key, users and sessions with Authorization: Bearer."
+            .into(),
+    );
+    document.info.license = None;
+    document.info.contact = None;
+    document
+}

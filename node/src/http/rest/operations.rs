@@ -1,0 +1,85 @@
+//! Health, metrics, and the documents.
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use muster_protocol::error_code::ErrorCode;
+use serde_json::json;
+
+use super::extract::State;
+use crate::documents;
+use crate::http::answer::{Answer, Handled, Refused};
+
+/// Whether the process lives.
+#[utoipa::path(get, path = "/live", security(()), responses((status = 200, description = "It does.")))]
+pub async fn live() -> Handled {
+    Answer::ok(&json!({ "status": "live" }))
+}
+
+/// The same, under its other usual name.
+#[utoipa::path(get, path = "/healthz", security(()), responses((status = 200, description = "It lives.")))]
+pub async fn healthz() -> Handled {
+    live().await
+}
+
+/// Whether the node takes work: it listens, its store can be written, and it is not going away.
+#[utoipa::path(get, path = "/ready", security(()),
+    responses((status = 200, description = "It does."), (status = 503, description = "It does not.")))]
+pub async fn ready(app: State) -> Handled {
+    if app.core.is_draining() {
+        return Err(ErrorCode::Draining.into());
+    }
+    if !app.is_ready() {
+        return Err(ErrorCode::Overloaded.into());
+    }
+    app.core.store.check(app.core.environment.now()).await.map_err(Refused::from)?;
+    Answer::ok(&json!({ "status": "ready" }))
+}
+
+/// The same, under its other usual name.
+#[utoipa::path(get, path = "/readyz", security(()),
+    responses((status = 200, description = "It takes work."), (status = 503, description = "It does not.")))]
+pub async fn readyz(app: State) -> Handled {
+    ready(app).await
+}
+
+/// Metrics, in the Prometheus text format. Not here when `http.metrics_listen` gives them an address of their own.
+#[utoipa::path(get, path = "/metrics", security(()), responses((status = 200, description = "Metrics.")))]
+pub async fn metrics(app: State) -> Response {
+    if app.config.http.metrics_listen.is_some() {
+        return Refused::from(ErrorCode::RouteNotFound).into_response();
+    }
+    metrics_text(&app.registry)
+}
+
+/// The metrics as an answer.
+pub fn metrics_text(registry: &prometheus_client::registry::Registry) -> Response {
+    let mut text = String::new();
+    if prometheus_client::encoding::text::encode(&mut text, registry).is_err() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, content_type)], text).into_response()
+}
+
+fn document(text: String) -> Response {
+    ([(CONTENT_TYPE, "application/json; charset=utf-8")], text).into_response()
+}
+
+/// This document.
+#[utoipa::path(get, path = "/api/v1/openapi.json", security(()), responses((status = 200, description = "OpenAPI.")))]
+pub async fn openapi() -> Response {
+    document(documents::openapi())
+}
+
+/// Sockets, topics and events.
+#[utoipa::path(get, path = "/api/v1/asyncapi.json", security(()), responses((status = 200, description = "AsyncAPI.")))]
+pub async fn asyncapi() -> Response {
+    document(documents::asyncapi())
+}
+
+/// The table of errors.
+#[utoipa::path(get, path = "/api/v1/errors.json", security(()), responses((status = 200, description = "Errors.")))]
+pub async fn errors() -> Response {
+    document(documents::errors_json())
+}

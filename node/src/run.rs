@@ -1,0 +1,222 @@
+//! A node from start to end: store, actors, listeners, the work of every second, and going away in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_actors::core::{Core, Parts};
+use muster_actors::metric_definitions::Metrics;
+use muster_actors::store::Store;
+use muster_protocol::account::{Secret, SecretHash};
+use muster_protocol::websocket::CloseCode;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::app::App;
+use crate::config::Config;
+use crate::http::front::Front;
+use crate::http::{listener, tls};
+use crate::metric_definitions::{HttpMetrics, registry};
+use crate::store::sqlite::SqliteStore;
+use crate::system_clock;
+
+/// Why a node does not run.
+pub type RunError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A running node.
+pub struct Node {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its address, as clients write it.
+    pub url: String,
+    /// The operator's token, when it was made just now: it is shown this once.
+    pub new_operator_token: Option<Secret>,
+    app: Arc<App>,
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+/// Streams purged at a time.
+const PURGE_TASKS_MAX: usize = 100;
+/// How often ended streams are looked for.
+const PURGE_EVERY_SECONDS: u64 = 30;
+/// How often it is noted which agents went.
+const LAST_SEEN_EVERY_SECONDS: u64 = 5;
+
+/// Starts a node. `operator_token` is the operator's own; without it the one made at the first start stands.
+///
+/// # Errors
+/// The configuration cannot be used, the store cannot be opened, or the address cannot be listened on.
+pub async fn start(config: Config, operator_token: Option<String>) -> Result<Node, RunError> {
+    let tls = tls::acceptor(&config.http)?;
+    check_plaintext(&config, tls.is_some())?;
+    let environment = system_clock::environment();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store.data_dir, &config.limits)?);
+    let (operator, new_operator_token) =
+        operator(store.as_ref(), operator_token, environment.random()).await?;
+    let mut registry = registry();
+    let parts = Parts {
+        environment,
+        limits: config.limits.clone(),
+        streams: config.stream.clone(),
+        store,
+        metrics: Metrics::register(&mut registry),
+        shards: std::thread::available_parallelism().map_or(1, usize::from),
+        drills: config.drills.enabled,
+    };
+    let core = Core::start(parts).await?;
+    let http_metrics = HttpMetrics::register(&mut registry);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let listen = config.http.listen.clone();
+    let metrics_listen = config.http.metrics_listen.clone();
+    let app = App::new(core, config, operator, (http_metrics, registry))?;
+    let socket = listener::bind(&listen).map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    let address = socket.local_addr()?;
+    let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
+    let front = Front::new(app.clone());
+    let accepting = listener::serve(front, socket, tls, (stop.clone(), connections.clone()));
+    tokio::spawn(accepting);
+    if let Some(listen) = metrics_listen {
+        let socket =
+            listener::bind(&listen).map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        tokio::spawn(serve_metrics(app.clone(), socket, stop.clone()));
+    }
+    tokio::spawn(every_second(app.clone(), stop.clone()));
+    app.set_ready();
+    let url = format!("{scheme}://{address}");
+    tracing::info!(%address, "serving");
+    Ok(Node { address, url, new_operator_token, app, stop, connections })
+}
+
+/// Plain HTTP beyond this machine shows every credential to whoever listens on the way (agrenting.md R170).
+fn check_plaintext(config: &Config, has_tls: bool) -> Result<(), RunError> {
+    let address: SocketAddr = config
+        .http
+        .listen
+        .parse()
+        .map_err(|_| format!("http.listen: {:?} is not ADDR:PORT", config.http.listen))?;
+    if has_tls || config.http.allow_plaintext || address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err("http.listen is not loopback, and TLS is not configured: give http.tls_certificate and http.tls_key, or set \
+         http.allow_plaintext = true if something in front ends TLS"
+        .into())
+}
+
+/// The hash of the operator's token, and the token if it was made now.
+async fn operator(
+    store: &dyn Store,
+    given: Option<String>,
+    entropy: [u8; 32],
+) -> Result<(SecretHash, Option<Secret>), RunError> {
+    if let Some(given) = given {
+        let secret = Secret::presented(&given).ok_or("the operator's token is empty or too long")?;
+        return Ok((secret.hash(), None));
+    }
+    let fresh = Secret::generate_operator(entropy);
+    let kept = store.operator_hash(fresh.hash()).await?;
+    let is_new = kept == fresh.hash();
+    Ok((kept, is_new.then_some(fresh)))
+}
+
+async fn serve_metrics(app: Arc<App>, socket: TcpListener, stop: CancellationToken) {
+    let router = axum::Router::new().route(
+        "/metrics",
+        axum::routing::get(move || {
+            let app = app.clone();
+            async move { crate::http::rest::operations::metrics_text(&app.registry) }
+        }),
+    );
+    if let Err(error) = axum::serve(socket, router).with_graceful_shutdown(stop.cancelled_owned()).await {
+        tracing::error!(%error, "metrics are not served any more");
+    }
+}
+
+/// What has to be looked after all the time.
+async fn every_second(app: Arc<App>, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(Duration::from_secs(1));
+    let mut second = 0_u64;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = timer.tick() => second += 1,
+        }
+        let core = &app.core;
+        let (now, now_ms) = (core.environment.now(), core.environment.monotonic_ms());
+        core.connections.sweep(now, now_ms);
+        if second.is_multiple_of(LAST_SEEN_EVERY_SECONDS) {
+            for agent in core.online.take_gone() {
+                if let Err(error) = core.store.set_last_seen(agent, now).await {
+                    tracing::warn!(%error, "cannot note when an agent was last seen");
+                }
+            }
+        }
+        if second.is_multiple_of(PURGE_EVERY_SECONDS) || second == 1 {
+            let ended_before =
+                now.plus_ms(-i64::try_from(app.config.stream.retention_ms).unwrap_or(i64::MAX));
+            match core.store.purge_streams(ended_before, PURGE_TASKS_MAX).await {
+                Ok(0) => {}
+                Ok(tasks) => tracing::info!(tasks, "dropped streams of tasks that ended long ago"),
+                Err(error) => tracing::warn!(%error, "cannot drop old streams"),
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Waits until the node cannot go on.
+    pub async fn failed(&self) {
+        self.app.core.failed().await;
+    }
+
+    /// Goes away in order: unready, then no new connections, sockets closed one by one with 1012, requests finished, the
+    /// store closed.
+    pub async fn drain(self) {
+        let Self { app, stop, connections, .. } = self;
+        let drain = app.config.drain.clone();
+        tracing::info!("draining");
+        app.core.start_draining();
+        tokio::time::sleep(Duration::from_millis(drain.unready_ms)).await;
+        stop.cancel();
+        app.closing.cancel();
+        connections.close();
+        let timeout = Duration::from_millis(drain.timeout_ms);
+        let closing = async {
+            close_sockets(&app, timeout / 2).await;
+            connections.wait().await;
+            while !app.core.connections.is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(timeout, closing).await.is_err() {
+            tracing::warn!(
+                left = app.core.connections.len(),
+                "drained for as long as allowed; closing what is left"
+            );
+        }
+        app.core.store.close().await;
+        tracing::info!("drained");
+    }
+}
+
+/// Closes the sockets spread over a time, so that their clients do not all come back at once.
+async fn close_sockets(app: &App, over: Duration) {
+    let sockets = app.core.connections.drain("node is going away");
+    if sockets.is_empty() {
+        return;
+    }
+    let batches = u32::try_from(over.as_millis() / DRAIN_STEP.as_millis()).unwrap_or(1).max(1);
+    let batch = sockets.len().div_ceil(batches as usize).max(DRAIN_BATCH_MIN);
+    for sockets in sockets.chunks(batch) {
+        for socket in sockets {
+            socket.end(CloseCode::Restart, "");
+        }
+        tokio::time::sleep(DRAIN_STEP).await;
+    }
+}
+
+/// Pause between two batches of closes.
+const DRAIN_STEP: Duration = Duration::from_millis(20);
+/// Sockets closed together at least.
+const DRAIN_BATCH_MIN: usize = 10;

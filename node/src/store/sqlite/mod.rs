@@ -1,0 +1,440 @@
+//! The embedded store: SQLite with a write-ahead log, `synchronous=FULL`, one writer with group commit, and a few
+//! readers.
+//!
+//! # Layout
+//! * [`writer`]: group commit; [`readers`]: the pool; [`schema`]: migrations
+//! * [`accounts`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * this file: what is a write and what is a read
+
+pub mod accounts;
+pub mod readers;
+pub mod schema;
+pub mod streams;
+pub mod tasks;
+pub mod writer;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use muster_actors::store::{
+    AccountStore, Append, AppendDone, Finish, HiringFilter, Page, PageRequest, Store, StoreError,
+    StoreResult, StreamHead, StreamStore, TaskFilter, TaskStore,
+};
+use muster_protocol::account::{Credential, Owner, SecretHash, User};
+use muster_protocol::agent::{Agent, AgentStatus};
+use muster_protocol::discovery::Query;
+use muster_protocol::hiring::Hiring;
+use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
+use muster_protocol::limits::Limits;
+use muster_protocol::task::{Note, Task, TimelineEntry};
+use muster_protocol::task_stream::Chunk;
+use muster_protocol::time::Timestamp;
+use rusqlite::Connection;
+use smol_str::SmolStr;
+use tokio::sync::oneshot;
+
+use self::readers::Readers;
+use self::writer::{Answer, Write, Writer};
+
+/// The embedded store.
+pub struct SqliteStore {
+    writer: Writer,
+    readers: Arc<Readers>,
+    /// Held as long as the store is open: two processes on one folder would fence each other off in turns.
+    _lock: File,
+}
+
+/// Connections that read.
+const READERS: usize = 4;
+
+impl SqliteStore {
+    /// Opens the database in a folder, creating both if need be.
+    ///
+    /// # Errors
+    /// The folder cannot be written, is in use by another process, or holds a newer database.
+    pub fn open(folder: &Path, limits: &Limits) -> StoreResult<Self> {
+        let failed = |what: &str, error: std::io::Error| {
+            StoreError::Unavailable(format!("{what} {}: {error}", folder.display()))
+        };
+        std::fs::create_dir_all(folder).map_err(|error| failed("cannot create", error))?;
+        let lock = File::create(folder.join("muster.lock")).map_err(|error| failed("cannot lock", error))?;
+        lock.try_lock().map_err(|_| {
+            StoreError::Unavailable(format!("{} is in use by another process", folder.display()))
+        })?;
+        let path = folder.join("muster.db");
+        let mut connection = Connection::open(&path).map_err(sql_error)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(sql_error)?;
+        // Every commit reaches the disk before it is answered: kill -9 is not the worst that happens to a machine.
+        connection.pragma_update(None, "synchronous", "FULL").map_err(sql_error)?;
+        connection.pragma_update(None, "foreign_keys", true).map_err(sql_error)?;
+        configure(&connection)?;
+        schema::migrate(&mut connection)?;
+        let readers = Arc::new(Readers::open(&path, READERS)?);
+        let writer = Writer::start(connection, limits.store_queue_writes_max, limits.store_batch_rows_max)
+            .map_err(|error| failed("cannot start a thread for", error))?;
+        Ok(Self { writer, readers, _lock: lock })
+    }
+
+    /// Runs a write and gives its result once it is durable.
+    async fn write<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Connection) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let (reply, answer) = oneshot::channel();
+        let write = Write {
+            rows: 1,
+            run: Box::new(move |connection| {
+                let result = run(connection);
+                let outcome = result.as_ref().map(|_| ()).map_err(Clone::clone);
+                let answer: Answer = Box::new(move |failed| {
+                    // A refusal stands whether or not the rest was committed.
+                    let result = match (result, failed) {
+                        (Ok(_), Some(error)) => Err(error.clone()),
+                        (result, _) => result,
+                    };
+                    let _caller_gone = reply.send(result);
+                });
+                (outcome, answer)
+            }),
+        };
+        self.writer.submit(write).await;
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("closed".into())))
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        self.readers.read(read).await
+    }
+}
+
+/// Settings of every connection.
+fn configure(connection: &Connection) -> StoreResult<()> {
+    connection.set_prepared_statement_cache_capacity(128);
+    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(sql_error)?;
+    connection.pragma_update(None, "cache_size", -16_384).map_err(sql_error)
+}
+
+/// What an error of SQLite means.
+fn sql_error(error: rusqlite::Error) -> StoreError {
+    match &error {
+        rusqlite::Error::QueryReturnedNoRows => StoreError::NotFound,
+        rusqlite::Error::SqliteFailure(failure, _)
+            if failure.code == rusqlite::ErrorCode::ConstraintViolation
+                && matches!(
+                    failure.extended_code,
+                    rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE | rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY
+                ) =>
+        {
+            StoreError::AlreadyExists
+        }
+        _ => StoreError::Unavailable(error.to_string()),
+    }
+}
+
+/// 16 bytes of an id column.
+fn id_bytes(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<[u8; 16]> {
+    row.get(index)
+}
+
+fn optional_id(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Option<[u8; 16]>> {
+    row.get(index)
+}
+
+fn time(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Timestamp> {
+    row.get(index).map(Timestamp::from_unix_ms)
+}
+
+fn optional_time(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Option<Timestamp>> {
+    Ok(row.get::<_, Option<i64>>(index)?.map(Timestamp::from_unix_ms))
+}
+
+/// Turns `limit + 1` rows into a page.
+fn page<T>(mut items: Vec<T>, limit: usize, total: u64, id: impl Fn(&T) -> [u8; 16]) -> Page<T> {
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = if more { items.last().map(id) } else { None };
+    Page { items, total, next }
+}
+
+/// Rows of a page to ask for: one more than wanted shows whether there are more.
+fn page_rows(request: &PageRequest) -> i64 {
+    i64::try_from(request.limit).unwrap_or(i64::MAX).saturating_add(1)
+}
+
+/// Newest first: ids below the cursor.
+fn before(request: &PageRequest) -> [u8; 16] {
+    request.after.unwrap_or([0xFF; 16])
+}
+
+#[async_trait]
+impl AccountStore for SqliteStore {
+    async fn operator_hash(&self, first: SecretHash) -> StoreResult<SecretHash> {
+        self.write(move |c| accounts::operator_hash(c, first)).await
+    }
+
+    async fn create_user(&self, user: User) -> StoreResult<()> {
+        self.write(move |c| accounts::create_user(c, &user)).await
+    }
+
+    async fn user(&self, id: UserId) -> StoreResult<User> {
+        self.read(move |c| accounts::user(c, id)).await
+    }
+
+    async fn users(&self, page: PageRequest) -> StoreResult<Page<User>> {
+        self.read(move |c| accounts::users(c, &page)).await
+    }
+
+    async fn create_credential(
+        &self,
+        credential: Credential,
+        hash: SecretHash,
+        live_max: usize,
+    ) -> StoreResult<()> {
+        self.write(move |c| accounts::create_credential(c, &credential, hash, live_max)).await
+    }
+
+    async fn credential_by_hash(&self, hash: SecretHash) -> StoreResult<Credential> {
+        self.read(move |c| accounts::credential_by_hash(c, hash)).await
+    }
+
+    async fn credentials_of(&self, owner: Owner) -> StoreResult<Vec<Credential>> {
+        self.read(move |c| accounts::credentials_of(c, owner)).await
+    }
+
+    async fn revoke_credential(
+        &self,
+        owner: Owner,
+        id: CredentialId,
+        now: Timestamp,
+    ) -> StoreResult<Vec<CredentialId>> {
+        self.write(move |c| accounts::revoke_credential(c, owner, id, now)).await
+    }
+
+    async fn rotate_credential(
+        &self,
+        old: CredentialId,
+        new: Credential,
+        hash: SecretHash,
+    ) -> StoreResult<Vec<CredentialId>> {
+        self.write(move |c| accounts::rotate_credential(c, old, &new, hash)).await
+    }
+
+    async fn create_agent(
+        &self,
+        agent: Agent,
+        key: Credential,
+        hash: SecretHash,
+        agents_per_user_max: usize,
+    ) -> StoreResult<()> {
+        self.write(move |c| accounts::create_agent(c, &agent, &key, hash, agents_per_user_max)).await
+    }
+
+    async fn agent(&self, id: AgentId) -> StoreResult<Agent> {
+        self.read(move |c| accounts::agent(c, id)).await
+    }
+
+    async fn agent_by_did(&self, did: &str) -> StoreResult<Agent> {
+        let did = did.to_owned();
+        self.read(move |c| accounts::agent_by_did(c, &did)).await
+    }
+
+    async fn agents_of(&self, user: UserId, page: PageRequest) -> StoreResult<Page<Agent>> {
+        self.read(move |c| accounts::agents_of(c, user, &page)).await
+    }
+
+    async fn claim_agent(&self, id: AgentId, user: UserId, now: Timestamp) -> StoreResult<Agent> {
+        self.write(move |c| accounts::claim_agent(c, id, user, now)).await
+    }
+
+    async fn update_agent(&self, read: &Agent, new: Agent) -> StoreResult<()> {
+        let read = read.clone();
+        self.write(move |c| accounts::update_agent(c, &read, &new)).await
+    }
+
+    async fn set_agent_status(&self, id: AgentId, status: AgentStatus, now: Timestamp) -> StoreResult<Agent> {
+        self.write(move |c| accounts::set_agent_status(c, id, status, now)).await
+    }
+
+    async fn set_last_seen(&self, id: AgentId, now: Timestamp) -> StoreResult<()> {
+        self.write(move |c| accounts::set_last_seen(c, id, now)).await
+    }
+
+    async fn find_agents(
+        &self,
+        query: &Query,
+        except: &HashSet<AgentId>,
+        limit: usize,
+    ) -> StoreResult<Vec<Agent>> {
+        let (query, except) = (query.clone(), except.clone());
+        self.read(move |c| accounts::find_agents(c, &query, &except, limit)).await
+    }
+
+    async fn capabilities(&self, limit: usize) -> StoreResult<Vec<(String, u64)>> {
+        self.read(move |c| accounts::capabilities(c, limit)).await
+    }
+
+    async fn block(
+        &self,
+        by: AgentId,
+        other: AgentId,
+        until: Option<Timestamp>,
+        blocks_max: usize,
+    ) -> StoreResult<()> {
+        self.write(move |c| accounts::block(c, by, other, until, blocks_max)).await
+    }
+
+    async fn unblock(&self, by: AgentId, other: AgentId) -> StoreResult<()> {
+        self.write(move |c| accounts::unblock(c, by, other)).await
+    }
+
+    async fn blocks_by(
+        &self,
+        agent: AgentId,
+        now: Timestamp,
+    ) -> StoreResult<Vec<(AgentId, Option<Timestamp>)>> {
+        self.read(move |c| accounts::blocks_by(c, agent, now)).await
+    }
+
+    async fn blocked_pairs(&self, agent: AgentId, now: Timestamp) -> StoreResult<HashSet<AgentId>> {
+        self.read(move |c| accounts::blocked_pairs(c, agent, now)).await
+    }
+}
+
+#[async_trait]
+impl TaskStore for SqliteStore {
+    async fn create_task(&self, task: Task, hiring: Option<Hiring>) -> StoreResult<()> {
+        self.write(move |c| tasks::create_task(c, &task, hiring.as_ref())).await
+    }
+
+    async fn task(&self, id: TaskId) -> StoreResult<Task> {
+        self.read(move |c| tasks::task(c, id)).await
+    }
+
+    async fn tasks(&self, filter: TaskFilter, page: PageRequest) -> StoreResult<Page<Task>> {
+        self.read(move |c| tasks::tasks(c, &filter, &page)).await
+    }
+
+    async fn finish_task(&self, finish: Finish) -> StoreResult<Task> {
+        self.write(move |c| tasks::finish_task(c, &finish)).await
+    }
+
+    async fn reassign_task(
+        &self,
+        id: TaskId,
+        provider: AgentId,
+        by: AgentId,
+        now: Timestamp,
+    ) -> StoreResult<Task> {
+        self.write(move |c| tasks::reassign_task(c, id, provider, by, now)).await
+    }
+
+    async fn timeline(&self, id: TaskId) -> StoreResult<Vec<TimelineEntry>> {
+        self.read(move |c| tasks::timeline(c, id)).await
+    }
+
+    async fn add_note(&self, task: TaskId, note: Note, notes_max: usize) -> StoreResult<()> {
+        self.write(move |c| tasks::add_note(c, task, &note, notes_max)).await
+    }
+
+    async fn notes(&self, task: TaskId) -> StoreResult<Vec<Note>> {
+        self.read(move |c| tasks::notes(c, task)).await
+    }
+
+    async fn hiring(&self, id: HiringId) -> StoreResult<Hiring> {
+        self.read(move |c| tasks::hiring(c, id)).await
+    }
+
+    async fn hirings(&self, filter: HiringFilter, page: PageRequest) -> StoreResult<Page<Hiring>> {
+        self.read(move |c| tasks::hirings(c, &filter, &page)).await
+    }
+
+    async fn retry_hiring(&self, id: HiringId, task: Task) -> StoreResult<Hiring> {
+        self.write(move |c| tasks::retry_hiring(c, id, &task)).await
+    }
+}
+
+#[async_trait]
+impl StreamStore for SqliteStore {
+    async fn next_epoch(&self) -> StoreResult<u64> {
+        self.write(streams::next_epoch).await
+    }
+
+    async fn open_stream(
+        &self,
+        task: TaskId,
+        chunks_max: usize,
+        bytes_max: usize,
+    ) -> StoreResult<StreamHead> {
+        self.read(move |c| streams::open_stream(c, task, chunks_max, bytes_max)).await
+    }
+
+    async fn append_chunks(&self, append: Append, done: AppendDone) {
+        let done = AppendAnswer(Some(done));
+        let write = Write {
+            rows: append.chunks.len(),
+            run: Box::new(move |connection| {
+                let result = streams::append_chunks(connection, &append);
+                let outcome = result.clone();
+                let answer: Answer =
+                    Box::new(move |failed| done.answer(result.and(failed.cloned().map_or(Ok(()), Err))));
+                (outcome, answer)
+            }),
+        };
+        self.writer.submit(write).await;
+    }
+
+    async fn read_chunks(
+        &self,
+        task: TaskId,
+        after: u64,
+        upto: u64,
+        bytes_max: usize,
+    ) -> StoreResult<Vec<Chunk>> {
+        self.read(move |c| streams::read_chunks(c, task, (after, upto), bytes_max)).await
+    }
+
+    async fn seqs_of_keys(&self, task: TaskId, keys: &[SmolStr]) -> StoreResult<Vec<(SmolStr, u64)>> {
+        let keys = keys.to_vec();
+        self.read(move |c| streams::seqs_of_keys(c, task, &keys)).await
+    }
+
+    async fn purge_streams(&self, ended_before: Timestamp, tasks_max: usize) -> StoreResult<usize> {
+        self.write(move |c| streams::purge_streams(c, ended_before, tasks_max)).await
+    }
+}
+
+/// The answer of an append: given even when the writer is gone.
+struct AppendAnswer(Option<AppendDone>);
+
+impl AppendAnswer {
+    fn answer(mut self, result: StoreResult<()>) {
+        if let Some(done) = self.0.take() {
+            done(result);
+        }
+    }
+}
+
+impl Drop for AppendAnswer {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err(StoreError::Unavailable("closed".into())));
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn check(&self, now: Timestamp) -> StoreResult<()> {
+        self.write(move |c| accounts::check(c, now)).await
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+        self.readers.close();
+    }
+}

@@ -1,0 +1,47 @@
+//! Migrations: forward only, numbered, each in its own transaction.
+
+use muster_actors::store::{StoreError, StoreResult};
+use rusqlite::Connection;
+
+use super::sql_error;
+
+/// Migrations in order; their numbers are their places, from 1, the same for every backend.
+const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_initial.sql")];
+
+/// Brings the database to the newest version.
+///
+/// # Errors
+/// The database is newer than this program, or cannot be written.
+pub fn migrate(connection: &mut Connection) -> StoreResult<()> {
+    let current: usize =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql_error)?;
+    if current > MIGRATIONS.len() {
+        let newest = MIGRATIONS.len();
+        return Err(StoreError::Unavailable(format!(
+            "the database has version {current}, this program knows versions up to {newest}: use a newer one"
+        )));
+    }
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(current) {
+        let transaction = connection.transaction().map_err(sql_error)?;
+        transaction.execute_batch(migration).map_err(sql_error)?;
+        transaction.pragma_update(None, "user_version", index + 1).map_err(sql_error)?;
+        transaction.commit().map_err(sql_error)?;
+        tracing::info!(version = index + 1, "store migrated");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrating_twice_changes_nothing_and_a_newer_database_is_refused() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        migrate(&mut connection).unwrap();
+        connection.pragma_update(None, "user_version", MIGRATIONS.len() + 1).unwrap();
+        let error = migrate(&mut connection).unwrap_err();
+        assert!(error.to_string().contains("use a newer one"), "{error}");
+    }
+}

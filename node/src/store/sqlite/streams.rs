@@ -1,0 +1,194 @@
+//! The logs of task streams, as SQL.
+
+use muster_actors::store::{Append, StoreError, StoreResult, StreamHead};
+use muster_protocol::ids::TaskId;
+use muster_protocol::json::Json;
+use muster_protocol::task_stream::Chunk;
+use muster_protocol::time::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use smol_str::SmolStr;
+
+use super::accounts::{exists, rows};
+use super::{sql_error, tasks};
+
+/// An epoch higher than any before.
+pub fn next_epoch(c: &Connection) -> StoreResult<u64> {
+    let last: Option<[u8; 8]> = c
+        .query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))
+        .optional()
+        .map_err(sql_error)?;
+    let next = last.map_or(0, u64::from_be_bytes) + 1;
+    c.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('epoch', ?1)", [next.to_be_bytes()])
+        .map_err(sql_error)?;
+    Ok(next)
+}
+
+fn read_chunk(row: &Row<'_>) -> rusqlite::Result<Chunk> {
+    let key: Option<String> = row.get(2)?;
+    let body: Vec<u8> = row.get(1)?;
+    Ok(Chunk {
+        seq: row.get(0)?,
+        body: Json::from_trusted_bytes(body.into()),
+        idempotency_key: key.map(Into::into),
+    })
+}
+
+/// A stream and its newest chunks.
+pub fn open_stream(
+    c: &Connection,
+    id: TaskId,
+    chunks_max: usize,
+    bytes_max: usize,
+) -> StoreResult<StreamHead> {
+    let task = tasks::task(c, id)?;
+    let head: Option<(u64, u64)> = c
+        .prepare_cached("SELECT first_seq, last_seq FROM streams WHERE task = ?1")
+        .and_then(|mut s| s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+        .map_err(sql_error)?;
+    let (first_seq, last_seq) = head.unwrap_or((1, 0));
+    let mut statement = c
+        .prepare_cached("SELECT seq, body, key FROM chunks WHERE task = ?1 ORDER BY seq DESC LIMIT ?2")
+        .map_err(sql_error)?;
+    let limit = i64::try_from(chunks_max).unwrap_or(i64::MAX);
+    let mut found = statement.query(params![id.as_bytes(), limit]).map_err(sql_error)?;
+    let (mut newest, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = found.next().map_err(sql_error)? {
+        let chunk = read_chunk(row).map_err(sql_error)?;
+        bytes += chunk.weight();
+        if bytes > bytes_max {
+            break;
+        }
+        newest.push(chunk);
+    }
+    newest.reverse();
+    Ok(StreamHead { task, last_seq, newest, first_seq })
+}
+
+/// Appends chunks behind the last one, if nobody newer has, and the task has not ended.
+pub fn append_chunks(c: &Connection, append: &Append) -> StoreResult<()> {
+    let (Some(first), Some(last)) = (append.chunks.first(), append.chunks.last()) else {
+        return Ok(());
+    };
+    let task = append.task.as_bytes();
+    let advanced = c
+        .prepare_cached(
+            "UPDATE streams SET last_seq = ?1, epoch = ?2
+             WHERE task = ?3 AND last_seq = ?4 AND epoch <= ?2 AND closed = 0",
+        )
+        .and_then(|mut s| s.execute(params![last.seq, append.epoch, task, first.seq - 1]))
+        .map_err(sql_error)?;
+    if advanced == 0 {
+        begin_stream(c, append, first.seq, last.seq)?;
+    }
+    if append.begins_task {
+        tasks::begin(c, append.task, append.now)?;
+    }
+    let mut insert = c
+        .prepare_cached("INSERT INTO chunks (task, seq, key, body) VALUES (?1, ?2, ?3, ?4)")
+        .map_err(sql_error)?;
+    for chunk in &append.chunks {
+        let key = chunk.idempotency_key.as_deref();
+        insert.execute(params![task, chunk.seq, key, chunk.body.as_bytes()]).map_err(
+            |error| match sql_error(error) {
+                // Another writer gave out this seq or key: this one is not the owner any more.
+                StoreError::AlreadyExists => StoreError::Fenced,
+                other => other,
+            },
+        )?;
+    }
+    Ok(())
+}
+
+fn begin_stream(c: &Connection, append: &Append, first_seq: u64, last_seq: u64) -> StoreResult<()> {
+    let task = append.task.as_bytes();
+    if first_seq != 1 || exists(c, "SELECT 1 FROM streams WHERE task = ?1", &[task])? {
+        return Err(StoreError::Fenced);
+    }
+    c.prepare_cached("INSERT INTO streams (task, epoch, first_seq, last_seq) VALUES (?1, ?2, 1, ?3)")
+        .and_then(|mut s| s.execute(params![task, append.epoch, last_seq]))
+        .map_err(sql_error)?;
+    c.prepare_cached("UPDATE tasks SET has_chunks = 1 WHERE id = ?1")
+        .and_then(|mut s| s.execute([task]))
+        .map_err(sql_error)?;
+    Ok(())
+}
+
+/// Closes a stream at the end of its task, if the store has every chunk that was given out.
+pub fn close(c: &Connection, task: TaskId, last_seq: u64) -> StoreResult<()> {
+    let closed = c
+        .prepare_cached("UPDATE streams SET closed = 1 WHERE task = ?1 AND last_seq = ?2")
+        .and_then(|mut s| s.execute(params![task.as_bytes(), last_seq]))
+        .map_err(sql_error)?;
+    if closed == 1 {
+        return Ok(());
+    }
+    if last_seq > 0 || exists(c, "SELECT 1 FROM streams WHERE task = ?1", &[task.as_bytes()])? {
+        return Err(StoreError::Fenced);
+    }
+    c.prepare_cached(
+        "INSERT INTO streams (task, epoch, first_seq, last_seq, closed) VALUES (?1, 0, 1, 0, 1)",
+    )
+    .and_then(|mut s| s.execute([task.as_bytes()]))
+    .map_err(sql_error)?;
+    Ok(())
+}
+
+/// Chunks with `after < seq <= upto`.
+pub fn read_chunks(
+    c: &Connection,
+    task: TaskId,
+    (after, upto): (u64, u64),
+    bytes_max: usize,
+) -> StoreResult<Vec<Chunk>> {
+    let mut statement = c
+        .prepare_cached(
+            "SELECT seq, body, key FROM chunks WHERE task = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq",
+        )
+        .map_err(sql_error)?;
+    let mut found = statement.query(params![task.as_bytes(), after, upto]).map_err(sql_error)?;
+    let (mut chunks, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = found.next().map_err(sql_error)? {
+        let chunk = read_chunk(row).map_err(sql_error)?;
+        bytes += chunk.weight();
+        if bytes > bytes_max && !chunks.is_empty() {
+            break;
+        }
+        chunks.push(chunk);
+    }
+    Ok(chunks)
+}
+
+/// Seqs of the chunks of those keys.
+pub fn seqs_of_keys(c: &Connection, task: TaskId, keys: &[SmolStr]) -> StoreResult<Vec<(SmolStr, u64)>> {
+    let mut statement =
+        c.prepare_cached("SELECT seq FROM chunks WHERE task = ?1 AND key = ?2").map_err(sql_error)?;
+    let mut found = Vec::new();
+    for key in keys {
+        let seq: Option<u64> = statement
+            .query_row(params![task.as_bytes(), key.as_str()], |row| row.get(0))
+            .optional()
+            .map_err(sql_error)?;
+        found.extend(seq.map(|seq| (key.clone(), seq)));
+    }
+    Ok(found)
+}
+
+/// Drops the chunks of tasks that ended before a time.
+pub fn purge_streams(c: &Connection, ended_before: Timestamp, tasks_max: usize) -> StoreResult<usize> {
+    let due: Vec<[u8; 16]> = rows(
+        c,
+        "SELECT id FROM tasks WHERE has_chunks = 1 AND ended_at IS NOT NULL AND ended_at < ?1 LIMIT ?2",
+        &[&ended_before.unix_ms(), &i64::try_from(tasks_max).unwrap_or(i64::MAX)],
+        |row| row.get(0),
+    )?;
+    for task in &due {
+        for sql in [
+            "DELETE FROM chunks WHERE task = ?1",
+            "UPDATE streams SET first_seq = last_seq + 1 WHERE task = ?1",
+            "UPDATE tasks SET has_chunks = 0 WHERE id = ?1",
+        ] {
+            c.prepare_cached(sql).and_then(|mut s| s.execute([task])).map_err(sql_error)?;
+        }
+    }
+    Ok(due.len())
+}

@@ -1,0 +1,336 @@
+//! Tasks, hirings, timelines and notes, as SQL.
+
+use muster_actors::store::{Finish, HiringFilter, Page, PageRequest, StoreError, StoreResult, TaskFilter};
+use muster_protocol::hiring::{Hiring, HiringStatus};
+use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
+use muster_protocol::json::Json;
+use muster_protocol::money::Amount;
+use muster_protocol::task::{Note, Task, TaskAction, TaskStatus, TimelineEntry};
+use muster_protocol::time::Timestamp;
+use rusqlite::{Connection, Row, params};
+
+use super::accounts::{count, count_outcome, exists, json, optional_json, rows};
+use super::{before, id_bytes, optional_id, optional_time, page, page_rows, sql_error, streams, time};
+
+const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
+     external_client, hiring, created_at, updated_at, ended_at";
+
+fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
+    let broken = || rusqlite::Error::InvalidQuery;
+    let status: String = row.get(1)?;
+    let max_price: Option<i64> = row.get(9)?;
+    Ok(Task {
+        id: TaskId::from_bytes(id_bytes(row, 0)?),
+        status: TaskStatus::parse(&status).ok_or_else(broken)?,
+        client: AgentId::from_bytes(id_bytes(row, 2)?),
+        client_owner: optional_id(row, 3)?.map(UserId::from_bytes),
+        provider: AgentId::from_bytes(id_bytes(row, 4)?),
+        capability: row.get(5)?,
+        input: json(row, 6)?,
+        output: optional_json(row, 7)?,
+        error: optional_json(row, 8)?,
+        max_price: max_price.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose()?,
+        external_client: row.get(10)?,
+        hiring: optional_id(row, 11)?.map(HiringId::from_bytes),
+        created_at: time(row, 12)?,
+        updated_at: time(row, 13)?,
+        ended_at: optional_time(row, 14)?,
+    })
+}
+
+/// Adds a task and perhaps its hiring.
+pub fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -> StoreResult<()> {
+    insert_task(c, task)?;
+    add_timeline(c, task.id, "task_created", task.created_at, Some(task.client))?;
+    if task.status == TaskStatus::Failed {
+        add_timeline(c, task.id, "task_failed", task.created_at, None)?;
+    }
+    let Some(hiring) = hiring else { return Ok(()) };
+    c.prepare_cached(
+        "INSERT INTO hirings (id, user, client, agent, agent_did, task, created_at, updated_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )
+    .and_then(|mut s| {
+        s.execute(params![
+            hiring.id.as_bytes(),
+            hiring.user.as_ref().map(UserId::as_bytes),
+            hiring.client.as_bytes(),
+            hiring.agent.as_bytes(),
+            hiring.agent_did,
+            hiring.task.as_bytes(),
+            hiring.created_at.unix_ms(),
+            hiring.updated_at.unix_ms(),
+        ])
+    })
+    .map_err(sql_error)?;
+    Ok(())
+}
+
+fn insert_task(c: &Connection, task: &Task) -> StoreResult<()> {
+    c.prepare_cached(
+        "INSERT INTO tasks (id, status, client, client_owner, provider, capability, input, output, error, max_price,
+            external_client, hiring, created_at, updated_at, ended_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+    )
+    .and_then(|mut s| {
+        s.execute(params![
+            task.id.as_bytes(),
+            task.status.as_str(),
+            task.client.as_bytes(),
+            task.client_owner.as_ref().map(UserId::as_bytes),
+            task.provider.as_bytes(),
+            task.capability,
+            task.input.as_str(),
+            task.output.as_ref().map(Json::as_str),
+            task.error.as_ref().map(Json::as_str),
+            task.max_price.map(Amount::micros),
+            task.external_client,
+            task.hiring.as_ref().map(HiringId::as_bytes),
+            task.created_at.unix_ms(),
+            task.updated_at.unix_ms(),
+            task.ended_at.map(Timestamp::unix_ms),
+        ])
+    })
+    .map_err(sql_error)?;
+    Ok(())
+}
+
+/// A task.
+pub fn task(c: &Connection, id: TaskId) -> StoreResult<Task> {
+    let sql = format!("SELECT {TASK_COLUMNS} FROM tasks WHERE id = ?1");
+    c.prepare_cached(&sql).and_then(|mut s| s.query_row([id.as_bytes()], read_task)).map_err(sql_error)
+}
+
+/// Which rows a [`TaskFilter`] means; parameters ?1 to ?5.
+const TASK_FILTER: &str = "(?1 IS NULL OR client = ?1 OR provider = ?1)
+    AND (?2 IS NULL OR client_owner = ?2 OR provider IN (SELECT id FROM agents WHERE owner = ?2))
+    AND (?3 IS NULL OR status = ?3)
+    AND (?4 IS NULL OR provider = ?4)
+    AND (?5 IS NULL OR client = ?5)";
+
+/// Tasks, newest first.
+pub fn tasks(c: &Connection, filter: &TaskFilter, request: &PageRequest) -> StoreResult<Page<Task>> {
+    let (agent, user, status, provider, client) = (
+        filter.agent.map(|id| *id.as_bytes()),
+        filter.user.map(|id| *id.as_bytes()),
+        filter.status.map(TaskStatus::as_str),
+        filter.provider.map(|id| *id.as_bytes()),
+        filter.client.map(|id| *id.as_bytes()),
+    );
+    let sql = format!("SELECT count(*) FROM tasks WHERE {TASK_FILTER}");
+    let total = count(c, &sql, &[&agent, &user, &status, &provider, &client])?;
+    let sql =
+        format!("SELECT {TASK_COLUMNS} FROM tasks WHERE {TASK_FILTER} AND id < ?6 ORDER BY id DESC LIMIT ?7");
+    let items = rows(
+        c,
+        &sql,
+        &[&agent, &user, &status, &provider, &client, &before(request), &page_rows(request)],
+        read_task,
+    )?;
+    Ok(page(items, request.limit, total, |task| *task.id.as_bytes()))
+}
+
+/// Ends a task.
+pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
+    let before = task(c, finish.task)?;
+    let (action, event) = match finish.ending.status {
+        TaskStatus::Completed => (TaskAction::Complete, "task_completed"),
+        TaskStatus::Cancelled => (TaskAction::Cancel, "task_cancelled"),
+        _ => (TaskAction::Fail, "task_failed"),
+    };
+    before.status.after(action).map_err(|_| StoreError::WrongStatus(before.status))?;
+    streams::close(c, finish.task, finish.last_seq)?;
+    let completed = finish.ending.status == TaskStatus::Completed;
+    let document = finish.ending.document.as_str();
+    let (output, error) = if completed { (Some(document), None) } else { (None, Some(document)) };
+    c.prepare_cached(
+        "UPDATE tasks SET status = ?1, output = ?2, error = ?3, updated_at = ?4, ended_at = ?4 WHERE id = ?5",
+    )
+    .and_then(|mut s| {
+        s.execute(params![
+            finish.ending.status.as_str(),
+            output,
+            error,
+            finish.now.unix_ms(),
+            finish.task.as_bytes()
+        ])
+    })
+    .map_err(sql_error)?;
+    if let Some(hiring) = before.hiring {
+        touch_hiring(c, hiring, finish.now)?;
+    }
+    // A task that its client withdrew says nothing of its provider.
+    if finish.ending.status != TaskStatus::Cancelled {
+        count_outcome(c, before.provider, completed)?;
+    }
+    add_timeline(c, finish.task, event, finish.now, finish.by)?;
+    task(c, finish.task)
+}
+
+/// Gives a pending task to another provider.
+pub fn reassign_task(
+    c: &Connection,
+    id: TaskId,
+    provider: AgentId,
+    by: AgentId,
+    now: Timestamp,
+) -> StoreResult<Task> {
+    let before = task(c, id)?;
+    before.status.after(TaskAction::Reassign).map_err(|_| StoreError::WrongStatus(before.status))?;
+    c.prepare_cached("UPDATE tasks SET provider = ?1, updated_at = ?2 WHERE id = ?3")
+        .and_then(|mut s| s.execute(params![provider.as_bytes(), now.unix_ms(), id.as_bytes()]))
+        .map_err(sql_error)?;
+    add_timeline(c, id, "task_reassigned", now, Some(by))?;
+    task(c, id)
+}
+
+/// Moves a pending task to in progress.
+pub fn begin(c: &Connection, id: TaskId, now: Timestamp) -> StoreResult<()> {
+    let changed = c
+        .prepare_cached(
+            "UPDATE tasks SET status = 'in_progress', updated_at = ?1 WHERE id = ?2 AND status = 'pending'",
+        )
+        .and_then(|mut s| s.execute(params![now.unix_ms(), id.as_bytes()]))
+        .map_err(sql_error)?;
+    if changed == 0 {
+        return Err(StoreError::WrongStatus(task(c, id)?.status));
+    }
+    let begun = task(c, id)?;
+    if let Some(hiring) = begun.hiring {
+        touch_hiring(c, hiring, now)?;
+    }
+    add_timeline(c, id, "task_started", now, Some(begun.provider))
+}
+
+fn touch_hiring(c: &Connection, id: HiringId, now: Timestamp) -> StoreResult<()> {
+    c.prepare_cached("UPDATE hirings SET updated_at = ?1 WHERE id = ?2")
+        .and_then(|mut s| s.execute(params![now.unix_ms(), id.as_bytes()]))
+        .map_err(sql_error)?;
+    Ok(())
+}
+
+fn add_timeline(
+    c: &Connection,
+    task: TaskId,
+    event: &str,
+    at: Timestamp,
+    agent: Option<AgentId>,
+) -> StoreResult<()> {
+    c.prepare_cached(
+        "INSERT INTO timeline (task, entry, at, event, agent)
+         VALUES (?1, (SELECT coalesce(max(entry), 0) + 1 FROM timeline WHERE task = ?1), ?2, ?3, ?4)",
+    )
+    .and_then(|mut s| {
+        s.execute(params![task.as_bytes(), at.unix_ms(), event, agent.as_ref().map(AgentId::as_bytes)])
+    })
+    .map_err(sql_error)?;
+    Ok(())
+}
+
+/// What happened to a task.
+pub fn timeline(c: &Connection, id: TaskId) -> StoreResult<Vec<TimelineEntry>> {
+    rows(c, "SELECT at, event, agent FROM timeline WHERE task = ?1 ORDER BY entry", &[id.as_bytes()], |row| {
+        let agent_id = optional_id(row, 2)?.map(AgentId::from_bytes);
+        Ok(TimelineEntry { at: time(row, 0)?, event: row.get(1)?, agent_id })
+    })
+}
+
+/// Adds a note.
+pub fn add_note(c: &Connection, task: TaskId, note: &Note, notes_max: usize) -> StoreResult<()> {
+    if !exists(c, "SELECT 1 FROM tasks WHERE id = ?1", &[task.as_bytes()])? {
+        return Err(StoreError::NotFound);
+    }
+    if count(c, "SELECT count(*) FROM notes WHERE task = ?1", &[task.as_bytes()])? >= notes_max as u64 {
+        return Err(StoreError::LimitReached);
+    }
+    c.prepare_cached(
+        "INSERT INTO notes (task, id, from_agent, from_user, content, inserted_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )
+    .and_then(|mut s| {
+        s.execute(params![
+            task.as_bytes(),
+            note.id.as_bytes(),
+            note.from_agent_id.as_ref().map(AgentId::as_bytes),
+            note.from_user_id.as_ref().map(UserId::as_bytes),
+            note.content,
+            note.inserted_at.unix_ms(),
+        ])
+    })
+    .map_err(sql_error)?;
+    Ok(())
+}
+
+/// The notes of a task.
+pub fn notes(c: &Connection, task: TaskId) -> StoreResult<Vec<Note>> {
+    rows(
+        c,
+        "SELECT id, from_agent, from_user, content, inserted_at FROM notes WHERE task = ?1 ORDER BY id",
+        &[task.as_bytes()],
+        |row| {
+            Ok(Note {
+                id: MessageId::from_bytes(id_bytes(row, 0)?),
+                from_agent_id: optional_id(row, 1)?.map(AgentId::from_bytes),
+                from_user_id: optional_id(row, 2)?.map(UserId::from_bytes),
+                content: row.get(3)?,
+                inserted_at: time(row, 4)?,
+            })
+        },
+    )
+}
+
+/// A hiring with the state of its task.
+const HIRINGS: &str =
+    "SELECT h.id, h.user, h.client, h.agent, h.agent_did, h.task, t.status, h.created_at, h.updated_at
+    FROM hirings h JOIN tasks t ON t.id = h.task";
+
+fn read_hiring(row: &Row<'_>) -> rusqlite::Result<Hiring> {
+    let status: String = row.get(6)?;
+    let status = TaskStatus::parse(&status).ok_or(rusqlite::Error::InvalidQuery)?;
+    Ok(Hiring {
+        id: HiringId::from_bytes(id_bytes(row, 0)?),
+        user: optional_id(row, 1)?.map(UserId::from_bytes),
+        client: AgentId::from_bytes(id_bytes(row, 2)?),
+        agent: AgentId::from_bytes(id_bytes(row, 3)?),
+        agent_did: row.get(4)?,
+        task: TaskId::from_bytes(id_bytes(row, 5)?),
+        status: HiringStatus::from(status),
+        created_at: time(row, 7)?,
+        updated_at: time(row, 8)?,
+    })
+}
+
+/// A hiring.
+pub fn hiring(c: &Connection, id: HiringId) -> StoreResult<Hiring> {
+    let sql = format!("{HIRINGS} WHERE h.id = ?1");
+    c.prepare_cached(&sql).and_then(|mut s| s.query_row([id.as_bytes()], read_hiring)).map_err(sql_error)
+}
+
+/// Which rows a [`HiringFilter`] means; parameters ?1 to ?3.
+const HIRING_FILTER: &str = "(?1 IS NULL OR h.user = ?1)
+    AND (?2 IS NULL OR h.client = ?2 OR h.agent = ?2)
+    AND (?3 IS NULL OR t.status = ?3)";
+
+/// Hirings, newest first.
+pub fn hirings(c: &Connection, filter: &HiringFilter, request: &PageRequest) -> StoreResult<Page<Hiring>> {
+    let (user, agent, status) = (
+        filter.user.map(|id| *id.as_bytes()),
+        filter.agent.map(|id| *id.as_bytes()),
+        filter.status.map(|status| status.task_status().as_str()),
+    );
+    let sql = format!("SELECT count(*) FROM hirings h JOIN tasks t ON t.id = h.task WHERE {HIRING_FILTER}");
+    let total = count(c, &sql, &[&user, &agent, &status])?;
+    let sql = format!("{HIRINGS} WHERE {HIRING_FILTER} AND h.id < ?4 ORDER BY h.id DESC LIMIT ?5");
+    let items = rows(c, &sql, &[&user, &agent, &status, &before(request), &page_rows(request)], read_hiring)?;
+    Ok(page(items, request.limit, total, |hiring| *hiring.id.as_bytes()))
+}
+
+/// Gives a failed or cancelled hiring a new task.
+pub fn retry_hiring(c: &Connection, id: HiringId, task: &Task) -> StoreResult<Hiring> {
+    hiring(c, id)?.status.check_retry().map_err(|_| StoreError::Conflict)?;
+    create_task(c, task, None)?;
+    add_timeline(c, task.id, "task_retried", task.created_at, Some(task.client))?;
+    c.prepare_cached("UPDATE hirings SET task = ?1, updated_at = ?2 WHERE id = ?3")
+        .and_then(|mut s| s.execute(params![task.id.as_bytes(), task.created_at.unix_ms(), id.as_bytes()]))
+        .map_err(sql_error)?;
+    hiring(c, id)
+}

@@ -1,0 +1,43 @@
+//! The one place that reads clocks and draws random bytes; everybody else is given them.
+#![allow(clippy::disallowed_methods, reason = "this is the one module the lint leaves them to")]
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use muster_actors::ports::{Clock, Entropy, Environment};
+use muster_protocol::time::Timestamp;
+
+/// The machine's clocks.
+struct SystemClock {
+    started: Instant,
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_unix_ms(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The kernel's randomness.
+struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    #[allow(
+        clippy::expect_used,
+        reason = "without randomness no secret can be made: nothing sensible is left to do"
+    )]
+    fn fill(&self, buffer: &mut [u8]) {
+        getrandom::fill(buffer).expect("the kernel gives random bytes");
+    }
+}
+
+/// The real thing.
+#[must_use]
+pub fn environment() -> Environment {
+    Environment { clock: Arc::new(SystemClock { started: Instant::now() }), entropy: Arc::new(SystemEntropy) }
+}

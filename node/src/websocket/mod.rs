@@ -1,0 +1,234 @@
+//! The loop of one WebSocket connection: waits until there is something to read or to write, does all of it, and waits
+//! again. Between two turns a connection holds no buffer (DESIGN: one loop per connection, cheap when idle).
+//!
+//! # Layout
+//! * this file: the loop
+//! * [`io`]: bytes in and out, plain or under TLS
+
+pub mod io;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use muster_actors::egress::Class;
+use muster_actors::egress::sink::Flushed;
+use muster_actors::socket::Socket;
+use muster_protocol::phoenix::decode;
+use muster_protocol::websocket::decoder::DecoderLimits;
+use muster_protocol::websocket::{CloseCode, Decoded, Decoder, encoder};
+use tokio::time::Sleep;
+
+use self::io::Io;
+
+/// Bytes read at a time, into a buffer that all connections of a thread share.
+const READ_BYTES: usize = 64 * 1024;
+/// Reads of one connection before others have their turn.
+const READS_PER_TURN: usize = 8;
+/// How long the peer has to answer a close.
+const LINGER: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
+
+/// One connection.
+struct Connection {
+    socket: Arc<Socket>,
+    io: Arc<dyn Io>,
+    decoder: Decoder,
+    limits: DecoderLimits,
+    /// Bytes of a frame that is not whole yet.
+    pending: Vec<u8>,
+    phase: Phase,
+    linger: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Messages go both ways.
+    Open,
+    /// We have said goodbye, or are about to; what still comes is not looked at.
+    Closing,
+    /// The peer has said goodbye too.
+    PeerClosed,
+}
+
+/// Runs a connection to its end. `early` is what the peer sent right behind its handshake.
+pub async fn run(socket: Arc<Socket>, io: Arc<dyn Io>, early: &[u8]) {
+    let limits = &socket.core.limits;
+    let limits = DecoderLimits {
+        message_bytes_max: limits.message_bytes_max,
+        fragments_max: limits.message_fragments_max,
+    };
+    let mut connection = Connection {
+        socket: socket.clone(),
+        io,
+        decoder: Decoder::default(),
+        limits,
+        pending: Vec::new(),
+        phase: Phase::Open,
+        linger: None,
+    };
+    connection.take(&mut early.to_vec());
+    poll_fn(|context| connection.turn(context)).await;
+    socket.finish();
+}
+
+impl Connection {
+    /// Writes and reads as much as can be; ready when the connection is over.
+    fn turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let has_work = self.socket.sink().poll_work(context);
+        if has_work && self.write(context).is_ready() {
+            return Poll::Ready(());
+        }
+        if self.read(context).is_ready() {
+            return Poll::Ready(());
+        }
+        if let Some(linger) = &mut self.linger {
+            ready!(linger.as_mut().poll(context));
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Ready when the connection is over.
+    fn write(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let flushed = match self.socket.sink().flush() {
+                Ok(flushed) => flushed,
+                Err(_) => return Poll::Ready(()),
+            };
+            let out = match self.io.flush() {
+                Ok(out) => out,
+                Err(_) => return Poll::Ready(()),
+            };
+            match flushed {
+                Flushed::Empty if out => return Poll::Pending,
+                Flushed::Closed if out => return self.said_goodbye(),
+                _ => {}
+            }
+            match self.io.tcp().poll_write_ready(context) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn said_goodbye(&mut self) -> Poll<()> {
+        if self.phase == Phase::PeerClosed {
+            self.io.shut();
+            return Poll::Ready(());
+        }
+        if self.linger.is_none() {
+            self.phase = Phase::Closing;
+            self.io.shut();
+            self.linger = Some(Box::pin(tokio::time::sleep(LINGER)));
+        }
+        Poll::Pending
+    }
+
+    /// Ready when the connection is over.
+    fn read(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..READS_PER_TURN {
+            if self.phase == Phase::PeerClosed || self.phase == Phase::Open && !self.socket.may_read() {
+                // Woken again when a message in work is done, or when the peer has taken what waits for it.
+                return Poll::Pending;
+            }
+            let read = READ_BUFFER.with_borrow_mut(|buffer| match self.io.try_read(buffer) {
+                Ok(0) => Some(Poll::Ready(())),
+                Ok(count) => {
+                    self.socket.heard();
+                    self.take(&mut buffer[..count]);
+                    None
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Some(Poll::Pending),
+                Err(_) => Some(Poll::Ready(())),
+            });
+            match read {
+                None => {}
+                Some(Poll::Ready(())) => return Poll::Ready(()),
+                Some(Poll::Pending) => match self.io.tcp().poll_read_ready(context) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                },
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Acts on every whole message in what has come, and keeps the rest.
+    fn take(&mut self, bytes: &mut [u8]) {
+        if self.pending.is_empty() {
+            let taken = self.messages(bytes);
+            self.pending.extend_from_slice(&bytes[taken..]);
+        } else {
+            let mut pending = std::mem::take(&mut self.pending);
+            pending.extend_from_slice(bytes);
+            let taken = self.messages(&mut pending);
+            pending.drain(..taken);
+            self.pending = pending;
+        }
+        if self.pending.is_empty() {
+            // An idle connection holds no buffer.
+            self.pending = Vec::new();
+        }
+    }
+
+    /// Acts on the whole messages at the front; gives the bytes they took.
+    fn messages(&mut self, bytes: &mut [u8]) -> usize {
+        let mut at = 0;
+        let core = self.socket.core.clone();
+        let version = self.socket.version();
+        loop {
+            if self.phase != Phase::Open {
+                return bytes.len();
+            }
+            let decoded = match self.decoder.decode(&mut bytes[at..], self.limits) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    self.close(error.code, error.reason);
+                    return bytes.len();
+                }
+            };
+            let (consumed, message) = match decoded {
+                Decoded::Incomplete { .. } => return at,
+                Decoded::Fragment { consumed } | Decoded::Pong { consumed } => {
+                    at += consumed;
+                    continue;
+                }
+                Decoded::Ping { consumed, payload } => {
+                    self.socket.sink().write(Class::Control, &[encoder::pong(payload)]);
+                    at += consumed;
+                    continue;
+                }
+                Decoded::Close { code } => {
+                    self.phase = Phase::PeerClosed;
+                    self.socket.sink().close_echo(code);
+                    return bytes.len();
+                }
+                Decoded::Text { consumed, text } => (consumed, decode::text(version, text, &core.limits)),
+                Decoded::Binary { consumed, data } => (consumed, decode::binary(version, data)),
+            };
+            match message {
+                Ok(message) => self.socket.receive(&message),
+                Err(undecodable) => {
+                    self.close(CloseCode::Undecodable, undecodable.0);
+                    return bytes.len();
+                }
+            }
+            at += consumed;
+        }
+    }
+
+    fn close(&mut self, code: CloseCode, reason: &str) {
+        self.phase = Phase::Closing;
+        self.socket.close(code, reason);
+    }
+}

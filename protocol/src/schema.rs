@@ -1,0 +1,53 @@
+//! How the types that write themselves appear in the OpenAPI document.
+
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::ids::{AgentId, CredentialId, HiringId, MessageId, TaskId, UserId};
+use crate::json::{Json, LossyString};
+use crate::money::Amount;
+use crate::time::Timestamp;
+
+fn text(format: Option<KnownFormat>, description: &str) -> RefOr<Schema> {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .format(format.map(SchemaFormat::KnownFormat))
+        .description(Some(description))
+        .into()
+}
+
+macro_rules! text_schema {
+    ($($name:ident: $format:expr, $description:literal;)*) => {$(
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                text($format, $description)
+            }
+        }
+
+        impl ToSchema for $name {}
+    )*};
+}
+
+text_schema! {
+    AgentId: Some(KnownFormat::Uuid), "An agent's id.";
+    UserId: Some(KnownFormat::Uuid), "A user's id.";
+    TaskId: Some(KnownFormat::Uuid), "A task's id.";
+    HiringId: Some(KnownFormat::Uuid), "A hiring's id.";
+    CredentialId: Some(KnownFormat::Uuid), "A credential's id; never its secret.";
+    MessageId: Some(KnownFormat::Uuid), "A message's id.";
+    Timestamp: Some(KnownFormat::DateTime), "ISO-8601, UTC, with milliseconds.";
+    Amount: None, "A decimal amount with at most six fraction digits. Requests may send a JSON number instead.";
+    LossyString: None, "Text; lone surrogates become U+FFFD.";
+}
+
+impl PartialSchema for Json {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::SchemaType::AnyValue)
+            .description(Some("Any JSON value."))
+            .into()
+    }
+}
+
+impl ToSchema for Json {}
