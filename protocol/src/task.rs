@@ -296,6 +296,10 @@ pub fn check_document(document: &Json, field: &'static str, bytes_max: usize) ->
 /// A chunk as its producer sends it, by any of the paths.
 #[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
 pub struct ChunkRequest {
+    /// The task, where nothing else names it.
+    #[serde(default)]
+    #[schema(ignore)]
+    pub task_id: Option<Json>,
     /// Text.
     pub content: Option<LossyString>,
     /// `chat` or `artifact`.
@@ -310,6 +314,15 @@ pub struct ChunkRequest {
 }
 
 impl ChunkRequest {
+    /// The task it names. An id that is none names no task, and no task is anybody's (R35).
+    ///
+    /// # Errors
+    /// `unauthorized`
+    pub fn task(&self) -> Result<TaskId, Refusal> {
+        let text: Option<String> = self.task_id.as_ref().and_then(|id| id.parse().ok());
+        text.and_then(|id| id.parse().ok()).ok_or_else(|| ErrorCode::Unauthorized.into())
+    }
+
     /// Checks the fields. A key from elsewhere (the `X-Idempotency-Key` header) stands in for a missing one.
     ///
     /// # Errors

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
-use muster_protocol::ids::TaskId;
 use muster_protocol::json::{Json, read_object};
 use muster_protocol::phoenix::Ref;
 use muster_protocol::task::ChunkRequest;
 use muster_protocol::topic::event;
-use serde::Deserialize;
 
 use super::{Answer, current_agent};
 use crate::egress::Outlet;
@@ -41,13 +39,6 @@ impl AgentChannel {
     }
 }
 
-#[derive(Deserialize)]
-struct StreamChunk {
-    task_id: Option<Json>,
-    #[serde(flatten)]
-    chunk: ChunkRequest,
-}
-
 /// Handles an event from the agent.
 pub(super) async fn push(
     socket: &Arc<Socket>,
@@ -59,12 +50,8 @@ pub(super) async fn push(
     if name != event::TASK_STREAM_CHUNK {
         return Err(ErrorCode::UnknownEvent.into());
     }
-    let StreamChunk { task_id, chunk } = read_object(payload.json()?.as_str())?;
-    // An id that is none names no task, and no task is anybody's (R35).
-    let task: TaskId = task_id
-        .and_then(|id| id.parse::<String>().ok())
-        .and_then(|id| id.parse().ok())
-        .ok_or(ErrorCode::Unauthorized)?;
+    let chunk: ChunkRequest = read_object(payload.json()?.as_str())?;
+    let task = chunk.task()?;
     let received_at_ms = socket.core.environment.monotonic_ms();
     let ack = Ack::push(outlet.clone(), reference.clone(), received_at_ms);
     socket.core.streams.emit(&socket.principal, task, (chunk, None), ack).await;

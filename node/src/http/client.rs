@@ -63,6 +63,21 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+        let (status, bytes) = self.send_with(method, path, &[], body).await?;
+        read_answer(status, &bytes)
+    }
+
+    /// Sends a request with headers of its own; gives status and body as they are.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<(u16, Bytes), ClientError> {
         let address = format!("{}{path}", self.base);
         let uri: Uri = address.parse().map_err(|_| ClientError::Address(address.clone()))?;
         let authority = uri.authority().cloned().ok_or_else(|| ClientError::Address(address.clone()))?;
@@ -74,6 +89,9 @@ impl Client {
         let path_and_query = uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request =
             Request::builder().method(method).uri(path_and_query).header(HOST, authority.as_str());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -87,16 +105,14 @@ impl Client {
         let tcp = TcpStream::connect((authority.host(), port))
             .await
             .map_err(|error| unreachable(error.to_string()))?;
-        let (status, bytes) = if tls {
+        if tls {
             let name = ServerName::try_from(authority.host().to_owned())
                 .map_err(|error| unreachable(error.to_string()))?;
-            let stream =
-                self.connector()?.connect(name, tcp).await.map_err(|error| unreachable(error.to_string()))?;
-            exchange(stream, request).await.map_err(unreachable)?
+            let stream = self.connector()?.connect(name, tcp).await.map_err(|error| unreachable(error.to_string()))?;
+            exchange(stream, request).await.map_err(unreachable)
         } else {
-            exchange(tcp, request).await.map_err(unreachable)?
-        };
-        read_answer(status, &bytes)
+            exchange(tcp, request).await.map_err(unreachable)
+        }
     }
 
     fn connector(&self) -> Result<TlsConnector, ClientError> {

@@ -187,14 +187,8 @@ impl AgentTools {
     }
 
     async fn emit_chunk(&self, caller: &Caller, arguments: &str) -> Outcome {
-        #[derive(Deserialize)]
-        struct Arguments {
-            task_id: String,
-            #[serde(flatten)]
-            chunk: ChunkRequest,
-        }
-        let Arguments { task_id, chunk } = read_object(arguments)?;
-        let task: TaskId = task_id.parse().map_err(|_| Refusal::new(ErrorCode::Unauthorized))?;
+        let chunk: ChunkRequest = read_object(arguments)?;
+        let task = chunk.task()?;
         let seq = emit(&self.app, caller, task, (chunk, None)).await?;
         Ok(Json::of(&json!({ "seq": seq })))
     }
