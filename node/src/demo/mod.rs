@@ -2,24 +2,22 @@
 //! person goes on by hand. Everything goes over real sockets, as any client would do it.
 //!
 //! # Layout
-//! * this file: the story
-//! * [`socket`]: a small Phoenix client; [`lines`]: what to paste
+//! * this file: the story; [`lines`]: what to paste
 
 mod lines;
-mod socket;
 
 use std::path::PathBuf;
 
 use clap::Args;
 use http::Method;
 use rustls::RootCertStore;
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use self::lines::Lines;
-use self::socket::{Channel, Event};
 use crate::config::{Config, LogFormat};
 use crate::http::client::Client;
+use crate::http::phoenix_client::{Channel, Event};
 use crate::run::{self, Node, RunError};
 use crate::{cli, logging, system_clock};
 
@@ -130,7 +128,8 @@ async fn story(node: &Node, operator: &str) -> Result<Vec<Agent>, RunError> {
         ("Painter", "painter", ["draw", "paint"]),
     ] {
         let (id, key) = register(&admin, name, slug, &capabilities, false).await?;
-        let channel = Channel::join(&address, "/socket/agent", &key, &format!("agent:{id}"), json!({})).await?;
+        let channel =
+            Channel::join(&address, "/socket/agent", &key, &format!("agent:{id}"), json!({})).await?;
         fleet.push(Agent { id, key, name, channel });
     }
 
@@ -185,7 +184,8 @@ async fn show_presence(address: &str, key: &str) -> Result<(), RunError> {
     let Some(entries) = state.as_object() else { return Err("presence_state is no object".into()) };
     for entry in entries.values() {
         let meta = &entry["metas"][0];
-        let can: Vec<&str> = meta["capabilities"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let can: Vec<&str> =
+            meta["capabilities"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         say(&format!(
             "  {:<14} can {:<14} asks {}  reputation {}",
             meta["name"].as_str().unwrap_or_default(),
@@ -251,7 +251,8 @@ async fn watch_answer(
             }
             "REST" => {
                 let chunk = json!({ "content": content, "kind": "chat" });
-                rest.send(Method::POST, &format!("/api/v1/tasks/{task}/chunk"), Some(&chunk)).await?["seq"].clone()
+                rest.send(Method::POST, &format!("/api/v1/tasks/{task}/chunk"), Some(&chunk)).await?["seq"]
+                    .clone()
             }
             _ => emit_by_mcp(&rest, task, content).await?,
         };
@@ -298,6 +299,7 @@ async fn emit_by_mcp(client: &Client, task: &str, content: &str) -> Result<Value
     let (status, body) = client.send_with(Method::POST, "/mcp", &headers, Some(&call)).await?;
     let body = String::from_utf8_lossy(&body);
     let answer = body.lines().filter_map(|line| line.strip_prefix("data:")).next_back().unwrap_or(&body);
-    let answer: Value = serde_json::from_str(answer.trim()).map_err(|_| format!("MCP answered {status}: {body}"))?;
+    let answer: Value =
+        serde_json::from_str(answer.trim()).map_err(|_| format!("MCP answered {status}: {body}"))?;
     Ok(answer["result"]["structuredContent"]["seq"].clone())
 }

@@ -108,7 +108,8 @@ impl Client {
         if tls {
             let name = ServerName::try_from(authority.host().to_owned())
                 .map_err(|error| unreachable(error.to_string()))?;
-            let stream = self.connector()?.connect(name, tcp).await.map_err(|error| unreachable(error.to_string()))?;
+            let stream =
+                self.connector()?.connect(name, tcp).await.map_err(|error| unreachable(error.to_string()))?;
             exchange(stream, request).await.map_err(unreachable)
         } else {
             exchange(tcp, request).await.map_err(unreachable)

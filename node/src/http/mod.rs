@@ -4,7 +4,8 @@
 //! * [`listener`]: accepts connections, with their limits; [`tls`]
 //! * [`front`]: sends each request where it belongs; [`answer`]: the envelope of every REST answer
 //! * [`upgrade`]: WebSocket handshakes; [`rest`]: the REST routes; [`event_stream`]: SSE
-//! * [`addresses`]: who a request comes from; [`client`]: the client that the command line uses
+//! * [`addresses`]: who a request comes from
+//! * [`client`] and [`phoenix_client`]: the clients that the command line and the demo use
 
 pub mod addresses;
 pub mod answer;
@@ -12,6 +13,7 @@ pub mod client;
 pub mod event_stream;
 pub mod front;
 pub mod listener;
+pub mod phoenix_client;
 pub mod rest;
 pub mod tls;
 pub mod upgrade;

@@ -1,9 +1,9 @@
-//! A small Phoenix client for the demo: one socket, one channel.
+//! A small Phoenix client: one socket, one channel. The demo's agents and its hirer speak through it.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use http_body_util::Empty;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -29,7 +29,8 @@ pub struct Event {
     pub payload: Value,
 }
 
-type Replies = Arc<Mutex<HashMap<String, oneshot::Sender<Value>>>>;
+/// Who waits for which reply; `None` once the socket is gone and nobody is answered any more.
+type Replies = Arc<Mutex<Option<HashMap<String, oneshot::Sender<Value>>>>>;
 
 /// A joined channel.
 pub struct Channel {
@@ -64,12 +65,11 @@ impl Channel {
         let socket = connect(address, mount, credential).await?;
         let (outgoing, to_send) = mpsc::channel(QUEUE_MAX);
         let (deliver, events) = mpsc::channel(QUEUE_MAX);
-        let replies = Replies::default();
+        let replies: Replies = Arc::new(Mutex::new(Some(HashMap::new())));
         let (read, write) = tokio::io::split(socket);
         tokio::spawn(receive_all(read, deliver, replies.clone()));
         tokio::spawn(send_all(write, to_send));
-        let channel =
-            Self { topic: topic.to_owned(), refs: AtomicU64::new(1), replies, outgoing, events };
+        let channel = Self { topic: topic.to_owned(), refs: AtomicU64::new(1), replies, outgoing, events };
         channel.push("phx_join", payload).await?;
         Ok(channel)
     }
@@ -79,17 +79,43 @@ impl Channel {
     /// # Errors
     /// The server refuses, or is gone.
     pub async fn push(&self, event: &str, payload: Value) -> Result<Value, RunError> {
+        self.send(event, payload).await
+    }
+
+    /// Sends an event now; the future is its reply. Events are sent in the order of the calls.
+    ///
+    /// # Errors
+    /// The server refuses, or is gone; or more wait to be sent than may.
+    pub fn send(
+        &self,
+        event: &str,
+        payload: Value,
+    ) -> impl Future<Output = Result<Value, RunError>> + Send + 'static {
         let reference = self.refs.fetch_add(1, Ordering::Relaxed).to_string();
         let (reply, answer) = oneshot::channel();
-        self.replies.lock().insert(reference.clone(), reply);
+        let described = format!("{event} on {}", self.topic);
         let message = json!([JOIN_REF, reference, self.topic, event, payload]).to_string();
-        self.outgoing.send(message).await.map_err(|_| "the socket is gone")?;
-        let answer = tokio::time::timeout(REPLY_TIMEOUT, answer).await.map_err(|_| "no reply")?;
-        let answer = answer.map_err(|_| "the socket is gone")?;
-        if answer["status"] == "ok" {
-            return Ok(answer["response"].clone());
+        let sent = match self.replies.lock().as_mut() {
+            Some(waiting) => {
+                let sent = self.outgoing.try_send(message).is_ok();
+                if sent {
+                    waiting.insert(reference, reply);
+                }
+                sent
+            }
+            None => false,
+        };
+        async move {
+            if !sent {
+                return Err("the socket is gone, or full".into());
+            }
+            let answer = tokio::time::timeout(REPLY_TIMEOUT, answer).await.map_err(|_| "no reply")?;
+            let answer = answer.map_err(|_| "the socket is gone")?;
+            if answer["status"] == "ok" {
+                return Ok(answer["response"].clone());
+            }
+            Err(format!("{described}: {}", answer["response"]).into())
         }
-        Err(format!("{event} on {}: {}", self.topic, answer["response"]).into())
     }
 
     /// The next event.
@@ -154,7 +180,7 @@ async fn receive_all(stream: ReadHalf<Stream>, deliver: mpsc::Sender<Event>, rep
         }
     }
     // Nobody answers any more.
-    replies.lock().clear();
+    *replies.lock() = None;
 }
 
 /// Sends what waits, and a heartbeat now and then.
@@ -182,7 +208,7 @@ async fn receive(text: &[u8], deliver: &mpsc::Sender<Event>, replies: &Replies) 
         let event = Event { name: name.to_owned(), payload: payload.clone() };
         return deliver.send(event).await.is_ok();
     }
-    if let Some(reply) = reference.as_str().and_then(|reference| replies.lock().remove(reference)) {
+    if let Some(reply) = reference.as_str().and_then(|reference| replies.lock().as_mut()?.remove(reference)) {
         // Whoever asked may have stopped waiting.
         let _gone = reply.send(payload.clone());
     }

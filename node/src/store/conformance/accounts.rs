@@ -1,0 +1,199 @@
+//! Users, credentials, agents, blocks.
+
+use std::collections::HashSet;
+
+use muster_actors::store::{PageRequest, Store, StoreError};
+use muster_protocol::account::{CredentialKind, Owner};
+use muster_protocol::agent::{Agent, AgentStatus};
+use muster_protocol::discovery::Query;
+use muster_protocol::ids::CredentialId;
+use muster_protocol::signing::PublicKey;
+
+use super::{add_agent, agent, at, credential, entropy, hash, user};
+
+pub async fn operator_hash_is_kept(store: &dyn Store) {
+    assert_eq!(store.operator_hash(hash(1)).await, Ok(hash(1)));
+    assert_eq!(store.operator_hash(hash(2)).await, Ok(hash(1)), "the first one stays");
+    assert_eq!(store.check(at(0)).await, Ok(()));
+}
+
+pub async fn users_are_paged(store: &dyn Store) {
+    for n in 1..=5 {
+        store.create_user(user(n)).await.unwrap();
+    }
+    assert_eq!(store.user(user(3).id).await, Ok(user(3)));
+    assert_eq!(store.user(user(9).id).await, Err(StoreError::NotFound));
+    assert_eq!(store.create_user(user(3)).await, Err(StoreError::AlreadyExists));
+    let first = store.users(PageRequest { limit: 3, after: None }).await.unwrap();
+    assert_eq!((first.items, first.total), (vec![user(5), user(4), user(3)], 5));
+    let second = store.users(PageRequest { limit: 3, after: first.next }).await.unwrap();
+    assert_eq!((second.items, second.next), (vec![user(2), user(1)], None));
+}
+
+pub async fn credentials_are_found_by_hash_and_end(store: &dyn Store) {
+    store.create_user(user(1)).await.unwrap();
+    let owner = Owner::User(user(1).id);
+    let mut token = credential(1, CredentialKind::UserToken, owner);
+    token.expires_at = Some(at(1_000));
+    store.create_credential(token.clone(), hash(1), 10).await.unwrap();
+    assert_eq!(store.credential_by_hash(hash(1)).await, Ok(token.clone()));
+    assert_eq!(store.credential_by_hash(hash(2)).await, Err(StoreError::NotFound));
+    assert_eq!(store.credentials_of(owner).await, Ok(vec![token.clone()]));
+    let stranger = Owner::User(user(2).id);
+    assert_eq!(store.revoke_credential(stranger, token.id, at(5)).await, Err(StoreError::NotFound));
+    assert_eq!(store.revoke_credential(owner, token.id, at(5)).await, Ok(vec![token.id]));
+    assert_eq!(store.revoke_credential(owner, token.id, at(9)).await, Ok(vec![token.id]), "again is no harm");
+    assert_eq!(
+        store.credential_by_hash(hash(1)).await.unwrap().revoked_at,
+        Some(at(5)),
+        "the first time stands"
+    );
+    let nobody = CredentialId::new(at(1), entropy(77));
+    assert_eq!(store.revoke_credential(owner, nobody, at(5)).await, Err(StoreError::NotFound));
+}
+
+pub async fn live_credentials_are_bounded(store: &dyn Store) {
+    store.create_user(user(1)).await.unwrap();
+    let owner = Owner::User(user(1).id);
+    for n in 1..=2 {
+        store.create_credential(credential(n, CredentialKind::UserToken, owner), hash(n), 2).await.unwrap();
+    }
+    let third = credential(3, CredentialKind::UserToken, owner);
+    assert_eq!(store.create_credential(third.clone(), hash(3), 2).await, Err(StoreError::LimitReached));
+    let first = credential(1, CredentialKind::UserToken, owner);
+    store.revoke_credential(owner, first.id, at(4)).await.unwrap();
+    assert_eq!(store.create_credential(third, hash(3), 2).await, Ok(()), "a revoked one makes room");
+}
+
+pub async fn rotation_and_revocation_take_sessions_along(store: &dyn Store) {
+    let agent = add_agent(store, 1, None).await;
+    let owner = Owner::Agent(agent.id);
+    let key = credential(1, CredentialKind::AgentKey, owner);
+    let session = credential(2, CredentialKind::Session, owner);
+    store.create_credential(session.clone(), hash(2), 10).await.unwrap();
+    let next = credential(3, CredentialKind::AgentKey, owner);
+    let revoked = store.rotate_credential(key.id, next.clone(), hash(3)).await.unwrap();
+    assert_eq!(revoked, [key.id, session.id]);
+    assert!(!store.credential_by_hash(hash(1)).await.unwrap().is_live(at(10)));
+    assert!(!store.credential_by_hash(hash(2)).await.unwrap().is_live(at(10)));
+    assert!(store.credential_by_hash(hash(3)).await.unwrap().is_live(at(10)));
+    let late = credential(4, CredentialKind::AgentKey, owner);
+    assert_eq!(
+        store.rotate_credential(key.id, late, hash(4)).await,
+        Err(StoreError::NotFound),
+        "dead already"
+    );
+    assert_eq!(store.credential_by_hash(hash(4)).await, Err(StoreError::NotFound), "nothing was added");
+    let session = credential(5, CredentialKind::Session, owner);
+    store.create_credential(session.clone(), hash(5), 10).await.unwrap();
+    assert_eq!(store.revoke_credential(owner, session.id, at(6)).await, Ok(vec![session.id]));
+    assert!(store.credential_by_hash(hash(3)).await.unwrap().is_live(at(10)), "a session takes no key along");
+}
+
+pub async fn agents_are_created_once(store: &dyn Store) {
+    store.create_user(user(1)).await.unwrap();
+    let owner = user(1).id;
+    let one = add_agent(store, 1, Some(owner)).await;
+    assert_eq!(store.agent(one.id).await, Ok(one.clone()));
+    assert_eq!(store.agent_by_did("did:x:1").await, Ok(one.clone()));
+    assert_eq!(store.agent_by_did("did:x:2").await, Err(StoreError::NotFound));
+    let same_did = Agent { did: one.did.clone(), ..agent(2, None) };
+    let key = credential(2, CredentialKind::AgentKey, Owner::Agent(same_did.id));
+    let again = store.create_agent(same_did.clone(), key, hash(2), 10).await;
+    assert_eq!(again, Err(StoreError::AlreadyExists));
+    assert_eq!(store.agent(same_did.id).await, Err(StoreError::NotFound), "nothing of it is there");
+    assert_eq!(store.credential_by_hash(hash(2)).await, Err(StoreError::NotFound));
+    let third = agent(3, Some(owner));
+    let key = credential(3, CredentialKind::AgentKey, Owner::Agent(third.id));
+    assert_eq!(store.create_agent(third, key, hash(3), 1).await, Err(StoreError::LimitReached));
+    let page = store.agents_of(owner, PageRequest { limit: 10, after: None }).await.unwrap();
+    assert_eq!((page.items, page.total), (vec![one], 1));
+}
+
+pub async fn agents_change_by_compare_and_set(store: &dyn Store) {
+    let read = add_agent(store, 1, None).await;
+    let key = PublicKey::parse("iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w=").unwrap();
+    let new = Agent {
+        name: "New".into(),
+        capabilities: vec!["sing".into()],
+        public_key: Some(key),
+        updated_at: at(7),
+        ..read.clone()
+    };
+    assert_eq!(store.update_agent(&read, new.clone()).await, Ok(()));
+    assert_eq!(store.agent(read.id).await, Ok(new.clone()));
+    let lost = Agent { name: "Lost".into(), updated_at: at(8), ..read.clone() };
+    assert_eq!(store.update_agent(&read, lost).await, Err(StoreError::Conflict));
+    let query = Query { capability: Some("sing".into()), filters: None };
+    assert_eq!(store.find_agents(&query, &HashSet::new(), 10).await, Ok(vec![new]));
+    let query = Query { capability: Some("code".into()), filters: None };
+    assert_eq!(store.find_agents(&query, &HashSet::new(), 10).await, Ok(vec![]));
+    let stopped = store.set_agent_status(read.id, AgentStatus::Banned, at(9)).await.unwrap();
+    assert_eq!(stopped.status, AgentStatus::Banned);
+    assert_eq!(store.find_agents(&Query::default(), &HashSet::new(), 10).await, Ok(vec![]));
+    store.set_last_seen(read.id, at(10)).await.unwrap();
+    assert_eq!(store.agent(read.id).await.unwrap().last_seen_at, Some(at(10)));
+    let nobody = agent(9, None);
+    assert_eq!(
+        store.set_agent_status(nobody.id, AgentStatus::Active, at(9)).await,
+        Err(StoreError::NotFound)
+    );
+}
+
+pub async fn agents_are_claimed_once(store: &dyn Store) {
+    for n in 1..=2 {
+        store.create_user(user(n)).await.unwrap();
+    }
+    let free = add_agent(store, 1, None).await;
+    let claimed = store.claim_agent(free.id, user(1).id, at(5)).await.unwrap();
+    assert_eq!(claimed.owner, Some(user(1).id));
+    assert!(store.claim_agent(free.id, user(1).id, at(6)).await.is_ok(), "again by the same user");
+    assert_eq!(store.claim_agent(free.id, user(2).id, at(7)).await, Err(StoreError::AlreadyExists));
+    assert_eq!(store.agent(free.id).await.unwrap().owner, Some(user(1).id));
+}
+
+pub async fn agents_are_found_in_order(store: &dyn Store) {
+    let mut agents = Vec::new();
+    for n in [3, 1, 2, 4] {
+        agents.push(add_agent(store, n, None).await);
+    }
+    let names = |query: &str, except: Vec<usize>, limit| {
+        let query = Query::parse(query).unwrap();
+        let except: HashSet<_> = except.into_iter().map(|at| agents[at].id).collect();
+        async move {
+            let found = store.find_agents(&query, &except, limit).await.unwrap();
+            found.into_iter().map(|agent| agent.name).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(
+        names("{}", vec![], 10).await,
+        ["Agent 1", "Agent 2", "Agent 3", "Agent 4"],
+        "same reputation: by price"
+    );
+    assert_eq!(names("{}", vec![1], 2).await, ["Agent 2", "Agent 3"]);
+    assert_eq!(names(r#"{"capability":"c3"}"#, vec![], 10).await, ["Agent 3"]);
+    assert_eq!(names(r#"{"filters":{"max_price":"2.5"}}"#, vec![], 10).await, ["Agent 1", "Agent 2"]);
+    assert_eq!(names(r#"{"filters":{"min_price":"3.5"}}"#, vec![], 10).await, ["Agent 3", "Agent 4"]);
+    assert_eq!(names(r#"{"filters":{"min_reputation":2.6}}"#, vec![], 10).await, Vec::<String>::new());
+    let capabilities = store.capabilities(2).await.unwrap();
+    assert_eq!(capabilities, [("code".to_owned(), 4), ("c1".to_owned(), 1)]);
+}
+
+pub async fn blocks_work_both_ways_and_end(store: &dyn Store) {
+    let (one, two) = (add_agent(store, 1, None).await.id, add_agent(store, 2, None).await.id);
+    store.block(one, two, Some(at(100)), 10).await.unwrap();
+    for (agent, other) in [(one, two), (two, one)] {
+        assert_eq!(store.blocked_pairs(agent, at(99)).await, Ok(HashSet::from([other])));
+        assert_eq!(store.blocked_pairs(agent, at(100)).await, Ok(HashSet::new()), "it has ended");
+    }
+    assert_eq!(store.blocks_by(one, at(0)).await, Ok(vec![(two, Some(at(100)))]));
+    assert_eq!(store.blocks_by(two, at(0)).await, Ok(vec![]));
+    store.block(one, two, None, 1).await.unwrap();
+    assert_eq!(store.blocks_by(one, at(1_000)).await, Ok(vec![(two, None)]));
+    let three = add_agent(store, 3, None).await.id;
+    assert_eq!(store.block(one, three, None, 1).await, Err(StoreError::LimitReached));
+    assert_eq!(store.block(one, agent(9, None).id, None, 10).await, Err(StoreError::NotFound));
+    assert_eq!(store.unblock(two, one).await, Err(StoreError::NotFound), "it is not theirs");
+    assert_eq!(store.unblock(one, two).await, Ok(()));
+    assert_eq!(store.blocked_pairs(two, at(0)).await, Ok(HashSet::new()));
+}

@@ -1,0 +1,133 @@
+//! What every backend must do, written against the port alone. A backend runs the suite by naming a function that opens
+//! an empty store: see the end of this file.
+
+mod accounts;
+mod streams;
+mod tasks;
+
+use std::sync::Arc;
+
+use muster_actors::store::Store;
+use muster_protocol::account::{Credential, CredentialKind, Owner, Scopes, SecretHash, User};
+use muster_protocol::agent::{Agent, Registration};
+use muster_protocol::ids::{AgentId, CredentialId, TaskId, UserId};
+use muster_protocol::json::Json;
+use muster_protocol::limits::Limits;
+use muster_protocol::task::{Task, TaskStatus};
+use muster_protocol::time::Timestamp;
+
+/// An empty store, and what keeps it alive.
+pub struct Fixture {
+    pub store: Arc<dyn Store>,
+    pub keep: Box<dyn std::any::Any>,
+}
+
+/// A time of the suite's own.
+pub fn at(ms: i64) -> Timestamp {
+    Timestamp::from_unix_ms(1_700_000_000_000 + ms)
+}
+
+/// Ids that differ by a number, and sort by it.
+pub fn entropy(n: u8) -> [u8; 10] {
+    [n; 10]
+}
+
+pub fn user(n: u8) -> User {
+    User { id: UserId::new(at(0), entropy(n)), name: format!("User {n}"), created_at: at(0) }
+}
+
+pub fn agent(n: u8, owner: Option<UserId>) -> Agent {
+    let json = format!(
+        r#"{{"name":"Agent {n}","did":"did:x:{n}","capabilities":["code","c{n}"],"pricing_model":"hybrid","base_price":"{n}.5","metadata":{{"n":{n}}}}}"#
+    );
+    let registration: Registration = serde_json::from_str(&json).unwrap();
+    registration.into_agent(AgentId::new(at(0), entropy(n)), owner, at(0), &Limits::default()).unwrap()
+}
+
+pub fn credential(n: u8, kind: CredentialKind, owner: Owner) -> Credential {
+    Credential {
+        id: CredentialId::new(at(i64::from(n)), entropy(n)),
+        kind,
+        owner,
+        label: Some(format!("label {n}")),
+        scopes: Scopes::ALL,
+        created_at: at(i64::from(n)),
+        expires_at: None,
+        revoked_at: None,
+    }
+}
+
+pub fn hash(n: u8) -> SecretHash {
+    SecretHash::of(&format!("secret {n}"))
+}
+
+/// Adds an agent with a key of the same number.
+pub async fn add_agent(store: &dyn Store, n: u8, owner: Option<UserId>) -> Agent {
+    let agent = agent(n, owner);
+    let key = credential(n, CredentialKind::AgentKey, Owner::Agent(agent.id));
+    store.create_agent(agent.clone(), key, hash(n), 100).await.unwrap();
+    agent
+}
+
+/// A pending task between two agents.
+pub fn task(n: u8, client: &Agent, provider: &Agent) -> Task {
+    let created_at = at(i64::from(n));
+    Task {
+        id: TaskId::new(created_at, entropy(n)),
+        status: TaskStatus::Pending,
+        client: client.id,
+        client_owner: client.owner,
+        provider: provider.id,
+        capability: "code".into(),
+        input: Json::of(&serde_json::json!({ "n": n })),
+        output: None,
+        error: None,
+        max_price: None,
+        external_client: None,
+        hiring: None,
+        created_at,
+        updated_at: created_at,
+        ended_at: None,
+    }
+}
+
+/// Runs the whole suite on stores that `$open` opens.
+macro_rules! conformance {
+    ($backend:ident, $open:path, [$($part:ident: $($test:ident),* $(,)?);* $(;)?]) => {
+        mod $backend {
+            $($(
+                #[tokio::test]
+                async fn $test() {
+                    let fixture = $open().await;
+                    super::$part::$test(fixture.store.as_ref()).await;
+                    fixture.store.close().await;
+                    drop(fixture.keep);
+                }
+            )*)*
+        }
+    };
+}
+
+macro_rules! conformance_of {
+    ($backend:ident, $open:path) => {
+        conformance!($backend, $open, [
+            accounts: operator_hash_is_kept, users_are_paged, credentials_are_found_by_hash_and_end,
+                live_credentials_are_bounded, rotation_and_revocation_take_sessions_along,
+                agents_are_created_once, agents_change_by_compare_and_set, agents_are_claimed_once,
+                agents_are_found_in_order, blocks_work_both_ways_and_end;
+            tasks: tasks_begin_and_end_once, tasks_are_listed_by_party, tasks_are_reassigned_while_pending,
+                hirings_are_where_their_task_is, notes_are_bounded, outcomes_count_for_the_provider;
+            streams: chunks_are_appended_in_order, old_writers_are_fenced_off, ended_tasks_take_no_chunks,
+                chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
+                appends_and_ends_are_ordered, epochs_rise;
+        ]);
+    };
+}
+
+async fn sqlite() -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let store = crate::store::sqlite::SqliteStore::open(folder.path(), &Limits::default()).unwrap();
+    Fixture { store: Arc::new(store), keep: Box::new(folder) }
+}
+
+conformance_of!(on_sqlite, super::sqlite);

@@ -1,0 +1,152 @@
+//! The logs of task streams.
+
+use std::sync::{Arc, Mutex};
+
+use muster_actors::store::{Append, Finish, Store, StoreError, StoreResult};
+use muster_protocol::ids::TaskId;
+use muster_protocol::json::Json;
+use muster_protocol::task::{Ending, TaskStatus};
+use muster_protocol::task_stream::Chunk;
+use tokio::sync::oneshot;
+
+use super::{add_agent, at, task};
+
+fn chunk(seq: u64) -> Chunk {
+    let body = Json::of(&serde_json::json!({ "seq": seq, "content": "x" }));
+    Chunk { seq, body, idempotency_key: seq.is_multiple_of(2).then(|| format!("k{seq}").into()) }
+}
+
+async fn append(store: &dyn Store, append: Append) -> StoreResult<()> {
+    let (reply, answer) = oneshot::channel();
+    let done = Box::new(move |result| drop(reply.send(result)));
+    store.append_chunks(append, done).await;
+    answer.await.expect("an answer, always")
+}
+
+fn chunks_of(task: TaskId, epoch: u64, seqs: std::ops::RangeInclusive<u64>) -> Append {
+    let begins_task = *seqs.start() == 1;
+    Append { task, epoch, chunks: seqs.map(chunk).collect(), begins_task, now: at(50) }
+}
+
+async fn pending_task(store: &dyn Store) -> TaskId {
+    let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
+    let order = task(1, &client, &provider);
+    store.create_task(order.clone(), None).await.unwrap();
+    order.id
+}
+
+async fn seqs(store: &dyn Store, id: TaskId, after: u64, upto: u64, bytes_max: usize) -> Vec<u64> {
+    let chunks = store.read_chunks(id, after, upto, bytes_max).await.unwrap();
+    chunks.iter().map(|chunk| chunk.seq).collect()
+}
+
+pub async fn chunks_are_appended_in_order(store: &dyn Store) {
+    let id = pending_task(store).await;
+    let head = store.open_stream(id, 10, 1_000).await.unwrap();
+    assert_eq!((head.last_seq, head.first_seq, head.newest.len()), (0, 1, 0));
+    assert_eq!(append(store, chunks_of(id, 1, 1..=3)).await, Ok(()));
+    assert_eq!(store.task(id).await.unwrap().status, TaskStatus::InProgress);
+    assert_eq!(append(store, chunks_of(id, 1, 4..=5)).await, Ok(()));
+    let head = store.open_stream(id, 3, 100_000).await.unwrap();
+    assert_eq!((head.last_seq, head.first_seq), (5, 1));
+    assert_eq!(head.newest, [chunk(3), chunk(4), chunk(5)], "the newest, oldest first");
+    assert_eq!(store.open_stream(id, 10, 0).await.unwrap().newest, []);
+    let nowhere = TaskId::from_bytes([7; 16]);
+    assert_eq!(store.open_stream(nowhere, 1, 1).await.unwrap_err(), StoreError::NotFound);
+    let events: Vec<_> = store.timeline(id).await.unwrap().into_iter().map(|entry| entry.event).collect();
+    assert_eq!(events, ["task_created", "task_started"]);
+}
+
+pub async fn old_writers_are_fenced_off(store: &dyn Store) {
+    let id = pending_task(store).await;
+    append(store, chunks_of(id, 5, 1..=2)).await.unwrap();
+    assert_eq!(
+        append(store, chunks_of(id, 5, 2..=3)).await,
+        Err(StoreError::Fenced),
+        "a seq given out twice"
+    );
+    assert_eq!(append(store, chunks_of(id, 5, 4..=4)).await, Err(StoreError::Fenced), "a gap");
+    assert_eq!(append(store, chunks_of(id, 4, 3..=3)).await, Err(StoreError::Fenced), "an older epoch");
+    assert_eq!(append(store, chunks_of(id, 6, 3..=3)).await, Ok(()), "a newer epoch takes over");
+    assert_eq!(append(store, chunks_of(id, 5, 4..=4)).await, Err(StoreError::Fenced), "for good");
+    let mut same_key = chunks_of(id, 6, 4..=4);
+    same_key.chunks[0].idempotency_key = Some("k2".into());
+    assert_eq!(append(store, same_key).await, Err(StoreError::Fenced), "a key given out twice");
+    assert_eq!(seqs(store, id, 0, 99, 100_000).await, [1, 2, 3], "what was refused left nothing");
+    assert_eq!(store.open_stream(id, 10, 100_000).await.unwrap().last_seq, 3);
+}
+
+fn cancel(id: TaskId, last_seq: u64, ms: i64) -> Finish {
+    Finish { task: id, ending: Ending::cancelled(None), by: None, last_seq, now: at(ms) }
+}
+
+pub async fn ended_tasks_take_no_chunks(store: &dyn Store) {
+    let id = pending_task(store).await;
+    append(store, chunks_of(id, 1, 1..=2)).await.unwrap();
+    let early = store.finish_task(cancel(id, 3, 60)).await;
+    assert_eq!(early.unwrap_err(), StoreError::Fenced, "a chunk that was given out is not stored");
+    assert!(store.finish_task(cancel(id, 2, 60)).await.is_ok());
+    assert_eq!(append(store, chunks_of(id, 1, 3..=3)).await, Err(StoreError::Fenced));
+    assert_eq!(append(store, chunks_of(id, 9, 3..=3)).await, Err(StoreError::Fenced));
+    assert_eq!(seqs(store, id, 0, 99, 100_000).await, [1, 2]);
+}
+
+pub async fn chunks_are_read_in_parts(store: &dyn Store) {
+    let id = pending_task(store).await;
+    append(store, chunks_of(id, 1, 1..=10)).await.unwrap();
+    assert_eq!(seqs(store, id, 0, 10, usize::MAX).await, (1..=10).collect::<Vec<_>>());
+    assert_eq!(seqs(store, id, 4, 7, usize::MAX).await, [5, 6, 7]);
+    assert_eq!(seqs(store, id, 4, 7, 1).await, [5], "at least one");
+    assert_eq!(seqs(store, id, 0, 10, chunk(1).weight() * 3).await.len(), 2, "the bytes of keys count too");
+    assert_eq!(seqs(store, id, 10, 10, usize::MAX).await, Vec::<u64>::new());
+    assert_eq!(store.read_chunks(id, 1, 2, 1).await, Ok(vec![chunk(2)]));
+}
+
+pub async fn keys_are_found(store: &dyn Store) {
+    let id = pending_task(store).await;
+    append(store, chunks_of(id, 1, 1..=4)).await.unwrap();
+    let found = store.seqs_of_keys(id, &["k2".into(), "k3".into(), "k4".into()]).await.unwrap();
+    assert_eq!(found, [("k2".into(), 2), ("k4".into(), 4)]);
+    let other = TaskId::from_bytes([7; 16]);
+    assert_eq!(store.seqs_of_keys(other, &["k2".into()]).await, Ok(vec![]), "keys are a task's own");
+}
+
+pub async fn streams_are_purged_after_their_time(store: &dyn Store) {
+    let id = pending_task(store).await;
+    append(store, chunks_of(id, 1, 1..=3)).await.unwrap();
+    assert_eq!(store.purge_streams(at(100_000), 10).await, Ok(0), "it has not ended");
+    store.finish_task(cancel(id, 3, 60)).await.unwrap();
+    assert_eq!(store.purge_streams(at(60), 10).await, Ok(0), "not yet");
+    assert_eq!(store.purge_streams(at(61), 10).await, Ok(1));
+    assert_eq!(store.purge_streams(at(61), 10).await, Ok(0), "once");
+    let head = store.open_stream(id, 10, 100_000).await.unwrap();
+    assert_eq!((head.last_seq, head.first_seq, head.newest.len()), (3, 4, 0));
+    assert_eq!(head.task.status, TaskStatus::Cancelled, "the task itself stays");
+}
+
+pub async fn appends_and_ends_are_ordered(store: &dyn Store) {
+    let id = pending_task(store).await;
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut answers = Vec::new();
+    for seq in 1..=20 {
+        let (reply, answer) = oneshot::channel();
+        let order = order.clone();
+        let done = Box::new(move |result: StoreResult<()>| {
+            order.lock().unwrap().push(seq);
+            drop(reply.send(result));
+        });
+        store.append_chunks(chunks_of(id, 1, seq..=seq), done).await;
+        answers.push(answer);
+    }
+    // Asked for behind the appends, so it finds all of them.
+    assert!(store.finish_task(cancel(id, 20, 60)).await.is_ok());
+    for answer in answers {
+        assert_eq!(answer.await, Ok(Ok(())));
+    }
+    assert_eq!(*order.lock().unwrap(), (1..=20).collect::<Vec<_>>());
+}
+
+pub async fn epochs_rise(store: &dyn Store) {
+    let first = store.next_epoch().await.unwrap();
+    assert!(store.next_epoch().await.unwrap() > first);
+}

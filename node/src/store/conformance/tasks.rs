@@ -1,0 +1,157 @@
+//! Tasks, hirings, notes.
+
+use muster_actors::store::{Finish, HiringFilter, PageRequest, Store, StoreError, TaskFilter};
+use muster_protocol::hiring::{Hiring, HiringStatus};
+use muster_protocol::ids::{HiringId, MessageId};
+use muster_protocol::json::Json;
+use muster_protocol::task::{Ending, Note, Task, TaskStatus};
+
+use super::{add_agent, at, entropy, task, user};
+
+fn finish(task: &Task, ending: Ending) -> Finish {
+    Finish { task: task.id, ending, by: Some(task.provider), last_seq: 0, now: at(500) }
+}
+
+const PAGE: PageRequest = PageRequest { limit: 10, after: None };
+
+pub async fn tasks_begin_and_end_once(store: &dyn Store) {
+    let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
+    let pending = task(1, &client, &provider);
+    store.create_task(pending.clone(), None).await.unwrap();
+    assert_eq!(store.task(pending.id).await, Ok(pending.clone()));
+    assert_eq!(store.task(task(9, &client, &provider).id).await, Err(StoreError::NotFound));
+    let result = Json::of(&serde_json::json!({ "answer": 42 }));
+    let done = store.finish_task(finish(&pending, Ending::completed(result.clone()))).await.unwrap();
+    assert_eq!(
+        (done.status, &done.output, done.ended_at),
+        (TaskStatus::Completed, &Some(result), Some(at(500)))
+    );
+    assert_eq!(store.task(pending.id).await, Ok(done));
+    let late = store.finish_task(finish(&pending, Ending::cancelled(None))).await;
+    assert_eq!(late, Err(StoreError::WrongStatus(TaskStatus::Completed)));
+    let timeline = store.timeline(pending.id).await.unwrap();
+    let events: Vec<_> = timeline.iter().map(|entry| (entry.event.as_str(), entry.agent_id)).collect();
+    assert_eq!(events, [("task_created", Some(client.id)), ("task_completed", Some(provider.id))]);
+}
+
+pub async fn tasks_are_listed_by_party(store: &dyn Store) {
+    store.create_user(user(1)).await.unwrap();
+    store.create_user(user(2)).await.unwrap();
+    let owned = add_agent(store, 1, Some(user(1).id)).await;
+    let provider = add_agent(store, 2, Some(user(2).id)).await;
+    let stranger = add_agent(store, 3, None).await;
+    for n in 1..=3 {
+        store.create_task(task(n, &owned, &provider), None).await.unwrap();
+    }
+    store.create_task(task(4, &stranger, &provider), None).await.unwrap();
+    let list = |filter: TaskFilter| async move {
+        let page = store.tasks(filter, PAGE).await.unwrap();
+        assert_eq!(page.items.len() as u64, page.total);
+        page.items.iter().map(|task| task.created_at.ms_since(at(0))).collect::<Vec<_>>()
+    };
+    let all = TaskFilter::default();
+    assert_eq!(list(TaskFilter { agent: Some(provider.id), ..all }).await, [4, 3, 2, 1]);
+    assert_eq!(list(TaskFilter { agent: Some(owned.id), ..all }).await, [3, 2, 1]);
+    assert_eq!(list(TaskFilter { user: Some(user(1).id), ..all }).await, [3, 2, 1]);
+    assert_eq!(
+        list(TaskFilter { user: Some(user(2).id), ..all }).await,
+        [4, 3, 2, 1],
+        "as the provider's owner"
+    );
+    assert_eq!(list(TaskFilter { client: Some(stranger.id), ..all }).await, [4]);
+    assert_eq!(list(TaskFilter { provider: Some(owned.id), ..all }).await, Vec::<i64>::new());
+    let cancelled = Ending::cancelled(Some("why"));
+    store.finish_task(finish(&task(2, &owned, &provider), cancelled)).await.unwrap();
+    let status = Some(TaskStatus::Cancelled);
+    assert_eq!(list(TaskFilter { agent: Some(owned.id), status, ..all }).await, [2]);
+    let filter = TaskFilter { agent: Some(provider.id), ..all };
+    let first = store.tasks(filter, PageRequest { limit: 3, after: None }).await.unwrap();
+    assert_eq!((first.items.len(), first.total), (3, 4));
+    let second = store.tasks(filter, PageRequest { limit: 3, after: first.next }).await.unwrap();
+    assert_eq!((second.items.len(), second.next), (1, None));
+}
+
+pub async fn tasks_are_reassigned_while_pending(store: &dyn Store) {
+    let client = add_agent(store, 1, None).await;
+    let (first, second) = (add_agent(store, 2, None).await, add_agent(store, 3, None).await);
+    let pending = task(1, &client, &first);
+    store.create_task(pending.clone(), None).await.unwrap();
+    let moved = store.reassign_task(pending.id, second.id, client.id, at(5)).await.unwrap();
+    assert_eq!((moved.provider, moved.status), (second.id, TaskStatus::Pending));
+    store.finish_task(finish(&moved, Ending::completed(Json::null()))).await.unwrap();
+    let late = store.reassign_task(pending.id, first.id, client.id, at(6)).await;
+    assert_eq!(late, Err(StoreError::WrongStatus(TaskStatus::Completed)));
+}
+
+pub async fn hirings_are_where_their_task_is(store: &dyn Store) {
+    store.create_user(user(1)).await.unwrap();
+    let (client, agent) = (add_agent(store, 1, Some(user(1).id)).await, add_agent(store, 2, None).await);
+    let id = HiringId::new(at(1), entropy(1));
+    let order = Task { hiring: Some(id), ..task(1, &client, &agent) };
+    let hiring = Hiring {
+        id,
+        user: client.owner,
+        client: client.id,
+        agent: agent.id,
+        agent_did: agent.did.clone(),
+        task: order.id,
+        status: HiringStatus::Queued,
+        created_at: at(1),
+        updated_at: at(1),
+    };
+    store.create_task(order.clone(), Some(hiring.clone())).await.unwrap();
+    assert_eq!(store.hiring(id).await, Ok(hiring.clone()));
+    let again = Task { hiring: Some(id), ..task(2, &client, &agent) };
+    assert_eq!(store.retry_hiring(id, again.clone()).await, Err(StoreError::Conflict), "it has not failed");
+    assert_eq!(store.task(again.id).await, Err(StoreError::NotFound));
+    let error = Json::of(&serde_json::json!({ "type": "timeout" }));
+    store.finish_task(finish(&order, Ending::failed(error))).await.unwrap();
+    let failed = store.hiring(id).await.unwrap();
+    assert_eq!((failed.status, failed.updated_at), (HiringStatus::Failed, at(500)));
+    let retried = store.retry_hiring(id, again.clone()).await.unwrap();
+    assert_eq!((retried.status, retried.task), (HiringStatus::Queued, again.id));
+    let list = |filter: HiringFilter| async move { store.hirings(filter, PAGE).await.unwrap().total };
+    let all = HiringFilter::default();
+    assert_eq!(list(HiringFilter { user: client.owner, ..all }).await, 1);
+    assert_eq!(list(HiringFilter { agent: Some(agent.id), ..all }).await, 1);
+    assert_eq!(list(HiringFilter { status: Some(HiringStatus::Queued), ..all }).await, 1);
+    assert_eq!(list(HiringFilter { status: Some(HiringStatus::Failed), ..all }).await, 0);
+    assert_eq!(list(HiringFilter { user: Some(user(2).id), ..all }).await, 0);
+}
+
+pub async fn notes_are_bounded(store: &dyn Store) {
+    let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
+    let order = task(1, &client, &provider);
+    store.create_task(order.clone(), None).await.unwrap();
+    let note = |n: u8| Note {
+        id: MessageId::new(at(i64::from(n)), entropy(n)),
+        from_agent_id: Some(client.id),
+        from_user_id: None,
+        content: format!("note {n}"),
+        inserted_at: at(i64::from(n)),
+    };
+    store.add_note(order.id, note(1), 2).await.unwrap();
+    store.add_note(order.id, note(2), 2).await.unwrap();
+    assert_eq!(store.add_note(order.id, note(3), 2).await, Err(StoreError::LimitReached));
+    assert_eq!(store.notes(order.id).await, Ok(vec![note(1), note(2)]));
+    let nowhere = task(9, &client, &provider).id;
+    assert_eq!(store.add_note(nowhere, note(4), 2).await, Err(StoreError::NotFound));
+}
+
+pub async fn outcomes_count_for_the_provider(store: &dyn Store) {
+    let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
+    let endings = [
+        Ending::completed(Json::null()),
+        Ending::completed(Json::null()),
+        Ending::failed(Json::of(&serde_json::json!({ "type": "failed" }))),
+        Ending::cancelled(None),
+    ];
+    for (n, ending) in (1..).zip(endings) {
+        let order = task(n, &client, &provider);
+        store.create_task(order.clone(), None).await.unwrap();
+        store.finish_task(finish(&order, ending)).await.unwrap();
+    }
+    let after = store.agent(provider.id).await.unwrap();
+    assert_eq!((after.tasks_completed, after.tasks_failed), (2, 1));
+    assert_eq!(store.agent(client.id).await.unwrap().tasks_completed, 0);
+}
