@@ -1,7 +1,7 @@
 //! Everything that is connected under a credential: sockets, event streams, MCP sessions. Whoever revokes a credential,
 //! stops an agent or drains the node finds them here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -36,6 +36,42 @@ pub struct Connections {
 struct Table {
     entries: HashMap<u64, Entry>,
     by_credential: HashMap<CredentialId, usize>,
+    /// Credentials and agents that were ended so far.
+    ends: u64,
+    /// The last of them, newest at the back.
+    ended: VecDeque<Ended>,
+}
+
+/// What was ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Credential(CredentialId),
+    Agent(AgentId),
+}
+
+/// Ends that are remembered for connections that are being opened meanwhile. One that was checked longer ago than so many
+/// ends is closed, and checked again when it comes back.
+const ENDS_REMEMBERED: usize = 1_024;
+
+impl Table {
+    fn note(&mut self, ended: Ended) {
+        self.ends += 1;
+        if self.ended.len() == ENDS_REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(ended);
+    }
+
+    /// Whether what this principal stands on has ended since it was checked.
+    fn has_ended(&self, principal: &Principal) -> bool {
+        let since = usize::try_from(self.ends - principal.as_of).unwrap_or(usize::MAX);
+        let mut unseen = self.ended.iter().rev().take(since);
+        since > self.ended.len()
+            || unseen.any(|ended| match ended {
+                Ended::Credential(credential) => *credential == principal.credential,
+                Ended::Agent(agent) => Some(*agent) == principal.agent,
+            })
+    }
 }
 
 struct Entry {
@@ -65,7 +101,13 @@ impl Drop for Registered {
 }
 
 impl Connections {
-    /// Adds a connection.
+    /// Ends so far: taken before a credential is checked, for [`Principal::as_of`].
+    #[must_use]
+    pub fn ends(&self) -> u64 {
+        self.table.lock().ends
+    }
+
+    /// Adds a connection. It is ended at once if its credential or its agent was ended since it was checked.
     #[must_use]
     pub fn register(self: &Arc<Self>, principal: &Principal, connection: Weak<dyn Connection>) -> Registered {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -76,19 +118,25 @@ impl Connections {
             connection,
         };
         let mut table = self.table.lock();
+        let ended = table.has_ended(principal).then(|| entry.connection.upgrade()).flatten();
         *table.by_credential.entry(entry.credential).or_default() += 1;
         table.entries.insert(id, entry);
         drop(table);
+        if let Some(connection) = ended {
+            connection.end(CloseCode::Disconnected, "credential ended");
+        }
         Registered { connections: self.clone(), id }
     }
 
     /// Ends everything under a credential; gives how much that was.
     pub fn end_credential(&self, credential: CredentialId, reason: &str) -> usize {
+        self.table.lock().note(Ended::Credential(credential));
         self.end_where(CloseCode::Disconnected, reason, |entry| entry.credential == credential)
     }
 
     /// Ends everything of an agent.
     pub fn end_agent(&self, agent: AgentId, reason: &str) -> usize {
+        self.table.lock().note(Ended::Agent(agent));
         self.end_where(CloseCode::Disconnected, reason, |entry| entry.agent == Some(agent))
     }
 

@@ -7,6 +7,7 @@ use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::blocks::Blocks;
 use crate::connections::Connections;
 use crate::metric_definitions::Metrics;
 use crate::online::Online;
@@ -20,6 +21,9 @@ use crate::store::Store;
 use crate::supervisor::{self, Supervisor};
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
+
+/// Locks that changes of agents' records share.
+const CHANGE_STRIPES: usize = 64;
 
 /// What a node is made of.
 pub struct Core {
@@ -37,6 +41,10 @@ pub struct Core {
     pub presence: Arc<Presence>,
     /// Who is online.
     pub online: Arc<Online>,
+    /// Who does not see whom.
+    pub blocks: Blocks,
+    /// Changes of agents' records on this node, one at a time for each agent.
+    changing: [tokio::sync::Mutex<()>; CHANGE_STRIPES],
     /// Task streams.
     pub streams: Streams,
     /// Tasks and hirings.
@@ -109,6 +117,8 @@ impl Core {
             limits: limits.clone(),
         };
         Ok(Arc::new(Self {
+            blocks: Blocks::new(store.clone(), presence.clone(), environment.clone()),
+            changing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             join_buckets: Buckets::new(limits.joins_per_agent),
             connections: Arc::new(Connections::default()),
             draining: AtomicBool::new(false),
@@ -131,6 +141,12 @@ impl Core {
     pub async fn failed(&self) {
         // Without a timeout there is no error.
         let _never = self.supervisor.wait(None).await;
+    }
+
+    /// Whoever holds this changes that agent's record alone, as far as this node goes.
+    pub async fn change_of(&self, agent: AgentId) -> tokio::sync::MutexGuard<'_, ()> {
+        // The last byte of an id is random.
+        self.changing[usize::from(agent.as_bytes()[15]) % CHANGE_STRIPES].lock().await
     }
 
     /// From now on the node takes nothing new.

@@ -3,11 +3,12 @@
 //! # Layout
 //! * from outside: [`ports`] (time, randomness), [`store`], [`settings`]
 //! * the way out: [`egress`]
-//! * what is shared by topic: [`pubsub`], [`presence`], [`online`]
+//! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
+pub mod blocks;
 pub mod channels;
 pub mod connections;
 pub mod core;

@@ -49,7 +49,9 @@ pub struct Metrics {
     pub published: Counter,
     /// Broadcasts written to connections.
     pub delivered: Counter,
-    /// Connections closed because a broadcast did not fit their queue.
+    /// Broadcasts dropped because their topic's shard is behind.
+    pub publications_dropped: Counter,
+    /// Connections closed because what was due to them did not fit their queue.
     pub overloaded: Counter,
 }
 
@@ -76,6 +78,7 @@ impl Metrics {
             presence_diffs: Counter::default(),
             published: Counter::default(),
             delivered: Counter::default(),
+            publications_dropped: Counter::default(),
             overloaded: Counter::default(),
         };
         metrics.register_sockets(registry);
@@ -107,8 +110,13 @@ impl Metrics {
             self.delivered.clone(),
         );
         registry.register(
+            "broadcasts_dropped",
+            "Broadcasts dropped because their topic was behind",
+            self.publications_dropped.clone(),
+        );
+        registry.register(
             "sockets_overloaded",
-            "Sockets closed because a broadcast did not fit their queue",
+            "Sockets closed because what was due to them did not fit their queue",
             self.overloaded.clone(),
         );
     }

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_protocol::agent::Agent;
 use muster_protocol::discovery::{Availability, Found, PresenceFields, Query};
@@ -25,6 +26,7 @@ pub struct Online {
     presence: Arc<Presence>,
     environment: Environment,
     metrics: Arc<Metrics>,
+    changes: AtomicU64,
 }
 
 struct Entry {
@@ -35,7 +37,32 @@ struct Entry {
 struct Connection {
     id: u64,
     online_at: Timestamp,
+    /// Whether it is also present on the agent's own topic.
+    own_topic: bool,
+    /// What watchers see of it; nothing while the agent is not published.
     tracked: Vec<Tracked>,
+}
+
+impl Entry {
+    /// Lets watchers see every connection with the record as it is.
+    fn show(&mut self, presence: &Arc<Presence>) {
+        for connection in &mut self.connections {
+            if !self.agent.status.is_discoverable() {
+                connection.tracked.clear();
+                continue;
+            }
+            let fields = fields(&self.agent, connection.online_at);
+            if connection.tracked.is_empty() {
+                let key = self.agent.id.to_string();
+                connection.tracked.push(presence.track(DISCOVERY, &key, fields.clone()));
+                if connection.own_topic {
+                    connection.tracked.push(presence.track(&agent_topic(self.agent.id), &key, fields));
+                }
+            } else {
+                connection.tracked.iter_mut().for_each(|tracked| tracked.update(&fields));
+            }
+        }
+    }
 }
 
 /// One connection by which an agent is online; dropping it takes the agent away, unless it has another.
@@ -55,28 +82,39 @@ impl Online {
     /// Nobody.
     #[must_use]
     pub fn new(presence: Arc<Presence>, environment: Environment, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { agents: RwLock::default(), gone: RwLock::default(), presence, environment, metrics })
+        Arc::new(Self {
+            agents: RwLock::default(),
+            gone: RwLock::default(),
+            presence,
+            environment,
+            metrics,
+            changes: AtomicU64::new(0),
+        })
     }
 
-    /// An agent comes online by one more connection. `own_topic`: it is also present on its own `agent:<id>` topic.
+    /// Changes of records so far: taken before a record is read, it tells [`Self::appear`] whether that reading may be
+    /// old by now.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// An agent comes online by one more connection, with its record as it was read. `own_topic`: it is also present
+    /// on its own `agent:<id>` topic.
     #[must_use]
     pub fn appear(self: &Arc<Self>, agent: Arc<Agent>, own_topic: bool) -> Appearance {
         let online_at = self.environment.now();
         let id = u64::from_be_bytes(self.environment.random());
         let agent_id = agent.id;
-        let mut tracked = Vec::new();
-        if agent.status.is_discoverable() {
-            let (key, fields) = (agent_id.to_string(), fields(&agent, online_at));
-            tracked.push(self.presence.track(DISCOVERY, &key, fields.clone()));
-            if own_topic {
-                tracked.push(self.presence.track(&agent_topic(agent_id), &key, fields));
-            }
-        }
         let mut agents = self.agents.write();
         let entry =
             agents.entry(agent_id).or_insert_with(|| Entry { agent: agent.clone(), connections: Vec::new() });
-        entry.agent = agent;
-        entry.connections.push(Connection { id, online_at, tracked });
+        entry.connections.push(Connection { id, online_at, own_topic, tracked: Vec::new() });
+        // The record was read before this lock was taken: what a change told meanwhile is newer.
+        if agent.recency() > entry.agent.recency() {
+            entry.agent = agent;
+        }
+        entry.show(&self.presence);
         self.metrics.agents_online.set(i64::try_from(agents.len()).unwrap_or(i64::MAX));
         Appearance { online: self.clone(), agent: agent_id, id }
     }
@@ -92,18 +130,19 @@ impl Online {
         }
     }
 
-    /// The agent's record changed: everybody who watches is told.
+    /// The agent's record changed: everybody who watches is told. A reading older than the one known changes nothing.
     pub fn refresh(&self, agent: &Arc<Agent>) {
+        self.changes.fetch_add(1, Ordering::Release);
+        self.note(agent);
+    }
+
+    /// The same for a record that was read, not changed.
+    pub fn note(&self, agent: &Arc<Agent>) {
         let mut agents = self.agents.write();
         let Some(entry) = agents.get_mut(&agent.id) else { return };
-        entry.agent = agent.clone();
-        for connection in &mut entry.connections {
-            if agent.status.is_discoverable() {
-                let fields = fields(agent, connection.online_at);
-                connection.tracked.iter().for_each(|tracked| tracked.update(fields.clone()));
-            } else {
-                connection.tracked.clear();
-            }
+        if agent.recency() >= entry.agent.recency() {
+            entry.agent = agent.clone();
+            entry.show(&self.presence);
         }
     }
 
@@ -132,7 +171,7 @@ impl Online {
             .filter(|entry| !except.contains(&entry.agent.id) && query.matches(&entry.agent))
             .map(|entry| Found::new(&entry.agent, Availability::Online))
             .collect();
-        found.sort_by(Found::order);
+        found.sort_by(|a, b| a.order(b, query.sort_by));
         found.truncate(limit);
         found
     }

@@ -73,6 +73,7 @@ enum Command {
     Watch { topic: SmolStr, watcher: Watcher },
     Unwatch { topic: SmolStr, outlet: OutletId },
     Hide { viewer: AgentId, hidden: Option<Arc<Hidden>> },
+    Tell { topic: SmolStr, key: SmolStr, event: &'static str, payload: Json },
 }
 
 /// A tracked meta; it goes when this is dropped.
@@ -81,13 +82,18 @@ pub struct Tracked {
     topic: SmolStr,
     key: SmolStr,
     id: TrackId,
+    fields: Json,
 }
 
 impl Tracked {
-    /// Gives it new fields.
-    pub fn update(&self, fields: Json) {
-        let command =
-            Command::Update { topic: self.topic.clone(), key: self.key.clone(), id: self.id, fields };
+    /// Gives it new fields; the same again are no news.
+    pub fn update(&mut self, fields: &Json) {
+        if self.fields == *fields {
+            return;
+        }
+        self.fields = fields.clone();
+        let (topic, key) = (self.topic.clone(), self.key.clone());
+        let command = Command::Update { topic, key, id: self.id, fields: fields.clone() };
         let _closed = self.presence.inbox.push_always(command);
     }
 }
@@ -148,9 +154,9 @@ impl Presence {
     pub fn track(self: &Arc<Self>, topic: &str, key: &str, fields: Json) -> Tracked {
         let id = self.next_track.fetch_add(1, Ordering::Relaxed);
         let (topic, key) = (SmolStr::from(topic), SmolStr::from(key));
-        let command = Command::Track { topic: topic.clone(), key: key.clone(), id, fields };
+        let command = Command::Track { topic: topic.clone(), key: key.clone(), id, fields: fields.clone() };
         let _closed = self.inbox.push_always(command);
-        Tracked { presence: self.clone(), topic, key, id }
+        Tracked { presence: self.clone(), topic, key, id, fields }
     }
 
     /// Sends `presence_state` to an outlet, and then every diff. `viewer` is the agent that watches, if one does, and
@@ -174,13 +180,19 @@ impl Presence {
         let _closed = self.inbox.push_always(Command::Hide { viewer, hidden });
     }
 
+    /// Sends an event about a key to those who watch the topic and see that key.
+    pub fn tell(&self, topic: &str, key: &str, event: &'static str, payload: Json) {
+        let command = Command::Tell { topic: topic.into(), key: key.into(), event, payload };
+        let _closed = self.inbox.push_always(command);
+    }
+
     fn work(&self, myself: &ActorRef<Wake>, wake: &Wake) {
         let mut state = self.state.lock();
         if matches!(wake, Wake::Tick) {
             state.tick_pending = false;
         }
         for command in self.inbox.take() {
-            state.apply(command);
+            state.apply(command, &self.metrics);
         }
         if state.dirty.is_empty() || state.tick_pending {
             return;
@@ -199,7 +211,7 @@ impl Presence {
 }
 
 impl State {
-    fn apply(&mut self, command: Command) {
+    fn apply(&mut self, command: Command, metrics: &Metrics) {
         match command {
             Command::Track { topic, key, id, fields } => {
                 let phx_ref = self.next_ref();
@@ -233,6 +245,11 @@ impl State {
                 }
             }
             Command::Hide { viewer, hidden } => self.hide(viewer, hidden.as_ref()),
+            Command::Tell { topic, key, event, payload } => {
+                if let Some(entry) = self.topics.get_mut(&topic) {
+                    entry.tell_of(&key, Burst::new(&topic, vec![(event, payload)]), metrics);
+                }
+            }
         }
     }
 
@@ -309,6 +326,17 @@ impl Topic {
             };
             write_or_close(&watcher.outlet, &[bytes], 1, metrics)
         });
+    }
+
+    fn tell_of(&mut self, key: &str, mut burst: Burst<'_>, metrics: &Metrics) {
+        let mut tell = |watcher: &Watcher| {
+            if watcher.hidden.as_ref().is_some_and(|hidden| hidden.contains(key)) {
+                return !watcher.outlet.is_closed();
+            }
+            write_or_close(&watcher.outlet, &[burst.broadcast(&watcher.outlet)], 1, metrics)
+        };
+        self.watchers.retain(&mut tell);
+        self.newcomers.retain(&mut tell);
     }
 
     fn is_idle(&self) -> bool {

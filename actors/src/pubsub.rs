@@ -100,7 +100,7 @@ impl PubSub {
         self.metrics.published.inc();
         let command = Command::Publish { topic: topic.into(), event, payload };
         if self.shard(topic).inbox.push(command).is_err() {
-            self.metrics.overloaded.inc();
+            self.metrics.publications_dropped.inc();
             tracing::warn!(event, "publication dropped: the shard is behind");
         }
     }
@@ -185,7 +185,6 @@ pub(crate) fn write_or_close(
             true
         }
         Outcome::Full => {
-            metrics.overloaded.inc();
             outlet.sink().close(CloseCode::Overloaded, "too slow");
             false
         }

@@ -2,7 +2,7 @@
 //! compares and sets, and refuses what no longer fits. Time is an argument. Every backend passes the same conformance
 //! suite.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use muster_protocol::account::{Credential, Owner, SecretHash, User};
@@ -82,12 +82,14 @@ pub struct TaskFilter {
 /// Which hirings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HiringFilter {
-    /// Of this user.
+    /// Which this user ordered, or in which an agent of this user is hired.
     pub user: Option<UserId>,
     /// In which this agent is the client or is hired.
     pub agent: Option<AgentId>,
     /// In this state.
     pub status: Option<HiringStatus>,
+    /// Without so many of the newest.
+    pub skip: u32,
 }
 
 /// A stream as it is opened.
@@ -149,7 +151,7 @@ pub trait AccountStore: Send + Sync + 'static {
     /// All users.
     async fn users(&self, page: PageRequest) -> StoreResult<Page<User>>;
 
-    /// Adds a credential, unless its owner has `live_max` live ones.
+    /// Adds a credential, unless its owner has `live_max` live ones. Not found: its parent is not live any more.
     async fn create_credential(
         &self,
         credential: Credential,
@@ -160,8 +162,8 @@ pub trait AccountStore: Send + Sync + 'static {
     async fn credential_by_hash(&self, hash: SecretHash) -> StoreResult<Credential>;
     /// The credentials of an owner, revoked ones too.
     async fn credentials_of(&self, owner: Owner) -> StoreResult<Vec<Credential>>;
-    /// Revokes a credential of that owner and, if it is an agent's key, the agent's sessions, which were had by such a
-    /// key. Gives everything that was revoked.
+    /// Revokes a credential of that owner and, if it is an agent's key, the sessions that were had by it. Gives
+    /// everything that was revoked.
     async fn revoke_credential(
         &self,
         owner: Owner,
@@ -190,7 +192,7 @@ pub trait AccountStore: Send + Sync + 'static {
     async fn agent_by_did(&self, did: &str) -> StoreResult<Agent>;
     /// A user's agents.
     async fn agents_of(&self, user: UserId, page: PageRequest) -> StoreResult<Page<Agent>>;
-    /// Gives an agent that has no owner to a user.
+    /// Gives an agent that has no owner to a user, and with it the tasks and hirings it has given.
     async fn claim_agent(&self, id: AgentId, user: UserId, now: Timestamp) -> StoreResult<Agent>;
     /// Replaces an agent's own fields, if it has not changed since `read.updated_at`.
     async fn update_agent(&self, read: &Agent, new: Agent) -> StoreResult<()>;
@@ -225,7 +227,11 @@ pub trait AccountStore: Send + Sync + 'static {
         now: Timestamp,
     ) -> StoreResult<Vec<(AgentId, Option<Timestamp>)>>;
     /// Everybody an agent blocks or is blocked by.
-    async fn blocked_pairs(&self, agent: AgentId, now: Timestamp) -> StoreResult<HashSet<AgentId>>;
+    async fn blocked_pairs(
+        &self,
+        agent: AgentId,
+        now: Timestamp,
+    ) -> StoreResult<HashMap<AgentId, Option<Timestamp>>>;
 }
 
 /// Tasks, hirings and their notes.
@@ -239,7 +245,7 @@ pub trait TaskStore: Send + Sync + 'static {
     async fn tasks(&self, filter: TaskFilter, page: PageRequest) -> StoreResult<Page<Task>>;
     /// Ends a task that is pending or in progress, and counts it for its provider.
     async fn finish_task(&self, finish: Finish) -> StoreResult<Task>;
-    /// Gives a pending task to another provider.
+    /// Gives a pending task, and its hiring, to another provider.
     async fn reassign_task(
         &self,
         id: TaskId,
@@ -253,6 +259,8 @@ pub trait TaskStore: Send + Sync + 'static {
     async fn add_note(&self, task: TaskId, note: Note, notes_max: usize) -> StoreResult<()>;
     /// The notes of a task, oldest first.
     async fn notes(&self, task: TaskId) -> StoreResult<Vec<Note>>;
+    /// The newest notes of all tasks of a hiring, oldest first.
+    async fn notes_of_hiring(&self, hiring: HiringId, notes_max: usize) -> StoreResult<Vec<Note>>;
     /// A hiring.
     async fn hiring(&self, id: HiringId) -> StoreResult<Hiring>;
     /// Hirings.
@@ -266,7 +274,7 @@ pub trait TaskStore: Send + Sync + 'static {
 pub trait StreamStore: Send + Sync + 'static {
     /// An epoch higher than any given before: what fences off writers of an earlier life of this node.
     async fn next_epoch(&self) -> StoreResult<u64>;
-    /// A stream, with as many of its newest chunks as fit.
+    /// A stream, with as many of its newest chunks as fit, after every append that was asked for before.
     async fn open_stream(&self, task: TaskId, chunks_max: usize, bytes_max: usize)
     -> StoreResult<StreamHead>;
     /// Appends; waits only for a place in the queue. `done` is called when the chunks are durable, in the order of the

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use muster_protocol::agent::{Agent, AgentStatus};
 use muster_protocol::error_code::{ErrorCode, Refusal};
-use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus};
+use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus, HiringView};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::limits::Limits;
-use muster_protocol::task::{Ending, Note, Task, TaskRequest, TaskStatus, check_note};
+use muster_protocol::task::{Ending, Note, Task, TaskRequest, TaskStatus, TaskView, check_note};
 use muster_protocol::topic::{agent_topic, event, hirer_topic};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::online::Online;
@@ -118,11 +119,16 @@ impl Tasks {
         Ok((hiring, task))
     }
 
-    /// Ends a task; `by` is the agent that does.
+    /// Ends a task; `by` is the agent that does, and the provider in whose name it is done, if it is.
     ///
     /// # Errors
-    /// It has ended already, or a document is too large.
-    pub async fn finish(&self, task: TaskId, ending: Ending, by: Option<AgentId>) -> Result<Task, Refusal> {
+    /// It has ended already, has another provider by now, or a document is too large.
+    pub async fn finish(
+        &self,
+        task: TaskId,
+        ending: Ending,
+        by: (Option<AgentId>, Option<AgentId>),
+    ) -> Result<Task, Refusal> {
         let (field, bytes_max) = match ending.status {
             TaskStatus::Completed => ("output", self.limits.task_document_bytes_max),
             _ => ("error", self.limits.task_error_bytes_max),
@@ -200,7 +206,7 @@ impl Tasks {
         }
         let now = self.environment.now();
         let blocked = self.store.blocked_pairs(client.id, now).await.map_err(refusal_of)?;
-        if blocked.contains(&provider) { Err(unknown()) } else { Ok(agent) }
+        if blocked.contains_key(&provider) { Err(unknown()) } else { Ok(agent) }
     }
 
     fn new_task(&self, client: &Agent, provider: AgentId, request: TaskRequest) -> Task {
@@ -234,11 +240,20 @@ impl Tasks {
     }
 
     fn publish_task(&self, topic: &str, event: &'static str, task: &Task) {
-        self.pubsub.publish(topic, event, Json::of(&json!({ "task": task.view() })));
+        #[derive(Serialize)]
+        struct Payload<'a> {
+            task: TaskView<'a>,
+        }
+        // Not through a JSON tree: what is in a task need not fit one (a number beyond all floats).
+        self.pubsub.publish(topic, event, Json::of(&Payload { task: task.view() }));
     }
 
     fn publish_hiring(&self, topic: &str, event: &'static str, hiring: &Hiring) {
-        self.pubsub.publish(topic, event, Json::of(&json!({ "hiring": hiring.view() })));
+        #[derive(Serialize)]
+        struct Payload<'a> {
+            hiring: HiringView<'a>,
+        }
+        self.pubsub.publish(topic, event, Json::of(&Payload { hiring: hiring.view() }));
     }
 
     fn tell_created(&self, task: &Task) {

@@ -74,6 +74,8 @@ impl Authenticator {
     ) -> Result<Caller, Refusal> {
         let now_ms = self.core.environment.monotonic_ms();
         self.guesses.check(from, now_ms)?;
+        // Before anything is read: what ends from here on ends what is opened now, too.
+        let as_of = self.core.connections.ends();
         let Some(credential) = self.credential(secret).await? else {
             self.guesses.failed(from, now_ms);
             return Err(ErrorCode::Unauthenticated.into());
@@ -84,7 +86,7 @@ impl Authenticator {
                     return Err(ErrorCode::Forbidden.into());
                 }
                 let agent = self.agent(agent).await?;
-                Ok(Caller { principal: principal(&credential, Some(agent.id)), agent: Some(agent) })
+                Ok(Caller { principal: principal(&credential, Some(agent.id), as_of), agent: Some(agent) })
             }
             Owner::User(user) => {
                 let agent = match choice {
@@ -100,7 +102,7 @@ impl Authenticator {
                     }
                 };
                 let chosen = agent.as_ref().map(|agent| agent.id);
-                Ok(Caller { principal: principal(&credential, chosen), agent })
+                Ok(Caller { principal: principal(&credential, chosen, as_of), agent })
             }
         }
     }
@@ -133,6 +135,7 @@ impl Authenticator {
             id: CredentialId::new(now, environment.id_entropy()),
             kind,
             owner,
+            parent: terms.parent,
             label: terms.label,
             scopes: terms.scopes,
             created_at: now,
@@ -152,15 +155,17 @@ pub struct Terms {
     pub scopes: Scopes,
     /// When it ends.
     pub expires_at: Option<Timestamp>,
+    /// The key it does not outlive.
+    pub parent: Option<CredentialId>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { label: None, scopes: Scopes::ALL, expires_at: None }
+        Self { label: None, scopes: Scopes::ALL, expires_at: None, parent: None }
     }
 }
 
-fn principal(credential: &Credential, agent: Option<AgentId>) -> Principal {
+fn principal(credential: &Credential, agent: Option<AgentId>, as_of: u64) -> Principal {
     let user = match credential.owner {
         Owner::User(user) => Some(user),
         Owner::Agent(_) => None,
@@ -172,6 +177,7 @@ fn principal(credential: &Credential, agent: Option<AgentId>) -> Principal {
         user,
         scopes: credential.scopes,
         expires_at: credential.expires_at,
+        as_of,
     }
 }
 

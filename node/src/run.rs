@@ -145,6 +145,7 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
         let core = &app.core;
         let (now, now_ms) = (core.environment.now(), core.environment.monotonic_ms());
         core.connections.sweep(now, now_ms);
+        core.blocks.end_due(now).await;
         if second.is_multiple_of(LAST_SEEN_EVERY_SECONDS) {
             for agent in core.online.take_gone() {
                 if let Err(error) = core.store.set_last_seen(agent, now).await {

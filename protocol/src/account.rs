@@ -130,6 +130,8 @@ pub struct Credential {
     pub kind: CredentialKind,
     /// Whose it is.
     pub owner: Owner,
+    /// The key a session was had by: it does not outlive it.
+    pub parent: Option<CredentialId>,
     /// For people.
     pub label: Option<String>,
     /// What it may be used for.
@@ -275,6 +277,8 @@ pub struct Principal {
     pub scopes: Scopes,
     /// When the credential ends by itself.
     pub expires_at: Option<Timestamp>,
+    /// How many ends of credentials and agents the check took into account: what ended later is not known to it.
+    pub as_of: u64,
 }
 
 impl Principal {
@@ -345,6 +349,7 @@ mod tests {
             id: CredentialId::new(at(1), [0; 10]),
             kind: CredentialKind::Session,
             owner: Owner::Agent(AgentId::new(at(1), [1; 10])),
+            parent: None,
             label: None,
             scopes: Scopes::of(&[Scope::Read]),
             created_at: at(1),

@@ -134,6 +134,12 @@ impl Agent {
         reputation(self.tasks_completed, self.tasks_failed)
     }
 
+    /// Orders two readings of one agent's record: its own changes first, then the tasks counted for it.
+    #[must_use]
+    pub fn recency(&self) -> (Timestamp, u64) {
+        (self.updated_at, self.tasks_completed + self.tasks_failed)
+    }
+
     /// The key it signs with.
     ///
     /// # Errors
@@ -261,27 +267,28 @@ pub fn check_capabilities(capabilities: &[String], limits: &Limits) -> Result<()
     Ok(())
 }
 
-fn check_protocol_versions(versions: Vec<String>) -> Result<Vec<String>, Refusal> {
+fn check_protocol_versions(mut versions: Vec<String>) -> Result<Vec<String>, Refusal> {
     let known = |version: &String| PROTOCOL_VERSIONS.contains(&version.as_str());
     if versions.is_empty() || versions.len() > PROTOCOL_VERSIONS.len() || !versions.iter().all(known) {
         let message = format!("one or more of {}", PROTOCOL_VERSIONS.join(", "));
         return Err(Refusal::field(ErrorCode::InvalidPayload, "protocol_versions", message));
     }
+    versions.sort_unstable();
+    versions.dedup();
     Ok(versions)
 }
 
-type Fields = serde_json::Map<String, serde_json::Value>;
+type Fields = std::collections::BTreeMap<String, Json>;
 
 fn read_metadata(metadata: &Json, limits: &Limits) -> Result<Fields, Refusal> {
     let refuse = |message: String| Refusal::field(ErrorCode::InvalidPayload, "metadata", message);
     if metadata.as_bytes().len() > limits.agent_metadata_bytes_max {
         return Err(refuse(format!("at most {} bytes of JSON", limits.agent_metadata_bytes_max)));
     }
-    match metadata.parse() {
-        Ok(value) if has_poisoned_key(&value) => Err(refuse("has a key that is not allowed".into())),
-        Ok(serde_json::Value::Object(fields)) => Ok(fields),
-        _ => Err(refuse("an object".into())),
+    if has_poisoned_key(metadata) {
+        return Err(refuse("has a key that is not allowed".into()));
     }
+    metadata.parse().map_err(|_| refuse("an object".into()))
 }
 
 /// Names that metadata may not carry, so that nobody mistakes a claim for a fact (R64).
@@ -300,7 +307,7 @@ pub fn merge_metadata(old: &Json, new: &Json, limits: &Limits) -> Result<Json, R
     }
     let mut merged = old.parse::<Fields>().unwrap_or_default();
     for (key, value) in new {
-        if value.is_null() {
+        if value == Json::null() {
             merged.remove(&key);
         } else {
             merged.insert(key, value);
@@ -320,7 +327,7 @@ mod tests {
         let id = AgentId::new(Timestamp::from_unix_ms(1), [0; 10]);
         registration
             .into_agent(id, None, Timestamp::from_unix_ms(1), &Limits::default())
-            .map_err(|refusal| refusal.field.unwrap_or("?").to_owned())
+            .map_err(|refusal| refusal.field.unwrap_or("?".into()).into_owned())
     }
 
     const GOOD: &str = r#"{"name":"A","did":"did:agrenting:a-1","capabilities":["code"],"pricing_model":"fixed","base_price":"1.5"}"#;

@@ -3,9 +3,10 @@
 use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::agent::{Agent, AgentStatus};
-use crate::error_code::Refusal;
+use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::AgentId;
 use crate::money::Amount;
 
@@ -55,6 +56,19 @@ impl AvailabilityFilter {
     }
 }
 
+/// Order of found agents; those online always come first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SortBy {
+    /// Best first, then cheapest.
+    #[default]
+    Reputation,
+    /// Cheapest first.
+    Price,
+    /// By name.
+    Name,
+}
+
 /// Filters of `discover`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,6 +96,9 @@ pub struct Query {
     /// Further conditions.
     #[serde(default)]
     pub filters: Option<Filters>,
+    /// The order of the answer.
+    #[serde(skip)]
+    pub sort_by: SortBy,
 }
 
 impl Query {
@@ -90,7 +107,19 @@ impl Query {
     /// # Errors
     /// A field of another type, an unknown filter, a reputation that is no number.
     pub fn parse(payload: &str) -> Result<Self, Refusal> {
-        crate::json::read_object(payload)
+        #[derive(Deserialize)]
+        struct Shape<'a> {
+            #[serde(borrow, default)]
+            filters: Option<&'a RawValue>,
+        }
+        let query = crate::json::read_object(payload)?;
+        // Filters are named: a list, which derived readers would take value by value, is none.
+        match serde_json::from_str(payload) {
+            Ok(Shape { filters: Some(filters) }) if filters.get().starts_with('[') => {
+                Err(Refusal::field(ErrorCode::InvalidPayload, "filters", "expected an object"))
+            }
+            _ => Ok(query),
+        }
     }
 
     /// Whether an agent belongs in the answer, its availability aside.
@@ -148,14 +177,18 @@ impl Found {
         }
     }
 
-    /// The order of an answer: online first, then by reputation, then by price, then by id.
+    /// The order of an answer: online first, then as asked for, then by id.
     #[must_use]
-    pub fn order(&self, other: &Self) -> Ordering {
+    pub fn order(&self, other: &Self, by: SortBy) -> Ordering {
+        let price = || self.base_price.cmp(&other.base_price);
         other
             .online
             .cmp(&self.online)
-            .then_with(|| other.reputation.total_cmp(&self.reputation))
-            .then_with(|| self.base_price.cmp(&other.base_price))
+            .then_with(|| match by {
+                SortBy::Reputation => other.reputation.total_cmp(&self.reputation).then_with(price),
+                SortBy::Price => price(),
+                SortBy::Name => self.name.cmp(&other.name),
+            })
             .then_with(|| self.id.cmp(&other.id))
     }
 }
@@ -220,7 +253,7 @@ mod tests {
                 })
                 .filter(|found| query.availability().admits(found.status))
                 .collect();
-            found.sort_by(Found::order);
+            found.sort_by(|a, b| a.order(b, SortBy::Reputation));
             found.into_iter().map(|found| found.name).collect()
         };
         assert_eq!(ask("{}"), ["A4", "A2", "A1", "A3"]);

@@ -1,5 +1,7 @@
 //! The one table of what can go wrong, as clients see it. `docs/errors.md` is written from it and compared in a test.
 
+use std::borrow::Cow;
+
 use serde::{Serialize, Serializer};
 
 macro_rules! error_codes {
@@ -94,7 +96,7 @@ pub struct Refusal {
     /// Which entry of the table.
     pub code: ErrorCode,
     /// The field that is wrong, if it is one.
-    pub field: Option<&'static str>,
+    pub field: Option<Cow<'static, str>>,
     /// What is wrong with it, for a person. Never holds a secret or another party's data.
     pub message: Option<String>,
     /// When to come back, for `rate_limited`, in milliseconds.
@@ -113,7 +115,7 @@ impl Refusal {
     /// A field that does not fit.
     #[must_use]
     pub fn field(code: ErrorCode, field: &'static str, message: impl Into<String>) -> Self {
-        Self { field: Some(field), message: Some(message.into()), ..Self::new(code) }
+        Self { field: Some(field.into()), message: Some(message.into()), ..Self::new(code) }
     }
 
     /// A payload that does not fit, as a whole.
@@ -151,7 +153,7 @@ impl Refusal {
         }
         crate::json::Json::of(&Response {
             reason: self.code.reason(),
-            field: self.field,
+            field: self.field.as_deref(),
             message: self.message.as_deref(),
             retry_after_ms: self.retry_after_ms,
             status: self.status,

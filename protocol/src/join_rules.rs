@@ -78,6 +78,7 @@ mod tests {
             user: user.map(user_id),
             scopes: Scopes::ALL,
             expires_at: None,
+            as_of: 0,
         }
     }
 

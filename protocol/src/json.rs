@@ -1,6 +1,7 @@
 //! JSON that is passed on untouched, and the checks that untrusted JSON goes through.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
@@ -8,7 +9,8 @@ use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::error_code::Refusal;
+use crate::error_code::{ErrorCode, Refusal};
+use crate::money::InvalidAmount;
 
 /// One valid JSON value as UTF-8 text. Cheap to clone; written into frames as it stands.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,10 +36,17 @@ impl Json {
         serde_json::to_vec(value).map_or_else(|_| Self::null(), |text| Self(text.into()))
     }
 
-    /// Takes over text already known to be one JSON value.
+    /// Takes over text already known to be one JSON value, as every reader takes it: lone surrogate escapes become
+    /// U+FFFD (agrenting.md R47), and line breaks between tokens become spaces, so that it is one line of an event
+    /// stream.
     #[must_use]
     pub fn from_raw(raw: &RawValue) -> Self {
-        Self(Bytes::copy_from_slice(raw.get().as_bytes()))
+        let text = raw.get();
+        if memchr::memchr3(b'\\', b'\n', b'\r', text.as_bytes()).is_none() {
+            return Self(Bytes::copy_from_slice(text.as_bytes()));
+        }
+        // Valid JSON has its line breaks between tokens only.
+        Self(without_lone_surrogates(text).into_owned().replace(['\n', '\r'], " ").into())
     }
 
     /// Takes over bytes that this crate itself wrote as one JSON value.
@@ -187,25 +196,58 @@ const POISONED_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
 
 /// Whether an object anywhere in the value has a key that must not reach an object merge.
 #[must_use]
-pub fn has_poisoned_key(value: &serde_json::Value) -> bool {
-    match value {
-        serde_json::Value::Object(map) => {
-            map.iter().any(|(key, inner)| POISONED_KEYS.contains(&key.as_str()) || has_poisoned_key(inner))
+pub fn has_poisoned_key(value: &Json) -> bool {
+    fn poisoned(raw: &RawValue) -> bool {
+        if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(raw.get()) {
+            return fields.iter().any(|(key, inner)| POISONED_KEYS.contains(&key.as_str()) || poisoned(inner));
         }
-        serde_json::Value::Array(items) => items.iter().any(has_poisoned_key),
-        _ => false,
+        serde_json::from_str::<Vec<&RawValue>>(raw.get()).is_ok_and(|items| items.into_iter().any(poisoned))
     }
+    value.parse::<Box<RawValue>>().is_ok_and(|raw| poisoned(&raw))
 }
 
 /// Reads an object into a type. Lists are refused, which derived readers would take field by field.
 ///
 /// # Errors
-/// `invalid_payload`, with what is wrong: not an object, a missing field, another type.
+/// `invalid_payload` with the field and what it must be (never with what it is: that may be a secret in the wrong
+/// place); `invalid_amount`.
 pub fn read_object<T: DeserializeOwned>(text: &str) -> Result<T, Refusal> {
     if !text.trim_start().starts_with('{') {
         return Err(Refusal::invalid("expected an object"));
     }
-    serde_json::from_str(text).map_err(|error| Refusal::invalid(error.to_string()))
+    serde_json::from_str(text).or_else(|_| {
+        // Read once more, this time keeping track of where.
+        let mut reader = serde_json::Deserializer::from_str(text);
+        serde_path_to_error::deserialize(&mut reader).map_err(|error| misfit(&error))
+    })
+}
+
+fn misfit(error: &serde_path_to_error::Error<serde_json::Error>) -> Refusal {
+    let said = error.inner().to_string();
+    let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(before, _)| before);
+    let mut path: Vec<String> = error.path().iter().map(ToString::to_string).filter(|part| part != "?").collect();
+    let (code, message) = if let Some(field) = said.strip_prefix("missing field `") {
+        path.push(field.trim_end_matches('`').to_owned());
+        (ErrorCode::InvalidPayload, "is missing".to_owned())
+    } else if said.starts_with("unknown field") {
+        path.pop();
+        (ErrorCode::InvalidPayload, "has a field that is not known".to_owned())
+    } else if said == InvalidAmount.to_string() {
+        (ErrorCode::InvalidAmount, said.to_owned())
+    } else if let Some((_, wanted)) = said.rsplit_once(", expected ") {
+        (ErrorCode::InvalidPayload, format!("expected {wanted}"))
+    } else if said.starts_with("expected ") || said.starts_with("duplicate field") {
+        // Another type where a name is due; a field twice. Neither repeats what was sent.
+        (ErrorCode::InvalidPayload, said.to_owned())
+    } else {
+        (ErrorCode::InvalidPayload, "does not fit".to_owned())
+    };
+    if path.is_empty() {
+        return Refusal { message: Some(message), ..Refusal::new(code) };
+    }
+    let path = path.join(".").replace(".[", "[");
+    let message = format!("{path}: {message}");
+    Refusal { field: Some(path.into()), message: Some(message), ..Refusal::new(code) }
 }
 
 /// Replaces lone surrogate escapes (`\\ud800`) in JSON text by `\\ufffd`, for readers that refuse them.
@@ -299,10 +341,51 @@ mod tests {
     }
 
     #[test]
+    fn values_are_one_line_that_every_reader_takes() {
+        let json: Json = serde_json::from_str("{\n  \"a\\n\": \"\\ud800\",\r\n  \"b\": 1\n}").unwrap();
+        assert_eq!(json.as_str(), "{   \"a\\n\": \"\\ufffd\",    \"b\": 1 }");
+    }
+
+    #[test]
+    fn a_misfit_is_named_but_not_repeated() {
+        #[derive(Debug, serde::Deserialize)]
+        #[allow(dead_code, reason = "only read")]
+        struct Inner {
+            name: String,
+            list: Vec<u8>,
+            #[serde(default)]
+            price: crate::money::Amount,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code, reason = "only read")]
+        struct Outer {
+            inner: Inner,
+        }
+        for (json, field, message) in [
+            (r#"{"inner":{"name":7,"list":[]}}"#, "inner.name", "inner.name: expected a string"),
+            (r#"{"inner":{"name":"a","list":[1,"secret"]}}"#, "inner.list[1]", "inner.list[1]: expected u8"),
+            (r#"{"inner":{"list":[]}}"#, "inner.name", "inner.name: is missing"),
+            (r#"{"inner":"secret"}"#, "inner", "inner: expected struct Inner"),
+            (
+                r#"{"inner":{"name":"a","list":[],"price":"secret"}}"#,
+                "inner.price",
+                "inner.price: an amount is a decimal number from 0 with at most six fraction digits",
+            ),
+        ] {
+            let refusal = read_object::<Outer>(json).unwrap_err();
+            assert_eq!((refusal.field.as_deref(), refusal.message.as_deref()), (Some(field), Some(message)));
+        }
+        let refusal = read_object::<Outer>(r#"{"secret":1}"#).unwrap_err();
+        assert_eq!(refusal.message.as_deref(), Some("has a field that is not known"));
+    }
+
+    #[test]
     fn poisoned_keys_are_found_at_any_depth() {
         for (json, poisoned) in [
             (r#"{"a":{"b":[{"__proto__":1}]}}"#, true),
             (r#"{"constructor":{}}"#, true),
+            (r#"[1E400,{"a":{"\u0070rototype":1}}]"#, true),
             (r#"{"a":"__proto__"}"#, false),
             ("[]", false),
         ] {

@@ -270,13 +270,13 @@ impl TaskRequest {
     /// The first that does not fit.
     pub fn check(&self, limits: &Limits) -> Result<(), Refusal> {
         crate::agent::check_capabilities(std::slice::from_ref(&self.capability), limits)
-            .map_err(|refusal| Refusal { field: Some("capability"), ..refusal })?;
+            .map_err(|refusal| Refusal { field: Some("capability".into()), ..refusal })?;
         if let Some(input) = &self.input {
             check_document(input, "input", limits.task_document_bytes_max)?;
         }
         if let Some(name) = &self.external_client {
             crate::account::check_name(name, limits)
-                .map_err(|refusal| Refusal { field: Some("external_client"), ..refusal })?;
+                .map_err(|refusal| Refusal { field: Some("external_client".into()), ..refusal })?;
         }
         Ok(())
     }

@@ -29,11 +29,12 @@ impl AgentChannel {
         outlet: &Arc<Outlet>,
         reference: &Ref,
     ) -> Result<Self, Refusal> {
-        let agent = current_agent(socket).await?;
         let core = &socket.core;
+        let changes = core.online.changes();
+        let agent = current_agent(socket).await?;
         let subscription = core.pubsub.subscribe(outlet.topic(), outlet);
-        let appearance = core.online.appear(agent.clone(), true);
         let watching = core.presence.watch(outlet.topic(), outlet, Some(agent.id), None);
+        let appearance = super::appear(core, agent, changes, true).await?;
         outlet.open(reference, &Json::empty_object());
         Ok(Self { _subscription: subscription, _watching: watching, _appearance: appearance })
     }

@@ -10,23 +10,20 @@ use muster_protocol::ids::AgentId;
 use muster_protocol::json::{Json, read_object};
 use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::{DISCOVERY, event};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use smol_str::SmolStr;
 
 use super::{Answer, current_agent, require_write};
 use crate::core::Core;
 use crate::egress::Outlet;
 use crate::online::Appearance;
-use crate::presence::{Hidden, Watching};
-use crate::pubsub::Subscription;
+use crate::presence::Watching;
 use crate::socket::{OwnedPayload, Socket};
 use crate::store::StoreError;
 use crate::task_stream::refusal_of;
 
 /// What the join holds on to.
 pub struct DiscoveryChannel {
-    _subscription: Subscription,
     _watching: Watching,
     _appearance: Option<Appearance>,
 }
@@ -40,18 +37,19 @@ impl DiscoveryChannel {
         let core = &socket.core;
         // A user without an agent watches, and is not seen.
         let agent = match socket.principal.agent {
-            Some(_) => Some(current_agent(socket).await?),
+            Some(_) => {
+                let changes = core.online.changes();
+                Some((current_agent(socket).await?, changes))
+            }
             None => None,
         };
-        let hidden = match &agent {
-            Some(agent) => hidden_from(core, agent.id).await?,
+        let watching = core.blocks.watch(DISCOVERY, outlet, socket.principal.agent).await?;
+        let appearance = match agent {
+            Some((agent, changes)) => Some(super::appear(core, agent, changes, false).await?),
             None => None,
         };
-        let subscription = core.pubsub.subscribe(DISCOVERY, outlet);
-        let watching = core.presence.watch(DISCOVERY, outlet, agent.as_ref().map(|agent| agent.id), hidden);
-        let appearance = agent.map(|agent| core.online.appear(agent, false));
         outlet.open(reference, &Json::empty_object());
-        Ok(Self { _subscription: subscription, _watching: watching, _appearance: appearance })
+        Ok(Self { _watching: watching, _appearance: appearance })
     }
 
     pub(super) async fn push(
@@ -70,19 +68,6 @@ impl DiscoveryChannel {
     }
 }
 
-/// Whom an agent does not see (R66); `None` when it sees everybody.
-///
-/// # Errors
-/// The store cannot be read.
-pub async fn hidden_from(core: &Core, agent: AgentId) -> Result<Option<Arc<Hidden>>, Refusal> {
-    let now = core.environment.now();
-    let blocked = core.store.blocked_pairs(agent, now).await.map_err(refusal_of)?;
-    if blocked.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Arc::new(blocked.iter().map(|id| SmolStr::from(id.to_string())).collect())))
-}
-
 /// Agents that match a query, as one who may be an agent sees them: those online first (R62).
 ///
 /// # Errors
@@ -94,9 +79,8 @@ pub async fn find(
     limit: usize,
 ) -> Result<Vec<Found>, Refusal> {
     let limit = limit.min(core.limits.discover_results_max);
-    let now = core.environment.now();
     let mut except: HashSet<AgentId> = match viewer {
-        Some(agent) => core.store.blocked_pairs(agent, now).await.map_err(refusal_of)?,
+        Some(agent) => core.blocks.hidden_from(agent).await?,
         None => HashSet::new(),
     };
     let mut found = core.online.find(query, &except, limit);
@@ -130,12 +114,18 @@ async fn announce(socket: &Socket, payload: &OwnedPayload) -> Result<Json, Refus
         Ok(Agent { capabilities: capabilities.clone(), ..agent })
     })
     .await?;
-    let update = json!({
-        "agent_id": agent.id,
-        "capabilities": &agent.capabilities,
-        "metadata": &agent.metadata,
-    });
-    socket.core.pubsub.publish(DISCOVERY, event::AGENT_UPDATED, Json::of(&update));
+    #[derive(Serialize)]
+    struct Updated<'a> {
+        agent_id: AgentId,
+        capabilities: &'a [String],
+        metadata: &'a Json,
+    }
+    // Through presence, which knows who does not see whom; an agent that is not published announces nothing.
+    if agent.status.is_discoverable() {
+        let (capabilities, metadata) = (&agent.capabilities, &agent.metadata);
+        let updated = Json::of(&Updated { agent_id: agent.id, capabilities, metadata });
+        socket.core.presence.tell(DISCOVERY, &agent.id.to_string(), event::AGENT_UPDATED, updated);
+    }
     Ok(Json::empty_object())
 }
 
@@ -155,7 +145,7 @@ async fn update_metadata(socket: &Socket, payload: &OwnedPayload) -> Result<Json
     Ok(Json::empty_object())
 }
 
-/// Times a change is tried again when another one came first.
+/// Times a change is tried again when one of another node came first.
 const CHANGE_ATTEMPTS_MAX: usize = 8;
 
 /// Changes an agent's record and tells those who watch it.
@@ -167,6 +157,7 @@ pub async fn change(
     id: AgentId,
     new: impl Fn(Agent) -> Result<Agent, Refusal>,
 ) -> Result<Arc<Agent>, Refusal> {
+    let _alone = core.change_of(id).await;
     for _ in 0..CHANGE_ATTEMPTS_MAX {
         let read = core.store.agent(id).await.map_err(refusal_of)?;
         // Distinct from the time it was read with, so that of two changes in one millisecond the second is noticed.

@@ -7,7 +7,7 @@ mod discovery;
 mod hirer;
 mod task_stream;
 
-pub use self::discovery::{change, find, hidden_from};
+pub use self::discovery::{change, find};
 
 use std::sync::Arc;
 
@@ -19,7 +19,9 @@ use muster_protocol::json::Json;
 use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::Topic;
 
+use crate::core::Core;
 use crate::egress::Outlet;
+use crate::online::Appearance;
 use crate::socket::{OwnedPayload, Socket};
 
 /// A joined topic: what it holds on to, so that leaving is dropping it.
@@ -108,6 +110,23 @@ async fn current_agent(socket: &Socket) -> Result<Arc<Agent>, Refusal> {
     let id = socket.principal.acting_agent()?;
     let agent = socket.core.store.agent(id).await.map_err(crate::task_stream::refusal_of)?;
     if agent.status.may_connect() { Ok(Arc::new(agent)) } else { Err(ErrorCode::Unauthorized.into()) }
+}
+
+/// Shows an agent as online by one more connection. `changes` is what [`crate::online::Online::changes`] gave before its
+/// record was read: if there were more since, the record is read again.
+async fn appear(
+    core: &Core,
+    agent: Arc<Agent>,
+    changes: u64,
+    own_topic: bool,
+) -> Result<Appearance, Refusal> {
+    let id = agent.id;
+    let appearance = core.online.appear(agent, own_topic);
+    if core.online.changes() != changes {
+        let agent = core.store.agent(id).await.map_err(crate::task_stream::refusal_of)?;
+        core.online.note(&Arc::new(agent));
+    }
+    Ok(appearance)
 }
 
 /// Changes that an agent makes to itself need the write scope.

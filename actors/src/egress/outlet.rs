@@ -195,7 +195,7 @@ impl Outlet {
             let refs = (&self.push_ref, reference);
             vec![
                 reply_frame(self.version, refs, Some(&self.topic), Status::Ok, &Json::empty_object()),
-                end_frame(self.version, &self.push_ref, &self.topic, event::CLOSE, &Json::empty_object()),
+                end_frame(self.version, self.end_ref(), &self.topic, event::CLOSE, &Json::empty_object()),
             ]
         });
     }
@@ -203,7 +203,24 @@ impl Outlet {
     /// Ends the join by a fault: the client joins again.
     pub fn fail(&self, reason: &str) {
         let payload = Json::of(&serde_json::json!({ "reason": reason }));
-        self.end(|| vec![end_frame(self.version, &self.push_ref, &self.topic, event::ERROR, &payload)]);
+        self.end(|| vec![end_frame(self.version, self.end_ref(), &self.topic, event::ERROR, &payload)]);
+        if let Some(owner) = self.owner.upgrade() {
+            owner.join_failed(self.id);
+        }
+    }
+
+    /// Ends the join in order, by the server's wish: the client does not join again.
+    pub fn close(&self) {
+        let payload = Json::empty_object();
+        self.end(|| vec![end_frame(self.version, self.end_ref(), &self.topic, event::CLOSE, &payload)]);
+        if let Some(owner) = self.owner.upgrade() {
+            owner.join_failed(self.id);
+        }
+    }
+
+    /// Ends a join that was never answered, by a fault: the answer says so, and the client joins again.
+    pub fn fail_join(&self, reference: &Ref, reason: &str) {
+        self.refuse(reference, &Json::of(&serde_json::json!({ "reason": reason })));
         if let Some(owner) = self.owner.upgrade() {
             owner.join_failed(self.id);
         }
@@ -212,6 +229,11 @@ impl Outlet {
     /// Ends the join without a word: its connection ended, or another join replaced it.
     pub fn silence(&self) {
         self.end(Vec::new);
+    }
+
+    /// What the end of the join carries: on V1 the join's own `join_ref`, if it gave one.
+    fn end_ref(&self) -> &Ref {
+        if self.version == Version::V1 { &self.join_ref } else { &self.push_ref }
     }
 
     fn end(&self, frames: impl FnOnce() -> Vec<Bytes>) {
@@ -240,8 +262,6 @@ pub fn reply_frame(
 }
 
 fn end_frame(version: Version, join_ref: &Ref, topic: &str, event: &str, payload: &Json) -> Bytes {
-    // V1 has no join_ref to repeat.
-    let join_ref = if version == Version::V1 { &Ref::NULL } else { join_ref };
     let mut frame = FrameBuilder::with_capacity(payload.as_bytes().len() + 128);
     encode::end(frame.payload(), version, join_ref, topic, event, payload.as_bytes());
     frame.finish(Opcode::Text)

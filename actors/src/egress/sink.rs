@@ -82,6 +82,8 @@ struct Inner {
     state: State,
     waker: Option<Waker>,
     drained: Vec<Drained>,
+    /// Why we closed, if we did.
+    close_code: Option<CloseCode>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -219,7 +221,16 @@ impl Sink {
     }
 
     fn close_locked(&self, inner: &mut Inner, code: CloseCode, reason: &str) {
+        if inner.state == State::Open {
+            inner.close_code = Some(code);
+        }
         self.close_with(inner, encoder::close(code, reason));
+    }
+
+    /// The code we closed with, if it was us who did.
+    #[must_use]
+    pub fn close_code(&self) -> Option<CloseCode> {
+        self.inner.lock().close_code
     }
 
     /// Answers the peer's close with its own code.

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::json::Json;
 use muster_protocol::phoenix::Ref;
 use muster_protocol::phoenix::encode::Status;
 use muster_protocol::topic::Topic;
 use ractor::{Actor, ActorProcessingErr, ActorRef, Message, SupervisionEvent};
 use smol_str::SmolStr;
+use tokio::sync::oneshot;
 
 use super::{InFlight, OwnedPayload, Socket};
 use crate::channels::{Answer, Channel};
@@ -26,8 +28,10 @@ pub enum JoinMessage {
         /// Its place among the messages in work.
         permit: InFlight,
     },
-    /// The client leaves; the reference is what the reply must echo.
-    Leave(Ref),
+    /// The client leaves; `join_ref` and `ref` are what the reply must echo.
+    Leave(Ref, Ref),
+    /// Another join of the same topic waits for this one to be answered and gone.
+    Replaced(oneshot::Sender<()>),
 }
 
 impl Message for JoinMessage {}
@@ -44,6 +48,8 @@ pub struct JoinArguments {
     pub payload: OwnedPayload,
     /// What the reply must echo.
     pub reference: Ref,
+    /// Resolves once the join of the same topic that this one replaces has been answered.
+    pub before: Option<oneshot::Receiver<()>>,
 }
 
 /// The actor.
@@ -82,7 +88,11 @@ impl Actor for JoinActor {
         myself: ActorRef<JoinMessage>,
         state: &mut JoinState,
     ) -> Result<(), ActorProcessingErr> {
-        let JoinArguments { socket, outlet, topic, payload, reference } = &state.arguments;
+        if let Some(before) = state.arguments.before.take() {
+            // It has crashed if it does not say so.
+            let _answered = before.await;
+        }
+        let JoinArguments { socket, outlet, topic, payload, reference, .. } = &state.arguments;
         let joined = Channel::join(socket, outlet, *topic, payload, reference).await;
         let outcome = if joined.is_ok() { "ok" } else { "refused" };
         socket.core.metrics.joins_total.get_or_create(&[("outcome", outcome)]).inc();
@@ -108,12 +118,24 @@ impl Actor for JoinActor {
                 state.push(&event, payload, &reference).await;
                 drop(permit);
             }
-            JoinMessage::Leave(reference) => {
+            JoinMessage::Leave(join_ref, reference) => {
                 let JoinArguments { socket, outlet, .. } = &state.arguments;
+                if state.channel.is_none() {
+                    // It came behind a refused join or another leave.
+                    let empty = Json::empty_object();
+                    socket.reply((&join_ref, &reference), Some(outlet.topic()), Status::Ok, &empty);
+                    return Ok(());
+                }
                 socket.forget(outlet.id());
                 outlet.leave(&reference);
                 state.channel = None;
                 let _ending = myself.drain();
+            }
+            JoinMessage::Replaced(replacing) => {
+                state.arguments.outlet.silence();
+                state.channel = None;
+                let _ending = myself.drain();
+                let _successor_gone = replacing.send(());
             }
         }
         Ok(())

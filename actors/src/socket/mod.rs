@@ -30,6 +30,7 @@ use muster_protocol::websocket::CloseCode;
 use parking_lot::Mutex;
 use ractor::{ActorProcessingErr, ActorRef, ActorRuntime};
 use smol_str::SmolStr;
+use tokio::sync::oneshot;
 
 use self::actor::SocketMessage;
 pub use self::actor::Sockets;
@@ -179,12 +180,14 @@ impl Socket {
             Action::Push(join) => self.push(message, &join),
             Action::Leave(join) => {
                 self.count("leave");
-                let _join_gone = join.actor.send_message(JoinMessage::Leave(message.reference.clone()));
+                let leave = JoinMessage::Leave(message.join_ref.clone(), message.reference.clone());
+                if join.actor.send_message(leave).is_err() {
+                    self.answer_leave(message);
+                }
             }
             Action::LeaveUnjoined => {
                 self.count("leave");
-                let refs = (&message.join_ref, &message.reference);
-                self.reply(refs, message.topic.as_deref(), Status::Ok, &Json::empty_object());
+                self.answer_leave(message);
             }
             Action::Unmatched => {
                 self.count("unmatched");
@@ -194,6 +197,12 @@ impl Socket {
             }
             Action::Ignore => self.count("stale"),
         }
+    }
+
+    /// Answers the leave of a topic that is not joined.
+    fn answer_leave(&self, message: &Inbound<'_>) {
+        let refs = (&message.join_ref, &message.reference);
+        self.reply(refs, message.topic.as_deref(), Status::Ok, &Json::empty_object());
     }
 
     fn decide(&self, message: &Inbound<'_>) -> Action {
@@ -256,8 +265,11 @@ impl Socket {
         let (Some(socket), Some(supervisor)) = (self.myself.upgrade(), self.actor.get()) else { return };
         let name = SmolStr::from(message.topic.as_deref().unwrap_or_default());
         let mut session = self.session.lock();
-        let replaced =
-            session.iter().find(|join| join.topic == name).map(|join| join.handle.outlet.push_ref().clone());
+        let old = session.iter().find(|join| join.topic == name).map(|join| &join.handle);
+        let replaced = old.map(|old| old.outlet.push_ref().clone());
+        // Each join is answered: the new one waits until the old one has been.
+        let pending = old.is_some_and(|old| old.outlet.is_pending());
+        let (replacing, before) = if pending { Some(oneshot::channel()).unzip() } else { (None, None) };
         let owner: std::sync::Weak<dyn JoinOwner> = self.myself.clone();
         let outlet = Arc::new(Outlet::new(
             NEXT_OUTLET.fetch_add(1, Ordering::Relaxed),
@@ -273,6 +285,7 @@ impl Socket {
             topic,
             payload: OwnedPayload::from(message.payload),
             reference: message.reference.clone(),
+            before,
         };
         // The lock is held until the join is in the books, so that it cannot end before it is there.
         let spawned = ActorRuntime::spawn_linked_instant(None, JoinActor, arguments, supervisor.get_cell());
@@ -283,8 +296,12 @@ impl Socket {
         };
         let old = session.insert(name, message.join_ref.clone(), JoinHandle { outlet, actor });
         drop(session);
-        if let Some(old) = old {
-            end_join(&old);
+        match (old, replacing) {
+            (Some(old), Some(replacing)) => {
+                let _ended = old.handle.actor.send_message(JoinMessage::Replaced(replacing));
+            }
+            (Some(old), None) => end_join(&old),
+            (None, _) => {}
         }
     }
 
@@ -318,25 +335,30 @@ impl Socket {
 
     /// Closes the connection.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        self.count_close(code);
         self.sink.close(code, reason);
     }
 
-    fn count_close(&self, code: CloseCode) {
-        let code = match code {
-            CloseCode::Disconnected => "1001",
-            CloseCode::ProtocolError => "1002",
-            CloseCode::InvalidText => "1007",
-            CloseCode::TooBig => "1009",
-            CloseCode::Undecodable => "1011",
-            CloseCode::Restart => "1012",
-            CloseCode::Overloaded => "1013",
+    fn count_close(&self) {
+        let metrics = &self.core.metrics;
+        let code = match self.sink.close_code() {
+            None => return,
+            Some(CloseCode::Disconnected) => "1001",
+            Some(CloseCode::ProtocolError) => "1002",
+            Some(CloseCode::InvalidText) => "1007",
+            Some(CloseCode::TooBig) => "1009",
+            Some(CloseCode::Undecodable) => "1011",
+            Some(CloseCode::Restart) => "1012",
+            Some(CloseCode::Overloaded) => {
+                metrics.overloaded.inc();
+                "1013"
+            }
         };
-        self.core.metrics.closes.get_or_create(&[("code", code)]).inc();
+        metrics.closes.get_or_create(&[("code", code)]).inc();
     }
 
     /// The connection is over: its joins finish what they have been given, and end.
     pub fn finish(&self) {
+        self.count_close();
         self.sink.kill();
         let joins = self.session.lock().take_all();
         for join in &joins {

@@ -1,25 +1,26 @@
 //! The actor of one task's stream. Here a chunk gets its seq, goes out to the readers, and is sent to the store; here
 //! the end of a task is ordered after its last chunk.
 
+mod delivery;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::AgentId;
+use muster_protocol::join_rules::may_read_stream;
 use muster_protocol::json::Json;
-use muster_protocol::phoenix::Ref;
 use muster_protocol::task::{Ending, Task, TaskAction};
-use muster_protocol::task_stream::{Chunk, NewChunk, Read, Retain, StreamLog};
+use muster_protocol::task_stream::{Chunk, NewChunk, Retain, StreamLog};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use serde::Serialize;
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
 use super::ack::{Ack, AckBatch};
-use super::reader::{Mode, Reader};
+use super::reader::{Joining, Reader};
 use super::{Handle, Registry, Tail};
-use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
+use crate::egress::OutletId;
 use crate::inbox::Wake;
 use crate::settings::Acknowledge;
 use crate::store::{Append, Finish, StoreError, StreamHead};
@@ -27,9 +28,9 @@ use crate::store::{Append, Finish, StoreError, StreamHead};
 /// What a stream is asked.
 pub(super) enum Command {
     /// Append a chunk.
-    Emit { chunk: NewChunk, ack: Ack },
+    Emit { by: AgentId, chunk: NewChunk, ack: Ack },
     /// Answer a join, and send it everything after a seq.
-    Attach { outlet: Arc<Outlet>, reference: Ref, after: Option<u64> },
+    Attach { joining: Joining, after: Option<u64> },
     /// A reader has left.
     Detach(OutletId),
     /// A reader's connection has room again.
@@ -40,8 +41,8 @@ pub(super) enum Command {
     Read { after: Option<u64>, bytes_max: usize, reply: oneshot::Sender<Result<Reading, Refusal>> },
     /// The store has everything up to a seq, or could not take it.
     Stored { upto: u64, result: Result<(), StoreError> },
-    /// End the task.
-    Finish { ending: Ending, by: Option<AgentId>, reply: oneshot::Sender<Result<Task, Refusal>> },
+    /// End the task: `by` an agent, in the name of its `provider` if that is whose right it is.
+    Finish { ending: Ending, by: Option<AgentId>, provider: Option<AgentId>, reply: oneshot::Sender<Result<Task, Refusal>> },
     /// Give the task to another provider.
     Reassign { provider: AgentId, by: AgentId, reply: oneshot::Sender<Result<Task, Refusal>> },
     /// Crash, for a drill.
@@ -158,7 +159,7 @@ impl State {
         let known = self.seqs_known_to_store(&commands).await;
         for command in commands {
             match command {
-                Command::Emit { chunk, ack } => self.emit(chunk, ack, &known),
+                Command::Emit { by, chunk, ack } => self.emit(by, chunk, ack, &known),
                 other => {
                     // What was emitted before goes out before.
                     self.send_out().await;
@@ -172,14 +173,14 @@ impl State {
     async fn obey(&mut self, myself: &ActorRef<Wake>, command: Command) {
         match command {
             Command::Emit { .. } => {}
-            Command::Attach { outlet, reference, after } => self.attach(outlet, &reference, after),
+            Command::Attach { joining, after } => self.attach(joining, after),
             Command::Detach(id) => self.detach(id),
             Command::Drained(id) => self.advance(id),
             Command::Fetched(id, fetched) => self.fetched(id, fetched),
             Command::Read { after, bytes_max, reply } => self.read(after, bytes_max, reply),
             Command::Stored { upto, result } => self.stored(myself, upto, result),
-            Command::Finish { ending, by, reply } => {
-                let _caller_gone = reply.send(self.finish(ending, by).await);
+            Command::Finish { ending, by, provider, reply } => {
+                let _caller_gone = reply.send(self.finish(ending, by, provider).await);
             }
             Command::Reassign { provider, by, reply } => {
                 let _caller_gone = reply.send(self.reassign(provider, by).await);
@@ -215,8 +216,13 @@ impl State {
         }
     }
 
-    fn emit(&mut self, chunk: NewChunk, ack: Ack, known: &HashMap<SmolStr, u64>) {
+    fn emit(&mut self, by: AgentId, chunk: NewChunk, ack: Ack, known: &HashMap<SmolStr, u64>) {
         let metrics = &self.registry.metrics;
+        // Asked before, but the task may have been given to another since.
+        if by != self.task.provider {
+            ack.refuse(&ErrorCode::Unauthorized.into());
+            return;
+        }
         let same = |key: &SmolStr| self.log.seq_of_key(key).or_else(|| known.get(key).copied());
         match chunk.idempotency_key.as_ref().and_then(same) {
             None => {}
@@ -283,202 +289,6 @@ impl State {
         self.count_bytes();
     }
 
-    fn fan_out(&mut self, fresh: &[Chunk]) {
-        let Some(first) = fresh.first().map(|chunk| chunk.seq) else { return };
-        let bytes: usize = fresh.iter().map(Chunk::weight).sum();
-        let small = bytes <= self.registry.limits.stream_read_bytes_max;
-        let events = fresh
-            .iter()
-            .map(|chunk| (muster_protocol::topic::event::STREAM_CHUNK, chunk.body.clone()))
-            .collect();
-        let topic = self.readers.first().map(|reader| reader.outlet.topic().clone()).unwrap_or_default();
-        let mut burst = Burst::new(&topic, events);
-        let now_ms = self.active_at_ms;
-        let mut slow = Vec::new();
-        let metrics = &self.registry.metrics;
-        self.readers.retain_mut(|reader| {
-            if reader.mode != Mode::Live {
-                return true;
-            }
-            if !small || reader.cursor + 1 != first {
-                slow.push(reader.id());
-                return true;
-            }
-            match reader.outlet.write(Class::Stream, &[burst.pushes(&reader.outlet)]) {
-                Outcome::Taken => {
-                    reader.cursor += fresh.len() as u64;
-                    metrics.chunks_delivered.inc_by(fresh.len() as u64);
-                    true
-                }
-                Outcome::Full => {
-                    metrics.readers_lagged.inc();
-                    reader.fall_behind(now_ms);
-                    self.handle.wake_when_drained(&reader.outlet);
-                    true
-                }
-                Outcome::Gone => {
-                    reader.released = true;
-                    false
-                }
-            }
-        });
-        for id in slow {
-            self.advance(id);
-        }
-    }
-
-    fn attach(&mut self, outlet: Arc<Outlet>, reference: &Ref, after: Option<u64>) {
-        let (cursor, truncated) = self.start_of(after);
-        #[derive(Serialize)]
-        struct Joined {
-            seq: u64,
-            first_seq: u64,
-            status: &'static str,
-            truncated: bool,
-        }
-        let response = Joined {
-            seq: self.newest_readable(),
-            first_seq: if cursor < self.log.last_seq() { cursor + 1 } else { 0 },
-            status: self.task.status.as_str(),
-            truncated,
-        };
-        outlet.open(reference, &Json::of(&response));
-        let id = outlet.id();
-        self.readers.push(Reader { outlet, cursor, mode: Mode::Live, told_end: false, released: false });
-        self.advance(id);
-    }
-
-    /// Where a reader starts, and whether it misses something it asked for (agrenting.md R43, R44).
-    fn start_of(&self, after: Option<u64>) -> (u64, bool) {
-        let oldest = self.stored_from - 1;
-        match after {
-            // A plain join gets what is in memory.
-            None => {
-                let cursor = (self.log.first_in_memory() - 1).max(oldest).min(self.log.last_seq());
-                (cursor, cursor > 0)
-            }
-            // A reader that is ahead of us saw chunks that were never acknowledged; their retries come again.
-            Some(after) => (after.max(oldest).min(self.log.last_seq()), after < oldest),
-        }
-    }
-
-    fn newest_readable(&self) -> u64 {
-        if self.stored_from > self.log.last_seq() { 0 } else { self.log.last_seq() }
-    }
-
-    fn detach(&mut self, id: OutletId) {
-        if let Some(at) = self.readers.iter().position(|reader| reader.id() == id) {
-            self.readers.swap_remove(at).released = true;
-        }
-    }
-
-    /// Brings a reader as far as its connection takes it.
-    fn advance(&mut self, id: OutletId) {
-        let Some(at) = self.readers.iter().position(|reader| reader.id() == id) else { return };
-        let reader = &mut self.readers[at];
-        if reader.mode == Mode::WaitsForStore {
-            return;
-        }
-        loop {
-            let outcome = match self.log.read(reader.cursor, self.registry.limits.stream_read_bytes_max) {
-                Read::Chunks(chunks) => {
-                    let chunks: Vec<_> = chunks.iter().map(|chunk| (chunk.seq, chunk.body.clone())).collect();
-                    self.registry.metrics.chunks_delivered.inc_by(chunks.len() as u64);
-                    reader.send_chunks(&chunks)
-                }
-                Read::Stored { upto } => {
-                    reader.mode = Mode::WaitsForStore;
-                    let after = reader.cursor.max(self.stored_from - 1);
-                    self.registry.clone().fetch(self.handle.clone(), id, after, upto);
-                    return;
-                }
-                Read::End => match &self.ending {
-                    Some(ending) if !reader.told_end => {
-                        let (event, payload) = ending.event();
-                        let outcome = reader.outlet.push(Class::Stream, event, &payload);
-                        reader.told_end = outcome == Outcome::Taken;
-                        outcome
-                    }
-                    _ => {
-                        reader.mode = Mode::Live;
-                        return;
-                    }
-                },
-            };
-            match outcome {
-                Outcome::Taken => {}
-                Outcome::Full => {
-                    reader.fall_behind(self.active_at_ms);
-                    self.handle.wake_when_drained(&reader.outlet);
-                    return;
-                }
-                Outcome::Gone => {
-                    self.detach(id);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn fetched(&mut self, id: OutletId, fetched: Result<Vec<Chunk>, StoreError>) {
-        let Some(reader) = self.readers.iter_mut().find(|reader| reader.id() == id) else { return };
-        let chunks = match fetched {
-            Ok(chunks) => chunks,
-            Err(error) => {
-                tracing::error!(%error, "cannot read a stream from the store");
-                reader.outlet.fail(ErrorCode::StoreUnavailable.reason());
-                self.detach(id);
-                return;
-            }
-        };
-        reader.mode = Mode::Live;
-        if chunks.is_empty() {
-            // The store has dropped them meanwhile: what is in memory is all there is.
-            reader.cursor = self.log.first_in_memory() - 1;
-            self.stored_from = self.log.first_in_memory();
-        } else {
-            let chunks: Vec<_> = chunks.into_iter().map(|chunk| (chunk.seq, chunk.body)).collect();
-            self.registry.metrics.chunks_delivered.inc_by(chunks.len() as u64);
-            if reader.send_chunks(&chunks) == Outcome::Full {
-                reader.fall_behind(self.active_at_ms);
-                self.handle.wake_when_drained(&reader.outlet);
-                return;
-            }
-        }
-        self.advance(id);
-    }
-
-    fn read(
-        &mut self,
-        after: Option<u64>,
-        bytes_max: usize,
-        reply: oneshot::Sender<Result<Reading, Refusal>>,
-    ) {
-        let (cursor, truncated) = self.start_of(after);
-        let last_seq = self.log.last_seq();
-        let mut reading = Reading {
-            chunks: Vec::new(),
-            seq: self.newest_readable(),
-            first_seq: if cursor < last_seq { cursor + 1 } else { 0 },
-            truncated,
-            status: self.task.status.as_str(),
-            ending: None,
-        };
-        match self.log.read(cursor, bytes_max) {
-            Read::Chunks(chunks) => {
-                reading.chunks = chunks.iter().map(|chunk| (chunk.seq, chunk.body.clone())).collect();
-                let is_last = reading.chunks.last().is_some_and(|(seq, _)| *seq == last_seq);
-                reading.ending = self.ending.clone().filter(|_| is_last);
-            }
-            Read::End => reading.ending = self.ending.clone(),
-            Read::Stored { upto } => {
-                self.registry.clone().read_stored(self.task.id, (cursor, upto, bytes_max), reading, reply);
-                return;
-            }
-        }
-        let _reader_gone = reply.send(Ok(reading));
-    }
-
     fn stored(&mut self, myself: &ActorRef<Wake>, upto: u64, result: Result<(), StoreError>) {
         self.appends_pending -= 1;
         if let Err(error) = result {
@@ -522,7 +332,16 @@ impl State {
         myself.stop(None);
     }
 
-    async fn finish(&mut self, ending: Ending, by: Option<AgentId>) -> Result<Task, Refusal> {
+    async fn finish(
+        &mut self,
+        ending: Ending,
+        by: Option<AgentId>,
+        provider: Option<AgentId>,
+    ) -> Result<Task, Refusal> {
+        // Asked before, but the task may have been given to another since.
+        if provider.is_some_and(|provider| provider != self.task.provider) {
+            return Err(ErrorCode::NotFound.into());
+        }
         let action = match ending.status {
             muster_protocol::task::TaskStatus::Completed => TaskAction::Complete,
             muster_protocol::task::TaskStatus::Cancelled => TaskAction::Cancel,
@@ -551,7 +370,17 @@ impl State {
         let now = self.registry.environment.now();
         let store = &self.registry.store;
         self.task = store.reassign_task(self.task.id, provider, by, now).await.map_err(super::refusal_of)?;
-        *self.handle.parties.write() = self.task.parties();
+        let parties = self.task.parties();
+        *self.handle.parties.write() = parties;
+        self.readers.retain_mut(|reader| {
+            let stays = may_read_stream(&reader.principal, &parties);
+            if !stays {
+                reader.released = true;
+                reader.outlet.close();
+            }
+            stays
+        });
+        self.tell_tail();
         Ok(self.task.clone())
     }
 

@@ -13,11 +13,11 @@ mod reader;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use muster_protocol::account::Principal;
 use muster_protocol::error_code::{ErrorCode, Refusal};
-use muster_protocol::ids::{AgentId, TaskId};
+use muster_protocol::ids::{AgentId, TaskId, UserId};
 use muster_protocol::join_rules;
 use muster_protocol::limits::Limits;
 use muster_protocol::phoenix::Ref;
@@ -31,6 +31,7 @@ use tokio::sync::{OnceCell, oneshot, watch};
 use self::ack::Ack;
 pub use self::actor::Reading;
 use self::actor::{Command, StreamActor};
+use self::reader::Joining;
 use crate::egress::Outlet;
 use crate::inbox::{Inbox, Refused, Wake};
 use crate::metric_definitions::Metrics;
@@ -54,6 +55,8 @@ struct Registry {
     supervisor: RwLock<Option<ActorCell>>,
     agent_buckets: Buckets<AgentId>,
     memory: AtomicUsize,
+    /// Changes of ownership so far.
+    claims: AtomicU64,
     epoch: u64,
     store: Arc<dyn Store>,
     environment: Environment,
@@ -152,6 +155,10 @@ impl Registry {
             let result = self.store.read_chunks(task, after, upto, bytes_max).await;
             let result = result.map_err(refusal_of).map(|chunks| {
                 reading.chunks = chunks.into_iter().map(|chunk| (chunk.seq, chunk.body)).collect();
+                let last = reading.chunks.last().map(|(seq, _)| *seq);
+                if last.is_some_and(|last| last < reading.seq) {
+                    reading.ending = None;
+                }
                 reading
             });
             let _reader_gone = reply.send(result);
@@ -204,6 +211,7 @@ impl Streams {
                 supervisor: RwLock::default(),
                 agent_buckets: Buckets::new(limits.chunks_per_agent),
                 memory: AtomicUsize::new(0),
+                claims: AtomicU64::new(0),
                 epoch,
                 store,
                 environment,
@@ -239,24 +247,24 @@ impl Streams {
         (chunk, key): (ChunkRequest, Option<&str>),
         ack: Ack,
     ) {
-        let (mut handle, chunk) = match self.admit(principal, task, chunk, key).await {
+        let (mut handle, chunk, by) = match self.admit(principal, task, chunk, key).await {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse_chunk(ack, &refusal),
         };
-        let mut command = Command::Emit { chunk, ack };
+        let mut command = Command::Emit { by, chunk, ack };
         loop {
             match handle.inbox.push(command) {
                 Err(Refused::Full(Command::Emit { ack, .. })) => {
                     return self.refuse_chunk(ack, &ErrorCode::Overloaded.into());
                 }
                 // The stream was forgotten in between: it is opened again.
-                Err(Refused::Closed(Command::Emit { chunk, ack })) => {
+                Err(Refused::Closed(Command::Emit { chunk, ack, .. })) => {
                     self.registry.forget(&handle);
                     handle = match self.open(task).await {
                         Ok(handle) => handle,
                         Err(refusal) => return self.refuse_chunk(ack, &refusal),
                     };
-                    command = Command::Emit { chunk, ack };
+                    command = Command::Emit { by, chunk, ack };
                 }
                 _ => return,
             }
@@ -276,7 +284,7 @@ impl Streams {
         task: TaskId,
         chunk: ChunkRequest,
         key: Option<&str>,
-    ) -> Result<(Arc<Handle>, NewChunk), Refusal> {
+    ) -> Result<(Arc<Handle>, NewChunk, AgentId), Refusal> {
         let registry = &self.registry;
         let now_ms = registry.environment.monotonic_ms();
         if let Some(agent) = principal.agent {
@@ -293,7 +301,7 @@ impl Streams {
         let chunk = chunk.into_chunk(key, &registry.limits)?;
         let rate = registry.limits.chunks_per_stream;
         handle.bucket.lock().take(rate, 1, now_ms).map_err(Refusal::rate_limited)?;
-        Ok((handle, chunk))
+        Ok((handle, chunk, principal.acting_agent()?))
     }
 
     /// The parties of a task; `None` when there is no such task.
@@ -315,13 +323,18 @@ impl Streams {
     pub async fn attach(
         &self,
         task: TaskId,
-        outlet: &Arc<Outlet>,
+        (principal, outlet): (&Principal, &Arc<Outlet>),
         reference: &Ref,
         after: Option<u64>,
     ) -> Result<Attachment, Refusal> {
-        let handle = self
-            .command(task, || Command::Attach { outlet: outlet.clone(), reference: reference.clone(), after })
-            .await?;
+        let mut handle = self.open(task).await?;
+        let joining = Joining::new(principal.clone(), outlet.clone(), reference.clone());
+        let mut command = Command::Attach { joining, after };
+        while let Err(Refused::Closed(back) | Refused::Full(back)) = handle.inbox.push_always(command) {
+            self.registry.forget(&handle);
+            handle = self.open(task).await?;
+            command = back;
+        }
         Ok(Attachment { handle, outlet: outlet.id() })
     }
 
@@ -341,12 +354,28 @@ impl Streams {
         Ok(self.open(task).await?.tail.subscribe())
     }
 
-    /// Ends a task, after its last chunk.
+    /// Ends a task, after its last chunk: `by` an agent, in the name of its `provider` if that is whose right it is.
     ///
     /// # Errors
-    /// It has ended already, or the store cannot be written.
-    pub async fn finish(&self, task: TaskId, ending: Ending, by: Option<AgentId>) -> Result<Task, Refusal> {
-        self.ask(task, |reply| Command::Finish { ending: ending.clone(), by, reply }).await
+    /// It has ended already, has another provider by now, or the store cannot be written.
+    pub async fn finish(
+        &self,
+        task: TaskId,
+        ending: Ending,
+        (by, provider): (Option<AgentId>, Option<AgentId>),
+    ) -> Result<Task, Refusal> {
+        self.ask(task, |reply| Command::Finish { ending: ending.clone(), by, provider, reply }).await
+    }
+
+    /// A client agent has come to belong to a user, who from now on reads the streams of its tasks.
+    pub fn owned(&self, client: AgentId, owner: UserId) {
+        self.registry.claims.fetch_add(1, Ordering::Release);
+        for handle in self.registry.live.lock().values().filter_map(|slot| slot.get()) {
+            let mut parties = handle.parties.write();
+            if parties.client == client {
+                parties.client_owner = Some(owner);
+            }
+        }
     }
 
     /// Gives a pending task to another provider.
@@ -414,7 +443,15 @@ impl Streams {
         if let Some(handle) = slot.get() {
             return Ok(handle.clone());
         }
+        let claims = self.registry.claims.load(Ordering::Acquire);
         let opened = slot.get_or_try_init(|| self.start(task)).await.cloned();
+        if let Ok(handle) = &opened
+            && self.registry.claims.load(Ordering::Acquire) != claims
+        {
+            // Its client may have come to belong to somebody while the stream was being opened.
+            let owner = self.registry.store.task(task).await.map_err(refusal_of)?.client_owner;
+            handle.parties.write().client_owner = owner;
+        }
         if opened.is_err() {
             let mut live = self.registry.live.lock();
             if live.get(&task).is_some_and(|known| Arc::ptr_eq(known, &slot) && known.get().is_none()) {

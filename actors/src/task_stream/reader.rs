@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
+use muster_protocol::account::Principal;
+use muster_protocol::error_code::ErrorCode;
 use muster_protocol::json::Json;
+use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::event::STREAM_CHUNK;
 
 use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
@@ -27,8 +30,47 @@ pub(super) enum Mode {
     WaitsForStore,
 }
 
+/// A join on its way to the stream. Whatever becomes of it, it is answered: one that is dropped, as when the stream
+/// crashes, says so.
+pub(super) struct Joining {
+    principal: Principal,
+    outlet: Arc<Outlet>,
+    reference: Ref,
+    answered: bool,
+}
+
+impl Joining {
+    pub fn new(principal: Principal, outlet: Arc<Outlet>, reference: Ref) -> Self {
+        Self { principal, outlet, reference, answered: false }
+    }
+
+    /// Answers the join with ok; what comes after `cursor` is to be sent.
+    pub fn answer(mut self, response: &Json, cursor: u64) -> Reader {
+        self.answered = true;
+        self.outlet.open(&self.reference, response);
+        Reader {
+            principal: self.principal.clone(),
+            outlet: self.outlet.clone(),
+            cursor,
+            mode: Mode::Live,
+            told_end: false,
+            released: false,
+        }
+    }
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.outlet.fail_join(&self.reference, ErrorCode::JoinCrashed.reason());
+        }
+    }
+}
+
 /// A reader.
 pub(super) struct Reader {
+    /// Who reads.
+    pub principal: Principal,
     pub outlet: Arc<Outlet>,
     /// Last seq it has been sent.
     pub cursor: u64,
@@ -76,7 +118,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         if !self.released {
-            self.outlet.fail(muster_protocol::error_code::ErrorCode::ChannelCrash.reason());
+            self.outlet.fail(ErrorCode::ChannelCrash.reason());
         }
     }
 }

@@ -130,7 +130,7 @@ impl Answer {
             code: &'static str,
             message: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
-            field: Option<&'static str>,
+            field: Option<&'a str>,
             details: Json,
         }
         #[derive(Serialize)]
@@ -150,7 +150,7 @@ impl Answer {
                 let problem = Problem {
                     code: refusal.code.rest_code(),
                     message: refusal.message.as_deref().unwrap_or(refusal.code.meaning()),
-                    field: refusal.field,
+                    field: refusal.field.as_deref(),
                     details: refusal.response(),
                 };
                 Json::of(&Envelope { data: Json::null(), meta: meta(None), errors: vec![problem] })

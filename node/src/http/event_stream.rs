@@ -1,7 +1,7 @@
 //! A task's stream as server-sent events. The reader pulls: each time its connection takes more, the next part is read
 //! from the stream's log, so a slow reader holds no more than one part.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,12 +14,14 @@ use muster_actors::task_stream::{Reading, Tail};
 use muster_protocol::account::Principal;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::TaskId;
+use muster_protocol::join_rules::may_read_stream;
 use muster_protocol::topic::event::STREAM_CHUNK;
 use muster_protocol::websocket::CloseCode;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::front::Origin;
 use crate::app::App;
 
 /// A comment this often keeps proxies from closing a quiet stream.
@@ -28,10 +30,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// An open event stream.
 struct EventStream {
     app: Arc<App>,
+    principal: Principal,
     task: TaskId,
     after: Option<u64>,
     tail: watch::Receiver<Tail>,
     state: State,
+    /// Read, but not handed on yet.
+    unsent: Bytes,
     ended: Arc<Ended>,
     _registered: Registered,
 }
@@ -46,16 +51,37 @@ enum State {
     Done,
 }
 
+/// Bytes handed to the connection at a time: it comes back for more once it has sent about as much.
+const PORTION_BYTES: usize = 16 * 1024;
+/// How long a stream that was ended waits for its peer to take what was handed on, in milliseconds.
+const LINGER_MS: u64 = 2_000;
+
 /// Lets the stream be ended from outside.
 struct Ended {
+    app: Arc<App>,
     token: CancellationToken,
-    by_server: AtomicBool,
+    cut: CancellationToken,
+    /// Since when a portion waits for the connection to take it, monotonic milliseconds; 0 when none does.
+    handed_at_ms: AtomicU64,
 }
 
 impl Connection for Ended {
     fn end(&self, _code: CloseCode, _reason: &str) {
-        self.by_server.store(true, Ordering::Relaxed);
         self.token.cancel();
+    }
+
+    /// Cuts off a peer that takes nothing (agrenting.md R45).
+    fn end_if_idle(&self, now_ms: u64) {
+        let handed_at_ms = self.handed_at_ms.load(Ordering::Relaxed);
+        let ended = self.token.is_cancelled();
+        let patience_ms = if ended { LINGER_MS } else { self.app.config.limits.reader_stall_timeout_ms };
+        if handed_at_ms == 0 || now_ms.saturating_sub(handed_at_ms) < patience_ms || self.cut.is_cancelled() {
+            return;
+        }
+        if !ended {
+            self.app.core.metrics.readers_stalled.inc();
+        }
+        self.cut.cancel();
     }
 }
 
@@ -65,7 +91,7 @@ impl Connection for Ended {
 /// The stream cannot be opened, or the credential has as many open as it may.
 pub async fn open(
     app: &Arc<App>,
-    principal: &Principal,
+    (principal, origin): (&Principal, &Origin),
     task: TaskId,
     after: Option<u64>,
 ) -> Result<Response<Body>, Refusal> {
@@ -76,21 +102,28 @@ pub async fn open(
         return Err(ErrorCode::LimitReached.into());
     }
     let tail = app.core.streams.tail(task).await?;
-    let ended = Arc::new(Ended { token: app.closing.child_token(), by_server: AtomicBool::new(false) });
+    let ended = Arc::new(Ended {
+        app: app.clone(),
+        token: app.closing.child_token(),
+        cut: origin.cut.clone(),
+        handed_at_ms: AtomicU64::new(0),
+    });
     let weak: Weak<Ended> = Arc::downgrade(&ended);
     let registered = app.core.connections.register(principal, weak);
     app.metrics.event_streams.inc();
     let stream = EventStream {
         app: app.clone(),
+        principal: principal.clone(),
         task,
         after,
         tail,
         state: State::Joining,
+        unsent: Bytes::new(),
         ended,
         _registered: registered,
     };
     let parts = futures_util::stream::unfold(stream, |mut stream| async move {
-        let part = stream.next().await?;
+        let part = stream.portion().await?;
         Some((Ok::<_, std::convert::Infallible>(part), stream))
     });
     let mut response = Response::new(Body::from_stream(parts));
@@ -103,7 +136,19 @@ pub async fn open(
 }
 
 impl EventStream {
-    /// The next bytes to send; `None` at the end.
+    /// The next bytes to hand on; `None` at the end.
+    async fn portion(&mut self) -> Option<Bytes> {
+        self.ended.handed_at_ms.store(0, Ordering::Relaxed);
+        if self.unsent.is_empty() {
+            self.unsent = self.next().await?;
+        }
+        let portion = self.unsent.split_to(self.unsent.len().min(PORTION_BYTES));
+        let now_ms = self.app.core.environment.monotonic_ms();
+        self.ended.handed_at_ms.store(now_ms.max(1), Ordering::Relaxed);
+        Some(portion)
+    }
+
+    /// The next bytes there are; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if self.state == State::Done || self.ended.token.is_cancelled() {
@@ -112,7 +157,13 @@ impl EventStream {
             // Noted before reading, so that what comes during the reading is not missed.
             self.tail.borrow_and_update();
             let bytes_max = self.app.config.limits.stream_read_bytes_max;
-            let part = match self.app.core.streams.read(self.task, self.after, bytes_max).await {
+            let reading = self.app.core.streams.read(self.task, self.after, bytes_max).await;
+            // Asked after the reading: the task may have been given to another provider before it.
+            let parties = self.app.core.streams.parties(self.task).await.ok()?;
+            if !parties.is_some_and(|parties| may_read_stream(&self.principal, &parties)) {
+                return None;
+            }
+            let part = match reading {
                 Ok(reading) => self.write(reading),
                 Err(refusal) => {
                     self.state = State::Done;
@@ -137,8 +188,6 @@ impl EventStream {
         let mut out = Vec::new();
         if self.state == State::Joining {
             self.state = State::Reading;
-            // A reader that is ahead of us saw chunks that were never acknowledged; what comes now has their seqs.
-            self.after = self.after.map(|after| after.min(reading.seq));
             let joined = json!({
                 "seq": reading.seq,
                 "first_seq": reading.first_seq,

@@ -11,16 +11,17 @@ use axum::middleware::Next;
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, AUTHORIZATION,
-    HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW,
+    AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
 };
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use muster_protocol::account::Secret;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::phoenix::handshake::OriginPolicy;
 use muster_protocol::topic::Mount;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::addresses::client_address;
@@ -46,6 +47,8 @@ pub struct Origin {
     pub address: std::net::IpAddr,
     /// What is left of the caller's requests, once that is known: limit and rest.
     pub allowance: Arc<OnceLock<(u32, u32)>>,
+    /// Cuts the connection off: for a peer that does not take its answer.
+    pub cut: CancellationToken,
 }
 
 impl Front {
@@ -155,6 +158,13 @@ async fn prepare(app: &Arc<App>, request: Request<Incoming>, peer: &Peer) -> Res
     let overloaded = |_| Refusal::new(ErrorCode::Overloaded);
     let limits = &app.config.limits;
     let (mut head, body) = request.into_parts();
+    if !names_its_host(&head) {
+        return Err(ErrorCode::MalformedRequest.into());
+    }
+    // A length that is announced is refused before any of it comes.
+    if body.size_hint().lower() > limits.http_body_bytes_max as u64 {
+        return Err(ErrorCode::PayloadTooLarge.into());
+    }
     // A small body is read before the request takes its place, so that slow ones keep nobody out; large ones have
     // places of their own, which bounds the memory they take together.
     let small = body.size_hint().upper().is_some_and(|bytes| bytes <= SMALL_BODY_BYTES);
@@ -173,12 +183,18 @@ async fn prepare(app: &Arc<App>, request: Request<Incoming>, peer: &Peer) -> Res
     let origin = Origin {
         address: client_address(peer.address, &head.headers, &app.trusted_proxies),
         allowance: Arc::default(),
+        cut: peer.cut.clone(),
     };
     let allowance = origin.allowance.clone();
     head.extensions.insert(origin);
     // Held by the request: given back when its handler is done, not when its answer has been read.
     head.extensions.insert(Arc::new(permit));
     Ok(Prepared::Request(Request::from_parts(head, body), allowance))
+}
+
+/// Whether a request of HTTP/1.1 names its host once (RFC 9112 §3.2).
+fn names_its_host(head: &http::request::Parts) -> bool {
+    head.version != Version::HTTP_11 || head.headers.get_all(HOST).iter().count() == 1
 }
 
 /// Gives an answer its envelope, and one that has none because nobody wrote it, too.
@@ -194,7 +210,12 @@ fn in_envelope(app: &App, mut response: Response<Body>, request_id: &str, is_mcp
         status if status.is_client_error() => ErrorCode::MalformedRequest,
         _ => return response,
     };
-    Answer::refused(code.into()).render(request_id, now)
+    let allowed = response.headers_mut().remove(ALLOW);
+    let mut response = Answer::refused(code.into()).render(request_id, now);
+    if let Some(allowed) = allowed {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
 }
 
 fn request_id(app: &App) -> String {

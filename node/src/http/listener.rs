@@ -33,6 +33,8 @@ pub struct Peer {
     pub place: Place,
     /// Counts the connection as long as it is open.
     pub open: Arc<OpenConnection>,
+    /// Cuts the connection off.
+    pub cut: CancellationToken,
 }
 
 /// Counts a connection in the metrics until it is dropped.
@@ -110,7 +112,7 @@ pub async fn serve(
         // Answers are small and many: none of them waits for another (A4, C2).
         let _unsupported = stream.set_nodelay(true);
         let open = Arc::new(OpenConnection::new(app.clone()));
-        let peer = Peer { address: from, place, open };
+        let peer = Peer { address: from, place, open, cut: CancellationToken::new() };
         connections.spawn(connection(front.clone(), stream, tls.clone(), peer, stop.clone()));
     }
 }
@@ -148,6 +150,7 @@ where
         .header_read_timeout(Duration::from_millis(limits.handshake_timeout_ms))
         .max_headers(limits.http_headers_max)
         .max_buf_size(limits.http_head_bytes_max);
+    let cut = peer.cut.clone();
     let service = service_fn(move |request| {
         let (front, peer) = (front.clone(), peer.clone());
         async move { Ok::<_, Infallible>(front::serve(front, request, peer).await) }
@@ -157,7 +160,11 @@ where
     // How a connection ends is its peer's business; a request that went wrong has had its answer.
     tokio::select! {
         _ended = connection.as_mut() => return,
+        () = cut.cancelled() => return,
         () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    let _ended = connection.await;
+    tokio::select! {
+        _ended = connection => {}
+        () = cut.cancelled() => {}
+    }
 }

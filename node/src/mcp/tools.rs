@@ -246,8 +246,9 @@ impl AgentTools {
 
     async fn end_task(&self, caller: &Caller, task: TaskId, ending: Ending) -> Outcome {
         caller.principal.require(Scope::Write)?;
-        in_role(&self.app, caller, task, Role::Provider).await?;
-        let task = self.app.core.tasks.finish(task, ending, caller.principal.agent).await?;
+        let provider = in_role(&self.app, caller, task, Role::Provider).await?.provider;
+        let by = (caller.principal.agent, Some(provider));
+        let task = self.app.core.tasks.finish(task, ending, by).await?;
         Ok(Json::of(&task.view()))
     }
 

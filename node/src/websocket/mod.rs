@@ -28,7 +28,7 @@ use self::io::Io;
 const READ_BYTES: usize = 64 * 1024;
 /// Reads of one connection before others have their turn.
 const READS_PER_TURN: usize = 8;
-/// How long the peer has to answer a close.
+/// How long the peer has to take what waits for it and to answer, once the connection closes.
 const LINGER: Duration = Duration::from_secs(2);
 
 thread_local! {
@@ -43,7 +43,11 @@ struct Connection {
     limits: DecoderLimits,
     /// Bytes of a frame that is not whole yet.
     pending: Vec<u8>,
+    /// Whether `pending` may hold whole messages, which wait until those before them are done.
+    held_up: bool,
     phase: Phase,
+    /// Whether our side is shut.
+    shut: bool,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
@@ -70,7 +74,9 @@ pub async fn run(socket: Arc<Socket>, io: Arc<dyn Io>, early: &[u8]) {
         decoder: Decoder::default(),
         limits,
         pending: Vec::new(),
+        held_up: false,
         phase: Phase::Open,
+        shut: false,
         linger: None,
     };
     connection.take(&mut early.to_vec());
@@ -87,6 +93,9 @@ impl Connection {
         }
         if self.read(context).is_ready() {
             return Poll::Ready(());
+        }
+        if self.linger.is_none() && self.socket.sink().is_closed() {
+            self.linger = Some(Box::pin(tokio::time::sleep(LINGER)));
         }
         if let Some(linger) = &mut self.linger {
             ready!(linger.as_mut().poll(context));
@@ -124,10 +133,10 @@ impl Connection {
             self.io.shut();
             return Poll::Ready(());
         }
-        if self.linger.is_none() {
+        if !self.shut {
+            self.shut = true;
             self.phase = Phase::Closing;
             self.io.shut();
-            self.linger = Some(Box::pin(tokio::time::sleep(LINGER)));
         }
         Poll::Pending
     }
@@ -138,6 +147,10 @@ impl Connection {
             if self.phase == Phase::PeerClosed || self.phase == Phase::Open && !self.socket.may_read() {
                 // Woken again when a message in work is done, or when the peer has taken what waits for it.
                 return Poll::Pending;
+            }
+            if self.held_up {
+                self.take(&mut []);
+                continue;
             }
             let read = READ_BUFFER.with_borrow_mut(|buffer| match self.io.try_read(buffer) {
                 Ok(0) => Some(Poll::Ready(())),
@@ -184,11 +197,17 @@ impl Connection {
     /// Acts on the whole messages at the front; gives the bytes they took.
     fn messages(&mut self, bytes: &mut [u8]) -> usize {
         let mut at = 0;
+        self.held_up = false;
         let core = self.socket.core.clone();
         let version = self.socket.version();
         loop {
             if self.phase != Phase::Open {
                 return bytes.len();
+            }
+            // Asked for each: what one reading brings may be more than the peer is owed answers to.
+            if !self.socket.may_read() {
+                self.held_up = true;
+                return at;
             }
             let decoded = match self.decoder.decode(&mut bytes[at..], self.limits) {
                 Ok(decoded) => decoded,

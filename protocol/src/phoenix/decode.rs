@@ -51,8 +51,12 @@ struct V1Message<'a> {
 }
 
 fn v1(text: &str) -> Result<Inbound<'_>, Undecodable> {
-    let message: V1Message<'_> = serde_json::from_str(text)
-        .map_err(|_| Undecodable("not a V1 message: topic, event, payload, ref"))?;
+    let refuse = || Undecodable("not a V1 message: topic, event, payload, ref");
+    // Derived readers would take an array field by field.
+    if !text.trim_start().starts_with('{') {
+        return Err(refuse());
+    }
+    let message: V1Message<'_> = serde_json::from_str(text).map_err(|_| refuse())?;
     Ok(Inbound {
         join_ref: message.join_ref.map_or(Ref::NULL, Ref::from_raw),
         reference: Ref::from_raw(message.reference),

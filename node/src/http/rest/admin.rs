@@ -60,7 +60,8 @@ impl NewToken {
         if let Some(label) = &self.label {
             check_name(label, &app.config.limits)?;
         }
-        Ok(Terms { label: self.label, scopes: Scopes::of(&self.scopes), expires_at: self.expires_at })
+        let (label, scopes) = (self.label, Scopes::of(&self.scopes));
+        Ok(Terms { label, scopes, expires_at: self.expires_at, ..Terms::default() })
     }
 }
 

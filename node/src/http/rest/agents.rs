@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use muster_actors::channels::{change, find};
 use muster_actors::store::StoreError;
-use muster_protocol::account::{CredentialKind, Owner};
+use muster_protocol::account::{CredentialKind, Owner, Scope};
 use muster_protocol::agent::{
     Agent, AgentStatus, PricingModel, Registration, check_capabilities, merge_metadata,
 };
-use muster_protocol::discovery::{AvailabilityFilter, Filters, Found, Query};
+use muster_protocol::discovery::{AvailabilityFilter, Filters, Found, Query, SortBy};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, CredentialId, UserId};
 use muster_protocol::json::Json;
@@ -143,7 +143,10 @@ async fn claim_one(app: &App, user: UserId, claim: &Claim, origin: &Origin) -> R
     if holder.principal.kind != CredentialKind::AgentKey || holder.principal.agent != Some(claim.agent_id) {
         return Err(ErrorCode::Unauthenticated.into());
     }
+    // Giving an agent away is a change of it.
+    holder.principal.require(Scope::Write)?;
     let agent = app.core.store.claim_agent(claim.agent_id, user, app.core.environment.now()).await?;
+    app.core.streams.owned(agent.id, user);
     app.core.online.refresh(&Arc::new(agent));
     Ok(())
 }
@@ -171,25 +174,15 @@ pub struct DiscoverParams {
     limit: Option<usize>,
 }
 
-/// Order of found agents.
-#[derive(Clone, Copy, Default, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum SortBy {
-    /// Best first.
-    #[default]
-    Reputation,
-    /// Cheapest first.
-    Price,
-    /// By name.
-    Name,
-}
-
 impl DiscoverParams {
     fn query(&self) -> Result<Query, Refused> {
         let amount = |text: &Option<String>, field| {
             let parsed = text.as_deref().map(Amount::parse).transpose();
             parsed.map_err(|error| Refusal::field(ErrorCode::InvalidAmount, field, error.to_string()))
         };
+        if self.min_reputation.is_some_and(|reputation| !reputation.is_finite()) {
+            return Err(Refusal::field(ErrorCode::InvalidPayload, "min_reputation", "a number").into());
+        }
         let status = match (self.online_only, self.status) {
             (Some(true), None) => AvailabilityFilter::Online,
             (_, status) => status.unwrap_or_default(),
@@ -200,7 +193,8 @@ impl DiscoverParams {
             min_price: amount(&self.min_price, "min_price")?,
             max_price: amount(&self.max_price, "max_price")?,
         };
-        Ok(Query { capability: self.capability.clone(), filters: Some(filters) })
+        let sort_by = self.sort_by.unwrap_or_default();
+        Ok(Query { capability: self.capability.clone(), filters: Some(filters), sort_by })
     }
 }
 
@@ -213,13 +207,7 @@ pub async fn discover(app: State, caller: Caller, Params(params): Params<Discove
         let message = format!("from 1 to {}", app.config.limits.discover_results_max);
         return Err(Refusal::field(ErrorCode::InvalidPayload, "limit", message).into());
     }
-    let mut found = find(&app.core, caller.principal.agent, &params.query()?, limit).await?;
-    match params.sort_by.unwrap_or_default() {
-        SortBy::Reputation => {}
-        SortBy::Price => found.sort_by(|a, b| b.online.cmp(&a.online).then(a.base_price.cmp(&b.base_price))),
-        SortBy::Name => found.sort_by(|a, b| b.online.cmp(&a.online).then_with(|| a.name.cmp(&b.name))),
-    }
-    Answer::ok(&found)
+    Answer::ok(&find(&app.core, caller.principal.agent, &params.query()?, limit).await?)
 }
 
 /// A capability and how many active agents have it.
@@ -264,8 +252,7 @@ pub async fn show(app: State, caller: Caller, Id(name): Id<String>) -> Handled {
         return Err(ErrorCode::NotFound.into());
     }
     if let Some(viewer) = caller.principal.agent {
-        let blocked = app.core.store.blocked_pairs(viewer, app.core.environment.now()).await?;
-        if blocked.contains(&agent.id) {
+        if app.core.blocks.hidden_from(viewer).await?.contains(&agent.id) {
             return Err(ErrorCode::NotFound.into());
         }
     }
@@ -377,7 +364,7 @@ pub async fn set_public_key(
     if !by_operator {
         let choice = headers.get("x-agent-id").map(|value| value.to_str().unwrap_or("?"));
         let caller = app.auth.caller(secret.as_ref(), choice, origin.address).await?;
-        caller.principal.require(muster_protocol::account::Scope::Write)?;
+        caller.principal.require(Scope::Write)?;
         own_agent(&app, &caller, id).await?;
     }
     let key = PublicKey::parse(&new.public_key)?;
@@ -415,8 +402,13 @@ pub async fn create_key(
     if !wanted.iter().all(|scope| caller.principal.scopes.allows(*scope)) {
         return Err(ErrorCode::Forbidden.into());
     }
-    if let (Some(mine), None, None) = (caller.principal.expires_at, terms.expires_at, caller.principal.user) {
-        terms.expires_at = Some(mine);
+    // Nor for longer: what the agent itself issues ends with what it issued it by.
+    if let (Some(mine), None) = (caller.principal.expires_at, caller.principal.user) {
+        if terms.expires_at.is_some_and(|end| end > mine) {
+            let message = "not after the credential that issues it";
+            return Err(Refusal::field(ErrorCode::Forbidden, "expires_at", message).into());
+        }
+        terms.expires_at = terms.expires_at.or(Some(mine));
     }
     let (credential, secret) = app.auth.issue(CredentialKind::AgentKey, Owner::Agent(agent.id), terms);
     let live_max = app.config.limits.credentials_per_owner_max;

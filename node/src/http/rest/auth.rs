@@ -1,5 +1,6 @@
 //! Sessions and key rotation.
 
+use muster_actors::store::StoreError;
 use muster_protocol::account::{CredentialKind, Owner};
 use muster_protocol::error_code::ErrorCode;
 use serde::Serialize;
@@ -39,10 +40,15 @@ pub async fn authenticate(app: State, caller: Caller) -> Handled {
     let expires_at = app.core.environment.now().plus_ms(app.config.accounts.session_ttl_ms);
     let expires_at = caller.principal.expires_at.map_or(expires_at, |end| end.min(expires_at));
     // A session can do what its key can, and no longer.
-    let terms = Terms { label: None, scopes: caller.principal.scopes, expires_at: Some(expires_at) };
+    let parent = Some(caller.principal.credential);
+    let terms = Terms { scopes: caller.principal.scopes, expires_at: Some(expires_at), parent, ..Terms::default() };
     let (credential, secret) = app.auth.issue(CredentialKind::Session, Owner::Agent(agent.id), terms);
     let live_max = app.config.limits.credentials_per_owner_max;
-    app.core.store.create_credential(credential, secret.hash(), live_max).await?;
+    app.core.store.create_credential(credential, secret.hash(), live_max).await.map_err(|error| match error {
+        // The key has been revoked meanwhile.
+        StoreError::NotFound => ErrorCode::Unauthenticated.into(),
+        other => Refused::from(other),
+    })?;
     Answer::ok(&Session {
         token: secret.reveal().to_owned(),
         expires_at,
@@ -70,8 +76,8 @@ pub async fn rotate_key(app: State, caller: Caller) -> Handled {
         return Err(ErrorCode::Forbidden.into());
     }
     let old = caller.principal.credential;
-    let terms =
-        Terms { label: None, scopes: caller.principal.scopes, expires_at: caller.principal.expires_at };
+    let (scopes, expires_at) = (caller.principal.scopes, caller.principal.expires_at);
+    let terms = Terms { scopes, expires_at, ..Terms::default() };
     let (credential, secret) = app.auth.issue(caller.principal.kind, owner(&caller)?, terms);
     let revoked = app.core.store.rotate_credential(old, credential.clone(), secret.hash()).await?;
     app.end_credentials(&revoked, "credential rotated");

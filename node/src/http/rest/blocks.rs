@@ -1,6 +1,5 @@
 //! Blocks: two agents of which one blocks the other do not see each other (agrenting.md R66).
 
-use muster_actors::channels::hidden_from;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::AgentId;
 use muster_protocol::time::Timestamp;
@@ -10,9 +9,8 @@ use utoipa::ToSchema;
 
 use super::extract::{Body, Id, State};
 use super::views::{Envelope, Refusals};
-use crate::app::App;
 use crate::auth::Caller;
-use crate::http::answer::{Answer, Handled, Refused};
+use crate::http::answer::{Answer, Handled};
 
 /// A block.
 #[derive(Deserialize, Serialize, ToSchema)]
@@ -43,7 +41,7 @@ pub async fn create(app: State, caller: Caller, Body(block): Body<Block>) -> Han
     }
     let blocks_max = app.config.limits.blocks_per_agent_max;
     app.core.store.block(agent, block.agent_id, block.expires_at, blocks_max).await?;
-    show_anew(&app, [agent, block.agent_id]).await?;
+    app.core.blocks.changed([agent, block.agent_id]).await?;
     Answer::created(&block)
 }
 
@@ -53,15 +51,6 @@ pub async fn create(app: State, caller: Caller, Body(block): Body<Block>) -> Han
 pub async fn remove(app: State, caller: Caller, Id(other): Id<AgentId>) -> Handled {
     let agent = caller.acting()?.id;
     app.core.store.unblock(agent, other).await?;
-    show_anew(&app, [agent, other]).await?;
+    app.core.blocks.changed([agent, other]).await?;
     Answer::ok(&json!({ "removed": true }))
-}
-
-/// Both sides see each other go, or come back.
-async fn show_anew(app: &App, agents: [AgentId; 2]) -> Result<(), Refused> {
-    for agent in agents {
-        let hidden = hidden_from(&app.core, agent).await?;
-        app.core.presence.hide(agent, hidden);
-    }
-    Ok(())
 }

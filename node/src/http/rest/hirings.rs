@@ -1,6 +1,6 @@
 //! Hirings: a user orders an agent's work, and follows it.
 
-use muster_actors::store::HiringFilter;
+use muster_actors::store::{HiringFilter, StoreError};
 use muster_protocol::agent::Agent;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::hiring::{
@@ -39,8 +39,12 @@ async fn client_of(app: &App, caller: &Caller, request: &HireRequest) -> Result<
     }
     let user = caller.principal.user.ok_or(ErrorCode::Forbidden)?;
     if let Some(wanted) = request.client_agent_id {
-        let agent = app.core.store.agent(wanted).await?;
-        return if agent.owner == Some(user) { Ok(agent) } else { Err(ErrorCode::Forbidden.into()) };
+        return match app.core.store.agent(wanted).await {
+            Ok(agent) if agent.owner == Some(user) => Ok(agent),
+            // Somebody else's agent and one that does not exist give the same answer.
+            Ok(_) | Err(StoreError::NotFound) => Err(ErrorCode::Forbidden.into()),
+            Err(error) => Err(error.into()),
+        };
     }
     let page = muster_actors::store::PageRequest { limit: 2, after: None };
     let mut own = app.core.store.agents_of(user, page).await?.items;
@@ -77,6 +81,8 @@ pub struct ListParams {
     limit: Option<usize>,
     /// Where to go on.
     cursor: Option<String>,
+    /// Items to leave out at the front, for clients that count instead of going on from a cursor.
+    offset: Option<u32>,
 }
 
 /// Lists the caller's hirings, newest first.
@@ -84,7 +90,8 @@ pub struct ListParams {
     responses((status = 200, body = Envelope<Vec<HiringView<'static>>>), Refusals))]
 pub async fn list(app: State, caller: Caller, Params(params): Params<ListParams>) -> Handled {
     let page = PageParams { limit: params.limit, cursor: params.cursor }.request(&app)?;
-    let mut filter = HiringFilter { status: params.status, ..HiringFilter::default() };
+    let skip = params.offset.unwrap_or(0);
+    let mut filter = HiringFilter { status: params.status, skip, ..HiringFilter::default() };
     match (caller.principal.agent, caller.principal.user) {
         (Some(agent), _) => filter.agent = Some(agent),
         (None, user) => filter.user = user,
@@ -125,8 +132,9 @@ pub struct HiringResult {
 
 async fn end(app: &App, caller: &Caller, id: HiringId, role: Role, ending: Ending) -> Handled {
     let (hiring, _) = visible_hiring(app, caller, id).await?;
-    in_role(app, caller, hiring.task, role).await?;
-    let task = app.core.tasks.finish(hiring.task, ending, caller.principal.agent).await?;
+    let provider = in_role(app, caller, hiring.task, role).await?.provider;
+    let by = (caller.principal.agent, (role == Role::Provider).then_some(provider));
+    let task = app.core.tasks.finish(hiring.task, ending, by).await?;
     let hiring = app.core.store.hiring(id).await?;
     Answer::ok(&Hired { hiring: hiring.view(), task: task.view() })
 }
@@ -209,7 +217,8 @@ pub async fn retry(app: State, caller: Caller, Id(id): Id<HiringId>, Body(body):
     responses((status = 200, body = Envelope<Vec<Note>>), Refusals))]
 pub async fn list_messages(app: State, caller: Caller, Id(id): Id<HiringId>) -> Handled {
     let (hiring, _) = visible_hiring(&app, &caller, id).await?;
-    Answer::ok(&app.core.store.notes(hiring.task).await?)
+    let notes_max = app.config.limits.notes_per_task_max;
+    Answer::ok(&app.core.store.notes_of_hiring(hiring.id, notes_max).await?)
 }
 
 /// Writes a message about a hiring to its other parties; they get it as `new_message`.

@@ -19,6 +19,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::http::answer::{Answer, Handled, Refused};
 use crate::http::event_stream;
+use crate::http::front::Origin;
 
 /// Emits a chunk, as the task's provider. Answered when the chunk is durable; the same idempotency key (in the body, or
 /// as `X-Idempotency-Key`) is the same chunk and has the same seq.
@@ -121,11 +122,12 @@ impl From<Reading> for Part {
 pub async fn read(
     app: State,
     caller: Caller,
+    origin: Origin,
     headers: HeaderMap,
     Id(task): Id<TaskId>,
     Params(params): Params<ReadParams>,
 ) -> axum::response::Response {
-    match read_for(&app, &caller, &headers, task, &params).await {
+    match read_for(&app, (&caller, &origin), &headers, task, &params).await {
         Ok(response) => response,
         Err(refused) => refused.into_response(),
     }
@@ -133,7 +135,7 @@ pub async fn read(
 
 async fn read_for(
     app: &std::sync::Arc<App>,
-    caller: &Caller,
+    (caller, origin): (&Caller, &Origin),
     headers: &HeaderMap,
     task: TaskId,
     params: &ReadParams,
@@ -156,7 +158,7 @@ async fn read_for(
         .any(|value| value.to_str().unwrap_or_default().contains("text/event-stream"));
     if wants_events {
         caller.principal.require(muster_protocol::account::Scope::Connect)?;
-        return Ok(event_stream::open(app, &caller.principal, task, after).await?);
+        return Ok(event_stream::open(app, (&caller.principal, origin), task, after).await?);
     }
     let bytes_max = app.config.limits.stream_buffer_bytes_max;
     let reading = app.core.streams.read(task, after, bytes_max).await?;

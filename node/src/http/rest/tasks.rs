@@ -144,9 +144,9 @@ pub async fn complete(
     Id(id): Id<TaskId>,
     Body(done): Body<Completion>,
 ) -> Handled {
-    in_role(&app, &caller, id, Role::Provider).await?;
+    let provider = in_role(&app, &caller, id, Role::Provider).await?.provider;
     let ending = Ending::completed(done.output.unwrap_or_else(Json::null));
-    let task = app.core.tasks.finish(id, ending, caller.principal.agent).await?;
+    let task = app.core.tasks.finish(id, ending, (caller.principal.agent, Some(provider))).await?;
     Answer::ok(&task.view())
 }
 
@@ -188,8 +188,9 @@ impl Failure {
     params(("id" = TaskId, Path, description = "The task.")),
     responses((status = 200, body = Envelope<TaskView<'static>>), Refusals))]
 pub async fn fail(app: State, caller: Caller, Id(id): Id<TaskId>, Body(failure): Body<Failure>) -> Handled {
-    in_role(&app, &caller, id, Role::Provider).await?;
-    let task = app.core.tasks.finish(id, failure.ending()?, caller.principal.agent).await?;
+    let provider = in_role(&app, &caller, id, Role::Provider).await?.provider;
+    let by = (caller.principal.agent, Some(provider));
+    let task = app.core.tasks.finish(id, failure.ending()?, by).await?;
     Answer::ok(&task.view())
 }
 
@@ -208,7 +209,7 @@ pub struct Withdrawal {
 pub async fn cancel(app: State, caller: Caller, Id(id): Id<TaskId>, Body(body): Body<Withdrawal>) -> Handled {
     in_role(&app, &caller, id, Role::Client).await?;
     let ending = Ending::cancelled(body.reason.as_deref());
-    let task = app.core.tasks.finish(id, ending, caller.principal.agent).await?;
+    let task = app.core.tasks.finish(id, ending, (caller.principal.agent, None)).await?;
     Answer::ok(&task.view())
 }
 

@@ -69,7 +69,7 @@ pub async fn rotation_and_revocation_take_sessions_along(store: &dyn Store) {
     let agent = add_agent(store, 1, None).await;
     let owner = Owner::Agent(agent.id);
     let key = credential(1, CredentialKind::AgentKey, owner);
-    let session = credential(2, CredentialKind::Session, owner);
+    let session = Credential { parent: Some(key.id), ..credential(2, CredentialKind::Session, owner) };
     store.create_credential(session.clone(), hash(2), 10).await.unwrap();
     let next = credential(3, CredentialKind::AgentKey, owner);
     let revoked = store.rotate_credential(key.id, next.clone(), hash(3)).await.unwrap();
@@ -183,8 +183,8 @@ pub async fn blocks_work_both_ways_and_end(store: &dyn Store) {
     let (one, two) = (add_agent(store, 1, None).await.id, add_agent(store, 2, None).await.id);
     store.block(one, two, Some(at(100)), 10).await.unwrap();
     for (agent, other) in [(one, two), (two, one)] {
-        assert_eq!(store.blocked_pairs(agent, at(99)).await, Ok(HashSet::from([other])));
-        assert_eq!(store.blocked_pairs(agent, at(100)).await, Ok(HashSet::new()), "it has ended");
+        assert_eq!(store.blocked_pairs(agent, at(99)).await, Ok(HashMap::from([(other, Some(at(100)))])));
+        assert_eq!(store.blocked_pairs(agent, at(100)).await, Ok(HashMap::new()), "it has ended");
     }
     assert_eq!(store.blocks_by(one, at(0)).await, Ok(vec![(two, Some(at(100)))]));
     assert_eq!(store.blocks_by(two, at(0)).await, Ok(vec![]));
@@ -195,5 +195,5 @@ pub async fn blocks_work_both_ways_and_end(store: &dyn Store) {
     assert_eq!(store.block(one, agent(9, None).id, None, 10).await, Err(StoreError::NotFound));
     assert_eq!(store.unblock(two, one).await, Err(StoreError::NotFound), "it is not theirs");
     assert_eq!(store.unblock(one, two).await, Ok(()));
-    assert_eq!(store.blocked_pairs(two, at(0)).await, Ok(HashSet::new()));
+    assert_eq!(store.blocked_pairs(two, at(0)).await, Ok(HashMap::new()));
 }

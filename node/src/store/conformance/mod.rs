@@ -49,6 +49,7 @@ pub fn credential(n: u8, kind: CredentialKind, owner: Owner) -> Credential {
         id: CredentialId::new(at(i64::from(n)), entropy(n)),
         kind,
         owner,
+        parent: None,
         label: Some(format!("label {n}")),
         scopes: Scopes::ALL,
         created_at: at(i64::from(n)),

@@ -62,11 +62,14 @@ CREATE TABLE credentials (
     created_at INTEGER NOT NULL,
     expires_at INTEGER,
     revoked_at INTEGER,
+    -- The key a session was had by.
+    parent BLOB,
     CHECK ((agent IS NULL) <> (user IS NULL))
 ) WITHOUT ROWID, STRICT;
 
 CREATE INDEX credentials_by_agent ON credentials (agent);
 CREATE INDEX credentials_by_user ON credentials (user);
+CREATE INDEX credentials_by_parent ON credentials (parent) WHERE parent IS NOT NULL;
 
 CREATE TABLE blocks (
     agent BLOB NOT NULL REFERENCES agents (id),
@@ -100,6 +103,7 @@ CREATE TABLE tasks (
 CREATE INDEX tasks_by_client ON tasks (client, id);
 CREATE INDEX tasks_by_provider ON tasks (provider, id);
 CREATE INDEX tasks_by_client_owner ON tasks (client_owner, id);
+CREATE INDEX tasks_by_hiring ON tasks (hiring) WHERE hiring IS NOT NULL;
 CREATE INDEX tasks_to_purge ON tasks (ended_at) WHERE has_chunks = 1 AND ended_at IS NOT NULL;
 
 CREATE TABLE hirings (

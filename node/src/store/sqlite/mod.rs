@@ -3,17 +3,20 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
 pub mod accounts;
+pub mod agents;
+pub mod columns;
 pub mod readers;
 pub mod schema;
 pub mod streams;
 pub mod tasks;
 pub mod writer;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -136,23 +139,6 @@ fn sql_error(error: rusqlite::Error) -> StoreError {
     }
 }
 
-/// 16 bytes of an id column.
-fn id_bytes(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<[u8; 16]> {
-    row.get(index)
-}
-
-fn optional_id(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Option<[u8; 16]>> {
-    row.get(index)
-}
-
-fn time(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Timestamp> {
-    row.get(index).map(Timestamp::from_unix_ms)
-}
-
-fn optional_time(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Option<Timestamp>> {
-    Ok(row.get::<_, Option<i64>>(index)?.map(Timestamp::from_unix_ms))
-}
-
 /// Turns `limit + 1` rows into a page.
 fn page<T>(mut items: Vec<T>, limit: usize, total: u64, id: impl Fn(&T) -> [u8; 16]) -> Page<T> {
     let more = items.len() > limit;
@@ -231,37 +217,37 @@ impl AccountStore for SqliteStore {
         hash: SecretHash,
         agents_per_user_max: usize,
     ) -> StoreResult<()> {
-        self.write(move |c| accounts::create_agent(c, &agent, &key, hash, agents_per_user_max)).await
+        self.write(move |c| agents::create_agent(c, &agent, &key, hash, agents_per_user_max)).await
     }
 
     async fn agent(&self, id: AgentId) -> StoreResult<Agent> {
-        self.read(move |c| accounts::agent(c, id)).await
+        self.read(move |c| agents::agent(c, id)).await
     }
 
     async fn agent_by_did(&self, did: &str) -> StoreResult<Agent> {
         let did = did.to_owned();
-        self.read(move |c| accounts::agent_by_did(c, &did)).await
+        self.read(move |c| agents::agent_by_did(c, &did)).await
     }
 
     async fn agents_of(&self, user: UserId, page: PageRequest) -> StoreResult<Page<Agent>> {
-        self.read(move |c| accounts::agents_of(c, user, &page)).await
+        self.read(move |c| agents::agents_of(c, user, &page)).await
     }
 
     async fn claim_agent(&self, id: AgentId, user: UserId, now: Timestamp) -> StoreResult<Agent> {
-        self.write(move |c| accounts::claim_agent(c, id, user, now)).await
+        self.write(move |c| agents::claim_agent(c, id, user, now)).await
     }
 
     async fn update_agent(&self, read: &Agent, new: Agent) -> StoreResult<()> {
         let read = read.clone();
-        self.write(move |c| accounts::update_agent(c, &read, &new)).await
+        self.write(move |c| agents::update_agent(c, &read, &new)).await
     }
 
     async fn set_agent_status(&self, id: AgentId, status: AgentStatus, now: Timestamp) -> StoreResult<Agent> {
-        self.write(move |c| accounts::set_agent_status(c, id, status, now)).await
+        self.write(move |c| agents::set_agent_status(c, id, status, now)).await
     }
 
     async fn set_last_seen(&self, id: AgentId, now: Timestamp) -> StoreResult<()> {
-        self.write(move |c| accounts::set_last_seen(c, id, now)).await
+        self.write(move |c| agents::set_last_seen(c, id, now)).await
     }
 
     async fn find_agents(
@@ -271,11 +257,11 @@ impl AccountStore for SqliteStore {
         limit: usize,
     ) -> StoreResult<Vec<Agent>> {
         let (query, except) = (query.clone(), except.clone());
-        self.read(move |c| accounts::find_agents(c, &query, &except, limit)).await
+        self.read(move |c| agents::find_agents(c, &query, &except, limit)).await
     }
 
     async fn capabilities(&self, limit: usize) -> StoreResult<Vec<(String, u64)>> {
-        self.read(move |c| accounts::capabilities(c, limit)).await
+        self.read(move |c| agents::capabilities(c, limit)).await
     }
 
     async fn block(
@@ -285,11 +271,11 @@ impl AccountStore for SqliteStore {
         until: Option<Timestamp>,
         blocks_max: usize,
     ) -> StoreResult<()> {
-        self.write(move |c| accounts::block(c, by, other, until, blocks_max)).await
+        self.write(move |c| agents::block(c, by, other, until, blocks_max)).await
     }
 
     async fn unblock(&self, by: AgentId, other: AgentId) -> StoreResult<()> {
-        self.write(move |c| accounts::unblock(c, by, other)).await
+        self.write(move |c| agents::unblock(c, by, other)).await
     }
 
     async fn blocks_by(
@@ -297,11 +283,15 @@ impl AccountStore for SqliteStore {
         agent: AgentId,
         now: Timestamp,
     ) -> StoreResult<Vec<(AgentId, Option<Timestamp>)>> {
-        self.read(move |c| accounts::blocks_by(c, agent, now)).await
+        self.read(move |c| agents::blocks_by(c, agent, now)).await
     }
 
-    async fn blocked_pairs(&self, agent: AgentId, now: Timestamp) -> StoreResult<HashSet<AgentId>> {
-        self.read(move |c| accounts::blocked_pairs(c, agent, now)).await
+    async fn blocked_pairs(
+        &self,
+        agent: AgentId,
+        now: Timestamp,
+    ) -> StoreResult<HashMap<AgentId, Option<Timestamp>>> {
+        self.read(move |c| agents::blocked_pairs(c, agent, now)).await
     }
 }
 
@@ -345,6 +335,10 @@ impl TaskStore for SqliteStore {
         self.read(move |c| tasks::notes(c, task)).await
     }
 
+    async fn notes_of_hiring(&self, hiring: HiringId, notes_max: usize) -> StoreResult<Vec<Note>> {
+        self.read(move |c| tasks::notes_of_hiring(c, hiring, notes_max)).await
+    }
+
     async fn hiring(&self, id: HiringId) -> StoreResult<Hiring> {
         self.read(move |c| tasks::hiring(c, id)).await
     }
@@ -370,7 +364,10 @@ impl StreamStore for SqliteStore {
         chunks_max: usize,
         bytes_max: usize,
     ) -> StoreResult<StreamHead> {
-        self.read(move |c| streams::open_stream(c, task, chunks_max, bytes_max)).await
+        // Whoever asks for tasks that are not there costs no place in the queue.
+        self.read(move |c| tasks::task(c, task)).await?;
+        // Behind the appends that wait: those of an earlier life of this stream, which has just crashed, belong to it.
+        self.write(move |c| streams::open_stream(c, task, chunks_max, bytes_max)).await
     }
 
     async fn append_chunks(&self, append: Append, done: AppendDone) {

@@ -8,7 +8,7 @@ use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use smol_str::SmolStr;
 
-use super::accounts::{exists, rows};
+use super::columns::{exists, rows};
 use super::{sql_error, tasks};
 
 /// An epoch higher than any before.

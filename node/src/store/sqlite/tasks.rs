@@ -9,8 +9,9 @@ use muster_protocol::task::{Note, Task, TaskAction, TaskStatus, TimelineEntry};
 use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, Row, params};
 
-use super::accounts::{count, count_outcome, exists, json, optional_json, rows};
-use super::{before, id_bytes, optional_id, optional_time, page, page_rows, sql_error, streams, time};
+use super::agents::count_outcome;
+use super::columns::{count, exists, id_bytes, json, optional_id, optional_json, optional_time, rows, time};
+use super::{before, page, page_rows, sql_error, streams};
 
 const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
      external_client, hiring, created_at, updated_at, ended_at";
@@ -181,6 +182,14 @@ pub fn reassign_task(
         .and_then(|mut s| s.execute(params![provider.as_bytes(), now.unix_ms(), id.as_bytes()]))
         .map_err(sql_error)?;
     add_timeline(c, id, "task_reassigned", now, Some(by))?;
+    if let Some(hiring) = before.hiring {
+        c.prepare_cached(
+            "UPDATE hirings SET agent = ?1, agent_did = (SELECT did FROM agents WHERE id = ?1), updated_at = ?2
+             WHERE id = ?3",
+        )
+        .and_then(|mut s| s.execute(params![provider.as_bytes(), now.unix_ms(), hiring.as_bytes()]))
+        .map_err(sql_error)?;
+    }
     task(c, id)
 }
 
@@ -260,22 +269,34 @@ pub fn add_note(c: &Connection, task: TaskId, note: &Note, notes_max: usize) -> 
     Ok(())
 }
 
+fn read_note(row: &Row<'_>) -> rusqlite::Result<Note> {
+    Ok(Note {
+        id: MessageId::from_bytes(id_bytes(row, 0)?),
+        from_agent_id: optional_id(row, 1)?.map(AgentId::from_bytes),
+        from_user_id: optional_id(row, 2)?.map(UserId::from_bytes),
+        content: row.get(3)?,
+        inserted_at: time(row, 4)?,
+    })
+}
+
+const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
+
 /// The notes of a task.
 pub fn notes(c: &Connection, task: TaskId) -> StoreResult<Vec<Note>> {
-    rows(
-        c,
-        "SELECT id, from_agent, from_user, content, inserted_at FROM notes WHERE task = ?1 ORDER BY id",
-        &[task.as_bytes()],
-        |row| {
-            Ok(Note {
-                id: MessageId::from_bytes(id_bytes(row, 0)?),
-                from_agent_id: optional_id(row, 1)?.map(AgentId::from_bytes),
-                from_user_id: optional_id(row, 2)?.map(UserId::from_bytes),
-                content: row.get(3)?,
-                inserted_at: time(row, 4)?,
-            })
-        },
-    )
+    let sql = format!("SELECT {NOTE_COLUMNS} FROM notes WHERE task = ?1 ORDER BY id");
+    rows(c, &sql, &[task.as_bytes()], read_note)
+}
+
+/// The newest notes of all tasks of a hiring.
+pub fn notes_of_hiring(c: &Connection, hiring: HiringId, notes_max: usize) -> StoreResult<Vec<Note>> {
+    let sql = format!(
+        "SELECT {NOTE_COLUMNS} FROM notes WHERE task IN (SELECT id FROM tasks WHERE hiring = ?1)
+         ORDER BY id DESC LIMIT ?2"
+    );
+    let limit = i64::try_from(notes_max).unwrap_or(i64::MAX);
+    let mut newest = rows(c, &sql, &[hiring.as_bytes(), &limit], read_note)?;
+    newest.reverse();
+    Ok(newest)
 }
 
 /// A hiring with the state of its task.
@@ -306,7 +327,7 @@ pub fn hiring(c: &Connection, id: HiringId) -> StoreResult<Hiring> {
 }
 
 /// Which rows a [`HiringFilter`] means; parameters ?1 to ?3.
-const HIRING_FILTER: &str = "(?1 IS NULL OR h.user = ?1)
+const HIRING_FILTER: &str = "(?1 IS NULL OR h.user = ?1 OR h.agent IN (SELECT id FROM agents WHERE owner = ?1))
     AND (?2 IS NULL OR h.client = ?2 OR h.agent = ?2)
     AND (?3 IS NULL OR t.status = ?3)";
 
@@ -319,8 +340,9 @@ pub fn hirings(c: &Connection, filter: &HiringFilter, request: &PageRequest) -> 
     );
     let sql = format!("SELECT count(*) FROM hirings h JOIN tasks t ON t.id = h.task WHERE {HIRING_FILTER}");
     let total = count(c, &sql, &[&user, &agent, &status])?;
-    let sql = format!("{HIRINGS} WHERE {HIRING_FILTER} AND h.id < ?4 ORDER BY h.id DESC LIMIT ?5");
-    let items = rows(c, &sql, &[&user, &agent, &status, &before(request), &page_rows(request)], read_hiring)?;
+    let sql = format!("{HIRINGS} WHERE {HIRING_FILTER} AND h.id < ?4 ORDER BY h.id DESC LIMIT ?5 OFFSET ?6");
+    let (before, limit) = (before(request), page_rows(request));
+    let items = rows(c, &sql, &[&user, &agent, &status, &before, &limit, &filter.skip], read_hiring)?;
     Ok(page(items, request.limit, total, |hiring| *hiring.id.as_bytes()))
 }
 

@@ -1,0 +1,68 @@
+//! Reads columns, rows and counts.
+
+use muster_actors::store::StoreResult;
+use muster_protocol::json::Json;
+use muster_protocol::time::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, ToSql};
+
+use super::sql_error;
+
+/// Runs a query and reads its rows.
+pub fn rows<T>(
+    c: &Connection,
+    sql: &str,
+    parameters: &[&dyn ToSql],
+    read: fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> StoreResult<Vec<T>> {
+    let mut statement = c.prepare_cached(sql).map_err(sql_error)?;
+    let found = statement.query_map(parameters, read).map_err(sql_error)?;
+    found.collect::<rusqlite::Result<Vec<T>>>().map_err(sql_error)
+}
+
+/// Runs a query that gives one number.
+pub fn count(c: &Connection, sql: &str, parameters: &[&dyn ToSql]) -> StoreResult<u64> {
+    let number: i64 = c
+        .prepare_cached(sql)
+        .and_then(|mut s| s.query_row(parameters, |row| row.get(0)))
+        .map_err(sql_error)?;
+    Ok(u64::try_from(number).unwrap_or(0))
+}
+
+/// Whether a row exists.
+pub fn exists(c: &Connection, sql: &str, parameters: &[&dyn ToSql]) -> StoreResult<bool> {
+    let found: Option<i64> = c
+        .prepare_cached(sql)
+        .and_then(|mut s| s.query_row(parameters, |row| row.get(0)).optional())
+        .map_err(sql_error)?;
+    Ok(found.is_some())
+}
+
+/// A JSON column.
+pub fn json(row: &Row<'_>, index: usize) -> rusqlite::Result<Json> {
+    Ok(Json::from_trusted_bytes(row.get::<_, String>(index)?.into()))
+}
+
+/// A JSON column that may be null.
+pub fn optional_json(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Json>> {
+    Ok(row.get::<_, Option<String>>(index)?.map(|text| Json::from_trusted_bytes(text.into())))
+}
+
+/// 16 bytes of an id column.
+pub fn id_bytes(row: &Row<'_>, index: usize) -> rusqlite::Result<[u8; 16]> {
+    row.get(index)
+}
+
+/// 16 bytes of an id column that may be null.
+pub fn optional_id(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<[u8; 16]>> {
+    row.get(index)
+}
+
+/// A column of Unix milliseconds.
+pub fn time(row: &Row<'_>, index: usize) -> rusqlite::Result<Timestamp> {
+    row.get(index).map(Timestamp::from_unix_ms)
+}
+
+/// A column of Unix milliseconds that may be null.
+pub fn optional_time(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Timestamp>> {
+    Ok(row.get::<_, Option<i64>>(index)?.map(Timestamp::from_unix_ms))
+}
