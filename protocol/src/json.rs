@@ -199,7 +199,9 @@ const POISONED_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
 pub fn has_poisoned_key(value: &Json) -> bool {
     fn poisoned(raw: &RawValue) -> bool {
         if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(raw.get()) {
-            return fields.iter().any(|(key, inner)| POISONED_KEYS.contains(&key.as_str()) || poisoned(inner));
+            return fields
+                .iter()
+                .any(|(key, inner)| POISONED_KEYS.contains(&key.as_str()) || poisoned(inner));
         }
         serde_json::from_str::<Vec<&RawValue>>(raw.get()).is_ok_and(|items| items.into_iter().any(poisoned))
     }
@@ -225,7 +227,8 @@ pub fn read_object<T: DeserializeOwned>(text: &str) -> Result<T, Refusal> {
 fn misfit(error: &serde_path_to_error::Error<serde_json::Error>) -> Refusal {
     let said = error.inner().to_string();
     let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(before, _)| before);
-    let mut path: Vec<String> = error.path().iter().map(ToString::to_string).filter(|part| part != "?").collect();
+    let mut path: Vec<String> =
+        error.path().iter().map(ToString::to_string).filter(|part| part != "?").collect();
     let (code, message) = if let Some(field) = said.strip_prefix("missing field `") {
         path.push(field.trim_end_matches('`').to_owned());
         (ErrorCode::InvalidPayload, "is missing".to_owned())

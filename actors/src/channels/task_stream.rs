@@ -44,7 +44,8 @@ impl TaskStreamChannel {
                 Refusal::field(ErrorCode::InvalidPayload, "after_seq", "a whole number from 0")
             })?),
         };
-        let attachment = socket.core.streams.attach(task, (&socket.principal, outlet), reference, after).await?;
+        let attachment =
+            socket.core.streams.attach(task, (&socket.principal, outlet), reference, after).await?;
         Ok(Self { _attachment: attachment })
     }
 }

@@ -42,7 +42,12 @@ pub(super) enum Command {
     /// The store has everything up to a seq, or could not take it.
     Stored { upto: u64, result: Result<(), StoreError> },
     /// End the task: `by` an agent, in the name of its `provider` if that is whose right it is.
-    Finish { ending: Ending, by: Option<AgentId>, provider: Option<AgentId>, reply: oneshot::Sender<Result<Task, Refusal>> },
+    Finish {
+        ending: Ending,
+        by: Option<AgentId>,
+        provider: Option<AgentId>,
+        reply: oneshot::Sender<Result<Task, Refusal>>,
+    },
     /// Give the task to another provider.
     Reassign { provider: AgentId, by: AgentId, reply: oneshot::Sender<Result<Task, Refusal>> },
     /// Crash, for a drill.

@@ -105,7 +105,9 @@ impl Default for AccountsConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct McpConfig {
-    /// Names under which the node is reached; checked against `Host` when not empty, to stop DNS rebinding.
+    /// Names under which the node is reached, checked against `Host` to stop DNS rebinding. When empty: a node that
+    /// listens on loopback takes only its machine's own names, any other takes all. Behind a proxy on the same machine,
+    /// name what the proxy is reached by.
     pub allowed_hosts: Vec<String>,
 }
 

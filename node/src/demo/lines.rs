@@ -42,7 +42,7 @@ END
 node watch.mjs
 
 # 3. Speak as the provider, with curl; the answer comes when the chunk is on disk:
-curl -s -X POST http://{address}/api/v1/tasks/{task}/chunk -H 'X-API-Key: {provider_key}' -H 'Content-Type: application/json' -d '{{"content":"Hello from curl","kind":"chat"}}'
+curl -s -X POST http://{address}/api/v1/tasks/{task}/chunk -H 'X-API-Key: {provider_key}' -H 'Content-Type: application/json' -d '{{"content":"Hello from curl","kind":"chat"}}'; echo
 
 # 4. Speak as the provider, with the phoenix client, in Node:
 cd /tmp/muster-try && npm install --silent phoenix ws && cat > speak.mjs <<'END'
@@ -59,10 +59,10 @@ END
 node speak.mjs
 
 # 5. Complete it: both watchers end:
-curl -s -X PUT http://{address}/api/v1/tasks/{task}/complete -H 'X-API-Key: {provider_key}' -H 'Content-Type: application/json' -d '{{"output":"all said"}}'
+curl -s -X PUT http://{address}/api/v1/tasks/{task}/complete -H 'X-API-Key: {provider_key}' -H 'Content-Type: application/json' -d '{{"output":"all said"}}'; echo
 
 # 6. Look again, as JSON; and what the node says of itself:
-curl -s -H 'Authorization: Bearer {user_token}' 'http://{address}/api/v1/tasks/{task}/stream?after=0'
+curl -s -H 'Authorization: Bearer {user_token}' 'http://{address}/api/v1/tasks/{task}/stream?after=0'; echo
 curl -s http://{address}/metrics | grep -E '^muster_(chunks|sockets|agents)'"#
         )
     }

@@ -6,13 +6,14 @@
 
 mod lines;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 use http::Method;
 use rustls::RootCertStore;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use self::lines::Lines;
 use crate::config::{Config, LogFormat};
@@ -40,17 +41,19 @@ struct Agent {
     channel: Channel,
 }
 
-#[allow(clippy::print_stdout, reason = "the demo speaks to a person")]
+/// Told once nobody reads any more what the demo says (`muster demo | head`): then it ends.
+static UNHEARD: Notify = Notify::const_new();
+
 fn say(text: &str) {
-    println!("{text}");
+    say_token(text);
+    say_token("\n");
 }
 
-#[allow(clippy::print_stdout, reason = "tokens appear as they arrive")]
 fn say_token(text: &str) {
-    use std::io::Write;
-    print!("{text}");
-    // A terminal that is gone has nobody to read.
-    let _gone = std::io::stdout().flush();
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        UNHEARD.notify_one();
+    }
 }
 
 /// Tells the story.
@@ -64,19 +67,26 @@ pub async fn run(arguments: DemoArguments) -> Result<(), RunError> {
     let operator = format!("op_demo_{suffix}");
     let node = start(&arguments.listen, folder.clone(), &operator).await?;
     say(&format!("A node serves at {} (store: {}).\n", node.url, folder.display()));
-    let told = story(&node, &operator).await;
-    let ended = match (told, arguments.exit) {
-        (Ok(fleet), false) => {
-            say("\nThe node stays up; Ctrl-C ends it.");
-            cli::asked_to_stop().await;
-            drop(fleet);
-            Ok(())
-        }
-        (told, _) => told.map(drop),
+    let ended = tokio::select! {
+        ended = tell(&node, &operator, arguments.exit) => ended,
+        () = cli::asked_to_stop() => Ok(()),
+        () = UNHEARD.notified() => Ok(()),
     };
     node.drain().await;
     std::fs::remove_dir_all(&folder)?;
     ended
+}
+
+/// Tells the story, and then, unless the demo is to end with it, what to paste; stays up until it is stopped.
+async fn tell(node: &Node, operator: &str, exit: bool) -> Result<(), RunError> {
+    let (fleet, lines) = story(node, operator).await?;
+    if !exit {
+        say(&lines);
+        say("\nThe node stays up; Ctrl-C ends it.");
+        std::future::pending::<()>().await;
+    }
+    drop(fleet);
+    Ok(())
 }
 
 async fn start(listen: &str, folder: PathBuf, operator: &str) -> Result<Node, RunError> {
@@ -107,7 +117,8 @@ fn text(value: &Value, path: &str) -> Result<String, RunError> {
     Ok(found.ok_or_else(|| format!("the server's answer lacks {path}"))?.to_owned())
 }
 
-async fn story(node: &Node, operator: &str) -> Result<Vec<Agent>, RunError> {
+/// Gives the fleet, which stays online as long as it is held, and the lines to paste.
+async fn story(node: &Node, operator: &str) -> Result<(Vec<Agent>, String), RunError> {
     let address = node.address.to_string();
     let admin = Client::new(&node.url, Some(operator.to_owned()), RootCertStore::empty());
 
@@ -154,8 +165,8 @@ async fn story(node: &Node, operator: &str) -> Result<Vec<Agent>, RunError> {
         provider_id: &coder.id,
         provider_key: &coder.key,
     };
-    say(&lines.to_string());
-    Ok(fleet)
+    let lines = lines.to_string();
+    Ok((fleet, lines))
 }
 
 /// Registers an agent; gives its id and key.

@@ -22,9 +22,9 @@ use rmcp::{RoleServer, ServerHandler};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, PollSendError, PollSender};
 
-use super::presence::StreamEnd;
+use super::envelope::{self, Era, refused, unreadable};
+use super::sessions::StreamEnd;
 use super::tools::AgentTools;
-use super::{INVALID_REQUEST, json_rpc_error, refused, sanitise};
 use crate::app::App;
 use crate::auth::Caller;
 
@@ -86,7 +86,7 @@ impl LegacySessions {
         self.sessions.lock().insert(id.clone(), LegacySession { agent, inbound });
         let service = CancellationToken::new();
         spawn(AgentTools::new(self.app.clone()), transport(from_client, to_client), service.clone());
-        let end = StreamEnd::new(&self.app, &caller.principal);
+        let end = StreamEnd::new(&self.app, &caller.principal, None);
         let stream = Stream { sessions: self.clone(), id, outbound, greeted: false, end, service };
         let parts = futures_util::stream::unfold(stream, |mut stream| async move {
             let part = stream.next().await?;
@@ -110,12 +110,14 @@ impl LegacySessions {
             Some(session) if Some(session.agent) == caller.principal.agent => session.inbound.clone(),
             _ => return refused(&ErrorCode::NotFound.into()),
         };
-        if let Err(response) = sanitise(&mut request, self.app.config.limits.json_depth_max) {
+        if let Err(response) =
+            envelope::check(&mut request, Era::Sessions, self.app.config.limits.json_depth_max)
+        {
             return *response;
         }
         let (parts, body) = request.into_parts();
         let Ok(mut message) = serde_json::from_slice::<ClientJsonRpcMessage>(&body) else {
-            return json_rpc_error(StatusCode::BAD_REQUEST, INVALID_REQUEST, "not a JSON-RPC message");
+            return unreadable();
         };
         // As the other transport does: handlers find who calls in the request's parts.
         match &mut message {

@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::presence::Session;
+use super::sessions::{Opened, Session};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::http::answer::Refused;
@@ -32,7 +32,7 @@ use crate::http::rest::tasks::{Role, in_role, visible};
 /// The tools, for one session or, without sessions, for one request.
 pub struct AgentTools {
     app: Arc<App>,
-    session: Mutex<Option<Session>>,
+    session: Mutex<Option<Arc<Session>>>,
 }
 
 /// How long clients may keep the list of tools: it changes with the program only.
@@ -358,7 +358,14 @@ impl ServerHandler for AgentTools {
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
         let caller = self.caller(&context)?;
-        *self.session.lock() = Session::open(&self.app, &caller);
+        let session = Session::open(&self.app, &caller).await;
+        let parts = context.extensions.get::<http::request::Parts>();
+        if let (Some(session), Some(opened)) =
+            (&session, parts.and_then(|parts| parts.extensions.get::<Opened>()))
+        {
+            let _once = opened.0.set(session.clone());
+        }
+        *self.session.lock() = session;
         context.peer.set_peer_info(request.clone());
         self.negotiate_initialize(&request)
     }

@@ -41,14 +41,17 @@ pub async fn authenticate(app: State, caller: Caller) -> Handled {
     let expires_at = caller.principal.expires_at.map_or(expires_at, |end| end.min(expires_at));
     // A session can do what its key can, and no longer.
     let parent = Some(caller.principal.credential);
-    let terms = Terms { scopes: caller.principal.scopes, expires_at: Some(expires_at), parent, ..Terms::default() };
+    let terms =
+        Terms { scopes: caller.principal.scopes, expires_at: Some(expires_at), parent, ..Terms::default() };
     let (credential, secret) = app.auth.issue(CredentialKind::Session, Owner::Agent(agent.id), terms);
     let live_max = app.config.limits.credentials_per_owner_max;
-    app.core.store.create_credential(credential, secret.hash(), live_max).await.map_err(|error| match error {
-        // The key has been revoked meanwhile.
-        StoreError::NotFound => ErrorCode::Unauthenticated.into(),
-        other => Refused::from(other),
-    })?;
+    app.core.store.create_credential(credential, secret.hash(), live_max).await.map_err(
+        |error| match error {
+            // The key has been revoked meanwhile.
+            StoreError::NotFound => ErrorCode::Unauthenticated.into(),
+            other => Refused::from(other),
+        },
+    )?;
     Answer::ok(&Session {
         token: secret.reveal().to_owned(),
         expires_at,

@@ -88,7 +88,11 @@ fn owner_columns(owner: Owner) -> (Option<[u8; 16]>, Option<[u8; 16]>) {
     }
 }
 
-pub(super) fn insert_credential(c: &Connection, credential: &Credential, hash: SecretHash) -> StoreResult<()> {
+pub(super) fn insert_credential(
+    c: &Connection,
+    credential: &Credential,
+    hash: SecretHash,
+) -> StoreResult<()> {
     let (agent, user) = owner_columns(credential.owner);
     c.prepare_cached(
         "INSERT INTO credentials (id, hash, kind, agent, user, label, scopes, created_at, expires_at, parent)

@@ -327,7 +327,8 @@ pub fn hiring(c: &Connection, id: HiringId) -> StoreResult<Hiring> {
 }
 
 /// Which rows a [`HiringFilter`] means; parameters ?1 to ?3.
-const HIRING_FILTER: &str = "(?1 IS NULL OR h.user = ?1 OR h.agent IN (SELECT id FROM agents WHERE owner = ?1))
+const HIRING_FILTER: &str =
+    "(?1 IS NULL OR h.user = ?1 OR h.agent IN (SELECT id FROM agents WHERE owner = ?1))
     AND (?2 IS NULL OR h.client = ?2 OR h.agent = ?2)
     AND (?3 IS NULL OR t.status = ?3)";
 
