@@ -332,6 +332,15 @@ mod tests {
 
     const GOOD: &str = r#"{"name":"A","did":"did:agrenting:a-1","capabilities":["code"],"pricing_model":"fixed","base_price":"1.5"}"#;
 
+    /// R22: what needs a signature is refused to an agent without a key.
+    #[test]
+    fn an_agent_without_a_key_cannot_sign() {
+        let agent = registration(GOOD).unwrap();
+        assert_eq!(agent.signing_key().unwrap_err().response().as_str(), r#"{"reason":"no_public_key"}"#);
+        let key = PublicKey::parse("iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w=").unwrap();
+        assert_eq!(Agent { public_key: Some(key), ..agent }.signing_key(), Ok(&key));
+    }
+
     #[test]
     fn registration_is_checked_field_by_field() {
         let agent = registration(GOOD).unwrap();

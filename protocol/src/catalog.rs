@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn topics_exist_on_their_mounts_and_no_others() {
         for topic in TOPICS {
-            let name = topic.pattern.replace(|c| c == '{' || c == '}', "");
+            let name = topic.pattern.replace(['{', '}'], "");
             for mount in Mount::ALL {
                 let expected = topic.mounts.contains(mount);
                 assert_eq!(Topic::parse(*mount, &name).is_some(), expected, "{name} on {mount:?}");

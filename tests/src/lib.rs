@@ -168,7 +168,7 @@ impl Agent {
         loop {
             let path = format!("/api/v1/tasks/{task}/stream?after={after}");
             let mut part = self.client.send(Method::GET, &path, None).await.unwrap();
-            chunks.extend(part["chunks"].as_array_mut().unwrap().drain(..));
+            chunks.append(part["chunks"].as_array_mut().unwrap());
             if part["more"] != true {
                 return chunks;
             }

@@ -3,8 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure real time and read the environment")]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use muster_node::http::phoenix_client::Channel;
@@ -26,7 +26,7 @@ struct Book {
     next: u64,
 }
 
-type Books = Arc<Mutex<Vec<Book>>>;
+type Books = Arc<parking_lot::Mutex<Vec<Book>>>;
 
 /// R43 R46 R52 R166: what was acknowledged survives, seq has no gap and no repeat, and a retry with its key is no
 /// second chunk.
@@ -43,7 +43,8 @@ async fn acknowledged_chunks_survive_fifty_kills_amid_two_thousand_a_second() {
         for _ in 0..STREAMS_PER_PRODUCER {
             tasks.push(client.task_for(&provider).await);
         }
-        let books: Books = Arc::new(Mutex::new((0..tasks.len()).map(|_| Book::default()).collect()));
+        let books: Books =
+            Arc::new(parking_lot::Mutex::new((0..tasks.len()).map(|_| Book::default()).collect()));
         producers.push((provider, Arc::new(tasks), books));
     }
     let acknowledged = Arc::new(AtomicU64::new(0));
@@ -98,7 +99,7 @@ async fn produce(
     let channel = Arc::new(channel);
     let mut emitting = Vec::new();
     for (index, task) in tasks.iter().enumerate() {
-        let retries: Vec<u64> = books.lock().unwrap()[index].waiting.iter().copied().collect();
+        let retries: Vec<u64> = books.lock()[index].waiting.iter().copied().collect();
         for number in retries {
             emitting.push(emit(&channel, task, &books, index, number, &acknowledged));
         }
@@ -108,7 +109,7 @@ async fn produce(
         timer.tick().await;
         for (index, task) in tasks.iter().enumerate() {
             let number = {
-                let book = &mut books.lock().unwrap()[index];
+                let book = &mut books.lock()[index];
                 book.next += 1;
                 let number = book.next;
                 book.waiting.push_back(number);
@@ -138,7 +139,7 @@ fn emit(
     tokio::spawn(async move {
         let Ok(response) = answer.await else { return };
         let seq = response["seq"].as_u64().unwrap();
-        let book = &mut books.lock().unwrap()[index];
+        let book = &mut books.lock()[index];
         if let Some(before) = book.acknowledged.insert(number, seq) {
             assert_eq!(before, seq, "the same key had another seq");
         }
@@ -161,7 +162,7 @@ async fn check(provider: &Agent, tasks: &[String], books: &Books, checked: &mut 
             by_seq.insert(place, number);
         }
         let last = after + chunks.len() as u64;
-        let book = &books.lock().unwrap()[index];
+        let book = &books.lock()[index];
         for (number, seq) in book.acknowledged.iter().filter(|(_, seq)| **seq > after) {
             assert!(*seq <= last, "acknowledged chunk {number} (seq {seq}) is lost; the log ends at {last}");
             assert_eq!(by_seq.get(seq), Some(number), "seq {seq} is another chunk");

@@ -80,10 +80,7 @@ mod tests {
 
     #[test]
     fn networks_contain_their_addresses() {
-        let networks = Networks::parse(
-            &["10.0.0.0/8".into(), "::1/128".into(), "192.0.2.7".into(), "0.0.0.0/0".into()][..3].to_vec(),
-        )
-        .unwrap();
+        let networks = Networks::parse(&["10.0.0.0/8".into(), "::1/128".into(), "192.0.2.7".into()]).unwrap();
         for (address, inside) in
             [("10.255.0.1", true), ("11.0.0.1", false), ("::1", true), ("::2", false), ("192.0.2.7", true)]
         {

@@ -4,9 +4,9 @@
 //!
 //! # Layout
 //! * this file: who may, and Streamable HTTP
-//! * [`legacy`]: HTTP+SSE
-//! * [`envelope`]: JSON-RPC before the library reads it; [`replay`]: events for those who resume
-//! * [`tools`]: what agents can do; [`sessions`]: an agent with a session is online
+//! * `legacy`: HTTP+SSE
+//! * `envelope`: JSON-RPC before the library reads it; `replay`: events for those who resume
+//! * `tools`: what agents can do; `sessions`: an agent with a session is online
 
 mod envelope;
 mod legacy;

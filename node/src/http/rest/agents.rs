@@ -251,10 +251,10 @@ pub async fn show(app: State, caller: Caller, Id(name): Id<String>) -> Handled {
     if !own && !agent.status.is_discoverable() {
         return Err(ErrorCode::NotFound.into());
     }
-    if let Some(viewer) = caller.principal.agent {
-        if app.core.blocks.hidden_from(viewer).await?.contains(&agent.id) {
-            return Err(ErrorCode::NotFound.into());
-        }
+    if let Some(viewer) = caller.principal.agent
+        && app.core.blocks.hidden_from(viewer).await?.contains(&agent.id)
+    {
+        return Err(ErrorCode::NotFound.into());
     }
     Answer::ok(&AgentView::new(&agent, app.core.online.contains(agent.id), own))
 }

@@ -1,11 +1,11 @@
 //! Users, credentials, agents, blocks.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use muster_actors::store::{PageRequest, Store, StoreError};
-use muster_protocol::account::{CredentialKind, Owner};
+use muster_protocol::account::{Credential, CredentialKind, Owner};
 use muster_protocol::agent::{Agent, AgentStatus};
-use muster_protocol::discovery::Query;
+use muster_protocol::discovery::{Query, SortBy};
 use muster_protocol::ids::CredentialId;
 use muster_protocol::signing::PublicKey;
 
@@ -84,8 +84,18 @@ pub async fn rotation_and_revocation_take_sessions_along(store: &dyn Store) {
         "dead already"
     );
     assert_eq!(store.credential_by_hash(hash(4)).await, Err(StoreError::NotFound), "nothing was added");
-    let session = credential(5, CredentialKind::Session, owner);
+    let orphan = Credential { parent: Some(key.id), ..credential(6, CredentialKind::Session, owner) };
+    assert_eq!(
+        store.create_credential(orphan, hash(6), 10).await,
+        Err(StoreError::NotFound),
+        "its key is revoked"
+    );
+    let session = Credential { parent: Some(next.id), ..credential(5, CredentialKind::Session, owner) };
     store.create_credential(session.clone(), hash(5), 10).await.unwrap();
+    let other = credential(7, CredentialKind::AgentKey, owner);
+    store.create_credential(other.clone(), hash(7), 10).await.unwrap();
+    let revoked = store.revoke_credential(owner, other.id, at(6)).await;
+    assert_eq!(revoked, Ok(vec![other.id]), "sessions of another key stay");
     assert_eq!(store.revoke_credential(owner, session.id, at(6)).await, Ok(vec![session.id]));
     assert!(store.credential_by_hash(hash(3)).await.unwrap().is_live(at(10)), "a session takes no key along");
 }
@@ -124,9 +134,9 @@ pub async fn agents_change_by_compare_and_set(store: &dyn Store) {
     assert_eq!(store.agent(read.id).await, Ok(new.clone()));
     let lost = Agent { name: "Lost".into(), updated_at: at(8), ..read.clone() };
     assert_eq!(store.update_agent(&read, lost).await, Err(StoreError::Conflict));
-    let query = Query { capability: Some("sing".into()), filters: None };
+    let query = Query { capability: Some("sing".into()), ..Query::default() };
     assert_eq!(store.find_agents(&query, &HashSet::new(), 10).await, Ok(vec![new]));
-    let query = Query { capability: Some("code".into()), filters: None };
+    let query = Query { capability: Some("code".into()), ..Query::default() };
     assert_eq!(store.find_agents(&query, &HashSet::new(), 10).await, Ok(vec![]));
     let stopped = store.set_agent_status(read.id, AgentStatus::Banned, at(9)).await.unwrap();
     assert_eq!(stopped.status, AgentStatus::Banned);
@@ -175,6 +185,12 @@ pub async fn agents_are_found_in_order(store: &dyn Store) {
     assert_eq!(names(r#"{"filters":{"max_price":"2.5"}}"#, vec![], 10).await, ["Agent 1", "Agent 2"]);
     assert_eq!(names(r#"{"filters":{"min_price":"3.5"}}"#, vec![], 10).await, ["Agent 3", "Agent 4"]);
     assert_eq!(names(r#"{"filters":{"min_reputation":2.6}}"#, vec![], 10).await, Vec::<String>::new());
+    let by_name = Query { sort_by: SortBy::Name, ..Query::default() };
+    let first = store.find_agents(&by_name, &HashSet::new(), 1).await.unwrap();
+    assert_eq!(first[0].name, "Agent 1");
+    let cheapest = Query { sort_by: SortBy::Price, ..Query::default() };
+    let except = HashSet::from([first[0].id]);
+    assert_eq!(store.find_agents(&cheapest, &except, 1).await.unwrap()[0].name, "Agent 2");
     let capabilities = store.capabilities(2).await.unwrap();
     assert_eq!(capabilities, [("code".to_owned(), 4), ("c1".to_owned(), 1)]);
 }
@@ -186,6 +202,10 @@ pub async fn blocks_work_both_ways_and_end(store: &dyn Store) {
         assert_eq!(store.blocked_pairs(agent, at(99)).await, Ok(HashMap::from([(other, Some(at(100)))])));
         assert_eq!(store.blocked_pairs(agent, at(100)).await, Ok(HashMap::new()), "it has ended");
     }
+    store.block(two, one, Some(at(200)), 10).await.unwrap();
+    let longer = Ok(HashMap::from([(two, Some(at(200)))]));
+    assert_eq!(store.blocked_pairs(one, at(0)).await, longer, "of two blocks the longer one counts");
+    store.unblock(two, one).await.unwrap();
     assert_eq!(store.blocks_by(one, at(0)).await, Ok(vec![(two, Some(at(100)))]));
     assert_eq!(store.blocks_by(two, at(0)).await, Ok(vec![]));
     store.block(one, two, None, 1).await.unwrap();

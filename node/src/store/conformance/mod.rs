@@ -117,7 +117,7 @@ macro_rules! conformance_of {
                 agents_are_created_once, agents_change_by_compare_and_set, agents_are_claimed_once,
                 agents_are_found_in_order, blocks_work_both_ways_and_end;
             tasks: tasks_begin_and_end_once, tasks_are_listed_by_party, tasks_are_reassigned_while_pending,
-                hirings_are_where_their_task_is, notes_are_bounded, outcomes_count_for_the_provider;
+                hirings_are_where_their_task_is, hirings_follow_who_does_and_who_owns, notes_are_bounded, outcomes_count_for_the_provider;
             streams: chunks_are_appended_in_order, old_writers_are_fenced_off, ended_tasks_take_no_chunks,
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
                 appends_and_ends_are_ordered, epochs_rise;

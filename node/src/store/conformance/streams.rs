@@ -1,6 +1,6 @@
 //! The logs of task streams.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use muster_actors::store::{Append, Finish, Store, StoreError, StoreResult};
 use muster_protocol::ids::TaskId;
@@ -126,13 +126,13 @@ pub async fn streams_are_purged_after_their_time(store: &dyn Store) {
 
 pub async fn appends_and_ends_are_ordered(store: &dyn Store) {
     let id = pending_task(store).await;
-    let order = Arc::new(Mutex::new(Vec::new()));
+    let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let mut answers = Vec::new();
     for seq in 1..=20 {
         let (reply, answer) = oneshot::channel();
         let order = order.clone();
         let done = Box::new(move |result: StoreResult<()>| {
-            order.lock().unwrap().push(seq);
+            order.lock().push(seq);
             drop(reply.send(result));
         });
         store.append_chunks(chunks_of(id, 1, seq..=seq), done).await;
@@ -143,7 +143,7 @@ pub async fn appends_and_ends_are_ordered(store: &dyn Store) {
     for answer in answers {
         assert_eq!(answer.await, Ok(Ok(())));
     }
-    assert_eq!(*order.lock().unwrap(), (1..=20).collect::<Vec<_>>());
+    assert_eq!(*order.lock(), (1..=20).collect::<Vec<_>>());
 }
 
 pub async fn epochs_rise(store: &dyn Store) {

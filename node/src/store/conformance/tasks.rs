@@ -119,6 +119,55 @@ pub async fn hirings_are_where_their_task_is(store: &dyn Store) {
     assert_eq!(list(HiringFilter { user: Some(user(2).id), ..all }).await, 0);
 }
 
+pub async fn hirings_follow_who_does_and_who_owns(store: &dyn Store) {
+    for n in 1..=2 {
+        store.create_user(user(n)).await.unwrap();
+    }
+    let client = add_agent(store, 1, None).await;
+    let (first, second) = (add_agent(store, 2, None).await, add_agent(store, 3, Some(user(2).id)).await);
+    let id = HiringId::new(at(1), entropy(1));
+    let order = Task { hiring: Some(id), ..task(1, &client, &first) };
+    let hiring = Hiring {
+        id,
+        user: None,
+        client: client.id,
+        agent: first.id,
+        agent_did: first.did.clone(),
+        task: order.id,
+        status: HiringStatus::Queued,
+        created_at: at(1),
+        updated_at: at(1),
+    };
+    store.create_task(order.clone(), Some(hiring)).await.unwrap();
+    store.reassign_task(order.id, second.id, client.id, at(2)).await.unwrap();
+    let moved = store.hiring(id).await.unwrap();
+    assert_eq!((moved.agent, &moved.agent_did), (second.id, &second.did));
+    let count = |user, skip| async move {
+        let filter = HiringFilter { user: Some(user), skip, ..HiringFilter::default() };
+        store.hirings(filter, PAGE).await.unwrap().items.len()
+    };
+    assert_eq!(count(user(2).id, 0).await, 1, "as the owner of who does it");
+    assert_eq!(count(user(2).id, 1).await, 0, "without the newest one");
+    assert_eq!(count(user(1).id, 0).await, 0);
+    store.claim_agent(client.id, user(1).id, at(3)).await.unwrap();
+    assert_eq!(count(user(1).id, 0).await, 1, "as the owner of the client");
+    assert_eq!(store.task(order.id).await.unwrap().client_owner, Some(user(1).id));
+    let note = |n: u8| Note {
+        id: MessageId::new(at(i64::from(n)), entropy(n)),
+        from_agent_id: Some(client.id),
+        from_user_id: None,
+        content: format!("note {n}"),
+        inserted_at: at(i64::from(n)),
+    };
+    store.add_note(order.id, note(4), 10).await.unwrap();
+    store.finish_task(finish(&order, Ending::cancelled(None))).await.unwrap();
+    let again = Task { hiring: Some(id), ..task(5, &client, &second) };
+    store.retry_hiring(id, again.clone()).await.unwrap();
+    store.add_note(again.id, note(6), 10).await.unwrap();
+    assert_eq!(store.notes_of_hiring(id, 10).await, Ok(vec![note(4), note(6)]), "of all its tasks");
+    assert_eq!(store.notes_of_hiring(id, 1).await, Ok(vec![note(6)]));
+}
+
 pub async fn notes_are_bounded(store: &dyn Store) {
     let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
     let order = task(1, &client, &provider);

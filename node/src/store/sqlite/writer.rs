@@ -15,12 +15,15 @@ use super::sql_error;
 /// Answers a write: its argument is why nothing was committed, if nothing was.
 pub type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
 
+/// Changes rows and gives what is to be said.
+pub type Run = Box<dyn FnOnce(&Connection) -> (StoreResult<()>, Answer) + Send>;
+
 /// A write: changes rows and gives what is to be said once that is durable.
 pub struct Write {
     /// Rows it changes, roughly: what a transaction is bounded by.
     pub rows: usize,
     /// Changes the rows; an error undoes what it changed.
-    pub run: Box<dyn FnOnce(&Connection) -> (StoreResult<()>, Answer) + Send>,
+    pub run: Run,
 }
 
 /// The way to the writer thread.
