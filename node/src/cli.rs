@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -256,9 +257,10 @@ async fn execute(command: Command) -> Result<(), RunError> {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "the answer of a command")]
+/// Prints the answer of a command.
 fn print(text: &str) {
-    println!("{}", text.trim_end());
+    // Whoever reads may have read enough (`muster config | head`).
+    let _gone = writeln!(std::io::stdout(), "{}", text.trim_end());
 }
 
 async fn serve(config: Config) -> Result<(), RunError> {

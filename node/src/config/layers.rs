@@ -142,6 +142,13 @@ mod tests {
     }
 
     #[test]
+    fn the_example_for_production_is_taken() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/muster.toml");
+        let config = load(&Sources { file: Some(file), ..Sources::default() }).unwrap();
+        assert_eq!((config.http.listen.as_str(), config.drain.unready_ms), ("0.0.0.0:4000", 5_000));
+    }
+
+    #[test]
     fn what_nobody_knows_is_an_error_everywhere() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "[http]\nlissten = \"x\"").unwrap();
