@@ -35,11 +35,26 @@ pub struct Connections {
 #[derive(Default)]
 struct Table {
     entries: HashMap<u64, Entry>,
-    by_credential: HashMap<CredentialId, usize>,
+    by_credential: HashMap<CredentialId, Counts>,
     /// Credentials and agents that were ended so far.
     ends: u64,
     /// The last of them, newest at the back.
     ended: VecDeque<Ended>,
+}
+
+/// What a credential has open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Sockets.
+    pub sockets: usize,
+    /// Everything else: event streams, MCP sessions.
+    pub streams: usize,
+}
+
+impl Counts {
+    fn of(&mut self, is_socket: bool) -> &mut usize {
+        if is_socket { &mut self.sockets } else { &mut self.streams }
+    }
 }
 
 /// What was ended.
@@ -78,6 +93,7 @@ struct Entry {
     credential: CredentialId,
     agent: Option<AgentId>,
     expires_at: Option<Timestamp>,
+    is_socket: bool,
     connection: Weak<dyn Connection>,
 }
 
@@ -91,9 +107,9 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let mut table = self.connections.table.lock();
         let Some(entry) = table.entries.remove(&self.id) else { return };
-        if let Some(count) = table.by_credential.get_mut(&entry.credential) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(counts) = table.by_credential.get_mut(&entry.credential) {
+            *counts.of(entry.is_socket) -= 1;
+            if *counts == Counts::default() {
                 table.by_credential.remove(&entry.credential);
             }
         }
@@ -115,11 +131,12 @@ impl Connections {
             credential: principal.credential,
             agent: principal.agent,
             expires_at: principal.expires_at,
+            is_socket: connection.upgrade().is_some_and(|connection| connection.is_socket()),
             connection,
         };
         let mut table = self.table.lock();
         let ended = table.has_ended(principal).then(|| entry.connection.upgrade()).flatten();
-        *table.by_credential.entry(entry.credential).or_default() += 1;
+        *table.by_credential.entry(entry.credential).or_default().of(entry.is_socket) += 1;
         table.entries.insert(id, entry);
         drop(table);
         if let Some(connection) = ended {
@@ -163,8 +180,8 @@ impl Connections {
 
     /// Connections of a credential.
     #[must_use]
-    pub fn count(&self, credential: CredentialId) -> usize {
-        self.table.lock().by_credential.get(&credential).copied().unwrap_or(0)
+    pub fn count(&self, credential: CredentialId) -> Counts {
+        self.table.lock().by_credential.get(&credential).copied().unwrap_or_default()
     }
 
     /// Connections at all.

@@ -9,24 +9,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use muster_protocol::ids::AgentId;
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::event;
 use muster_protocol::presence::{Diff, Meta, TopicPresence, TrackId, phx_ref};
+use muster_protocol::websocket::CloseCode;
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
 
 use crate::egress::fan_out::around_shared_payload;
-use crate::egress::{Burst, Outlet, OutletId};
+use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
-use crate::pubsub::write_or_close;
 use crate::supervisor::ChildSpec;
 
 /// How long changes are gathered, in milliseconds.
 pub const COALESCE_MS: u64 = 50;
+
+/// How long a watcher whose connection is full may take nothing before it is closed with 1013, in milliseconds.
+const STALL_MS: u64 = 3_000;
 
 /// Commands that may wait; they come from joins and their ends, which are bounded by the sockets there are.
 const INBOX_COMMANDS_MAX: usize = 4_194_304;
@@ -57,7 +61,18 @@ struct State {
 struct Topic {
     presence: TopicPresence,
     watchers: Vec<Watcher>,
+    /// To be sent a snapshot with the next flush.
     newcomers: Vec<Watcher>,
+    /// Not told of what happens until their connection has room again: then they are newcomers once more.
+    behind: Vec<Behind>,
+}
+
+/// A watcher whose connection is full.
+struct Behind {
+    watcher: Watcher,
+    /// Since when, monotonic milliseconds, and what the kernel had taken by then.
+    since_ms: u64,
+    taken_bytes: u64,
 }
 
 struct Watcher {
@@ -67,13 +82,48 @@ struct Watcher {
 }
 
 enum Command {
-    Track { topic: SmolStr, key: SmolStr, id: TrackId, fields: Json },
-    Update { topic: SmolStr, key: SmolStr, id: TrackId, fields: Json },
-    Untrack { topic: SmolStr, key: SmolStr, id: TrackId },
-    Watch { topic: SmolStr, watcher: Watcher },
-    Unwatch { topic: SmolStr, outlet: OutletId },
-    Hide { viewer: AgentId, hidden: Option<Arc<Hidden>> },
-    Tell { topic: SmolStr, key: SmolStr, event: &'static str, payload: Json },
+    Track {
+        topic: SmolStr,
+        key: SmolStr,
+        id: TrackId,
+        fields: Json,
+    },
+    Update {
+        topic: SmolStr,
+        key: SmolStr,
+        id: TrackId,
+        fields: Json,
+    },
+    Untrack {
+        topic: SmolStr,
+        key: SmolStr,
+        id: TrackId,
+    },
+    Watch {
+        topic: SmolStr,
+        watcher: Watcher,
+    },
+    Unwatch {
+        topic: SmolStr,
+        outlet: OutletId,
+    },
+    Hide {
+        viewer: AgentId,
+        hidden: Option<Arc<Hidden>>,
+    },
+    Tell {
+        topic: SmolStr,
+        key: SmolStr,
+        event: &'static str,
+        payload: Json,
+    },
+    /// A watcher's connection has room again.
+    Drained {
+        topic: SmolStr,
+        outlet: OutletId,
+    },
+    /// Close those that take nothing.
+    EndStalled,
 }
 
 /// A tracked meta; it goes when this is dropped.
@@ -186,13 +236,18 @@ impl Presence {
         let _closed = self.inbox.push_always(command);
     }
 
-    fn work(&self, myself: &ActorRef<Wake>, wake: &Wake) {
+    /// Closes the connections of watchers that are behind and take nothing.
+    pub fn end_stalled(&self) {
+        let _closed = self.inbox.push_always(Command::EndStalled);
+    }
+
+    fn work(self: &Arc<Self>, myself: &ActorRef<Wake>, wake: &Wake) {
         let mut state = self.state.lock();
         if matches!(wake, Wake::Tick) {
             state.tick_pending = false;
         }
         for command in self.inbox.take() {
-            state.apply(command, &self.metrics);
+            state.apply(command, self);
         }
         if state.dirty.is_empty() || state.tick_pending {
             return;
@@ -204,14 +259,18 @@ impl Presence {
             myself.send_after(Duration::from_millis(due_ms - now_ms), || Wake::Tick);
             return;
         }
-        state.flush(&self.metrics);
+        state.flush(self);
         // From the end of the flush: a large one leaves time for what else there is to do.
         state.flushed_at_ms = Some(self.environment.monotonic_ms());
+        if !state.dirty.is_empty() {
+            state.tick_pending = true;
+            myself.send_after(Duration::from_millis(COALESCE_MS), || Wake::Tick);
+        }
     }
 }
 
 impl State {
-    fn apply(&mut self, command: Command, metrics: &Metrics) {
+    fn apply(&mut self, command: Command, node: &Arc<Presence>) {
         match command {
             Command::Track { topic, key, id, fields } => {
                 let phx_ref = self.next_ref();
@@ -240,14 +299,36 @@ impl State {
                 if let Some(entry) = self.topics.get_mut(&topic) {
                     entry.watchers.retain(|watcher| watcher.outlet.id() != outlet);
                     entry.newcomers.retain(|watcher| watcher.outlet.id() != outlet);
+                    entry.behind.retain(|behind| behind.watcher.outlet.id() != outlet);
                     // So that a topic nobody is on any more is forgotten.
                     self.dirty.insert(topic);
                 }
             }
-            Command::Hide { viewer, hidden } => self.hide(viewer, hidden.as_ref()),
+            Command::Hide { viewer, hidden } => self.hide(viewer, hidden.as_ref(), node),
             Command::Tell { topic, key, event, payload } => {
                 if let Some(entry) = self.topics.get_mut(&topic) {
-                    entry.tell_of(&key, Burst::new(&topic, vec![(event, payload)]), metrics);
+                    let mut burst = Burst::new(&topic, vec![(event, payload)]);
+                    for watcher in entry.newcomers.iter().filter(|watcher| watcher.sees(&key)) {
+                        // One whose connection is full learns it from its state.
+                        watcher.outlet.write(Class::Broadcast, &[burst.broadcast(&watcher.outlet)]);
+                    }
+                    entry.tell(&topic, node, |watcher| {
+                        if watcher.sees(&key) { Some(burst.broadcast(&watcher.outlet)) } else { None }
+                    });
+                }
+            }
+            Command::Drained { topic, outlet } => {
+                if let Some(entry) = self.topics.get_mut(&topic)
+                    && let Some(at) = entry.behind.iter().position(|one| one.watcher.outlet.id() == outlet)
+                {
+                    entry.newcomers.push(entry.behind.swap_remove(at).watcher);
+                    self.dirty.insert(topic);
+                }
+            }
+            Command::EndStalled => {
+                let now_ms = node.environment.monotonic_ms();
+                for entry in self.topics.values_mut() {
+                    entry.behind.retain_mut(|behind| !behind.has_stalled(now_ms));
                 }
             }
         }
@@ -258,89 +339,154 @@ impl State {
         phx_ref(self.salt, self.refs)
     }
 
-    fn flush(&mut self, metrics: &Metrics) {
+    fn flush(&mut self, node: &Arc<Presence>) {
         for name in std::mem::take(&mut self.dirty) {
             let Some(topic) = self.topics.get_mut(&name) else { continue };
-            topic.flush(&name, metrics);
+            topic.flush(&name, node);
             if topic.is_idle() {
                 self.topics.remove(&name);
+            } else if !topic.newcomers.is_empty() {
+                self.dirty.insert(name);
             }
         }
     }
 
     /// A viewer's watchers see some keys no more, and others again: as leaves and joins, to them alone.
-    fn hide(&mut self, viewer: AgentId, hidden: Option<&Arc<Hidden>>) {
+    fn hide(&mut self, viewer: AgentId, hidden: Option<&Arc<Hidden>>, node: &Arc<Presence>) {
         for (name, topic) in &mut self.topics {
-            let Topic { presence, watchers, newcomers } = topic;
-            for watcher in newcomers.iter_mut().filter(|watcher| watcher.viewer == Some(viewer)) {
-                watcher.hidden = hidden.cloned();
+            let behind = topic.behind.iter_mut().map(|behind| &mut behind.watcher);
+            for watcher in topic.newcomers.iter_mut().chain(behind) {
+                if watcher.viewer == Some(viewer) {
+                    watcher.hidden = hidden.cloned();
+                }
             }
-            for watcher in watchers.iter_mut().filter(|watcher| watcher.viewer == Some(viewer)) {
+            let mut diffs = HashMap::new();
+            for watcher in topic.watchers.iter_mut().filter(|watcher| watcher.viewer == Some(viewer)) {
                 let before = std::mem::replace(&mut watcher.hidden, hidden.cloned());
-                let contains =
-                    |set: &Option<Arc<Hidden>>, key: &str| set.as_ref().is_some_and(|set| set.contains(key));
-                let appears = |key: &str| contains(&before, key) && !contains(&watcher.hidden, key);
-                let vanishes = |key: &str| !contains(&before, key) && contains(&watcher.hidden, key);
+                let was_hidden = |key: &str| before.as_ref().is_some_and(|set| set.contains(key));
+                let appears = |key: &str| was_hidden(key) && watcher.sees(key);
+                let vanishes = |key: &str| !was_hidden(key) && !watcher.sees(key);
+                let presence = &topic.presence;
                 let diff =
                     Diff { joins: presence.told_metas(appears), leaves: presence.told_metas(vanishes) };
                 if let Some(payload) = diff.payload(|_| true) {
                     let bytes =
                         Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet);
-                    watcher.outlet.write(crate::egress::Class::Broadcast, &[bytes]);
+                    diffs.insert(watcher.outlet.id(), bytes);
                 }
             }
+            topic.tell(name, node, |watcher| diffs.remove(&watcher.outlet.id()));
         }
     }
 }
 
+impl Watcher {
+    fn sees(&self, key: &str) -> bool {
+        !self.hidden.as_ref().is_some_and(|hidden| hidden.contains(key))
+    }
+
+    /// Gets it back into the order of things once its connection has room.
+    fn fall_behind(self, topic: &SmolStr, node: &Arc<Presence>) -> Behind {
+        let (presence, topic, outlet) = (node.clone(), topic.clone(), self.outlet.id());
+        let taken_bytes = self.outlet.sink().taken_bytes();
+        self.outlet.sink().when_drained(Box::new(move || {
+            let _closed = presence.inbox.push_always(Command::Drained { topic, outlet });
+        }));
+        Behind { watcher: self, since_ms: node.environment.monotonic_ms(), taken_bytes }
+    }
+}
+
+impl Behind {
+    /// Whether its connection has taken nothing for too long, and is closed now, or was before.
+    fn has_stalled(&mut self, now_ms: u64) -> bool {
+        let sink = self.watcher.outlet.sink();
+        let taken_bytes = sink.taken_bytes();
+        if taken_bytes > self.taken_bytes {
+            (self.since_ms, self.taken_bytes) = (now_ms, taken_bytes);
+        } else if now_ms.saturating_sub(self.since_ms) >= STALL_MS {
+            sink.close(CloseCode::Overloaded, "too slow");
+        }
+        sink.is_closed()
+    }
+}
+
 impl Topic {
-    fn flush(&mut self, name: &str, metrics: &Metrics) {
+    fn flush(&mut self, name: &SmolStr, node: &Arc<Presence>) {
         if let Some(diff) = self.presence.flush() {
-            metrics.presence_diffs.inc();
-            self.tell(name, &diff, metrics);
+            node.metrics.presence_diffs.inc();
+            self.tell_diff(name, &diff, node);
         }
         for watcher in std::mem::take(&mut self.newcomers) {
+            // Its join is about to be answered.
+            if watcher.outlet.is_pending() {
+                self.newcomers.push(watcher);
+                continue;
+            }
             let snapshot = match &watcher.hidden {
                 None => self.presence.snapshot(),
                 Some(hidden) => self.presence.snapshot_of(|key| !hidden.contains(key)),
             };
             let parts = around_shared_payload(&watcher.outlet, event::PRESENCE_STATE, &snapshot);
-            if write_or_close(&watcher.outlet, &parts, 1, metrics) {
-                self.watchers.push(watcher);
+            match watcher.outlet.write(Class::Snapshot, &parts) {
+                Outcome::Taken => {
+                    node.metrics.delivered.inc();
+                    self.watchers.push(watcher);
+                }
+                Outcome::Full => self.behind.push(watcher.fall_behind(name, node)),
+                Outcome::Gone => {}
             }
         }
     }
 
-    fn tell(&mut self, name: &str, diff: &Diff, metrics: &Metrics) {
+    fn tell_diff(&mut self, name: &SmolStr, diff: &Diff, node: &Arc<Presence>) {
         let Some(everything) = diff.payload(|_| true) else { return };
         let mut burst = Burst::new(name, vec![(event::PRESENCE_DIFF, everything)]);
-        self.watchers.retain(|watcher| {
-            let bytes = match &watcher.hidden {
-                None => burst.broadcast(&watcher.outlet),
-                Some(hidden) => match diff.payload(|key| !hidden.contains(key)) {
-                    Some(payload) => {
-                        Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet)
-                    }
-                    None => return !watcher.outlet.is_closed(),
-                },
-            };
-            write_or_close(&watcher.outlet, &[bytes], 1, metrics)
+        self.tell(name, node, |watcher| match &watcher.hidden {
+            None => Some(burst.broadcast(&watcher.outlet)),
+            Some(hidden) => {
+                let payload = diff.payload(|key| !hidden.contains(key))?;
+                Some(Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet))
+            }
         });
     }
 
-    fn tell_of(&mut self, key: &str, mut burst: Burst<'_>, metrics: &Metrics) {
-        let mut tell = |watcher: &Watcher| {
-            if watcher.hidden.as_ref().is_some_and(|hidden| hidden.contains(key)) {
-                return !watcher.outlet.is_closed();
+    /// Writes to each watcher what is for it, and puts those aside whose connection is full.
+    fn tell(
+        &mut self,
+        name: &SmolStr,
+        node: &Arc<Presence>,
+        mut frame: impl FnMut(&Watcher) -> Option<Bytes>,
+    ) {
+        let mut full = Vec::new();
+        self.watchers.retain(|watcher| {
+            let outcome = match frame(watcher) {
+                Some(bytes) => watcher.outlet.write(Class::Broadcast, &[bytes]),
+                None if watcher.outlet.is_closed() => Outcome::Gone,
+                None => return true,
+            };
+            match outcome {
+                Outcome::Taken => node.metrics.delivered.inc(),
+                Outcome::Full => {
+                    full.push(watcher.outlet.id());
+                    return true;
+                }
+                Outcome::Gone => return false,
+            };
+            true
+        });
+        for outlet in full {
+            if let Some(at) = self.watchers.iter().position(|watcher| watcher.outlet.id() == outlet) {
+                let behind = self.watchers.swap_remove(at).fall_behind(name, node);
+                self.behind.push(behind);
             }
-            write_or_close(&watcher.outlet, &[burst.broadcast(&watcher.outlet)], 1, metrics)
-        };
-        self.watchers.retain(&mut tell);
-        self.newcomers.retain(&mut tell);
+        }
     }
 
     fn is_idle(&self) -> bool {
-        self.presence.is_empty() && self.watchers.is_empty() && self.newcomers.is_empty()
+        self.presence.is_empty()
+            && self.watchers.is_empty()
+            && self.newcomers.is_empty()
+            && self.behind.is_empty()
     }
 }
 
@@ -383,3 +529,6 @@ impl Actor for PresenceActor {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

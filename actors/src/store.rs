@@ -151,13 +151,17 @@ pub trait AccountStore: Send + Sync + 'static {
     /// All users.
     async fn users(&self, page: PageRequest) -> StoreResult<Page<User>>;
 
-    /// Adds a credential, unless its owner has `live_max` live ones. Not found: its parent is not live any more.
+    /// Adds a credential. An owner has `live_max` live keys and tokens at most, and as many sessions: a further key is
+    /// refused, a further session takes the place of the oldest, which is revoked and given back. Not found: its parent
+    /// is not live any more.
     async fn create_credential(
         &self,
         credential: Credential,
         hash: SecretHash,
         live_max: usize,
-    ) -> StoreResult<()>;
+    ) -> StoreResult<Vec<CredentialId>>;
+    /// Forgets at most `rows_max` credentials that ended before a time; gives how many.
+    async fn purge_credentials(&self, ended_before: Timestamp, rows_max: usize) -> StoreResult<usize>;
     /// The credential of that hash.
     async fn credential_by_hash(&self, hash: SecretHash) -> StoreResult<Credential>;
     /// The credentials of an owner, revoked ones too.
@@ -290,8 +294,9 @@ pub trait StreamStore: Send + Sync + 'static {
     ) -> StoreResult<Vec<Chunk>>;
     /// Seqs of the chunks of those keys, where there are such.
     async fn seqs_of_keys(&self, task: TaskId, keys: &[SmolStr]) -> StoreResult<Vec<(SmolStr, u64)>>;
-    /// Drops the chunks of tasks that ended before a time, of at most `tasks_max` tasks; gives how many tasks.
-    async fn purge_streams(&self, ended_before: Timestamp, tasks_max: usize) -> StoreResult<usize>;
+    /// Drops chunks of tasks that ended before a time, about `rows_max` of them, oldest of a task first; gives how many, and
+    /// 0 once there are none left.
+    async fn purge_streams(&self, ended_before: Timestamp, rows_max: usize) -> StoreResult<usize>;
 }
 
 /// The whole store.

@@ -37,10 +37,12 @@ pub struct Node {
     connections: TaskTracker,
 }
 
-/// Streams purged at a time.
-const PURGE_TASKS_MAX: usize = 100;
-/// How often ended streams are looked for.
-const PURGE_EVERY_SECONDS: u64 = 30;
+/// Rows dropped in one write.
+const PURGE_ROWS_MAX: usize = 2_000;
+/// How often it is looked for what is not kept any longer.
+const PURGE_EVERY: Duration = Duration::from_secs(30);
+/// How long credentials that have ended are still listed, in milliseconds: 30 days.
+const CREDENTIALS_KEPT_MS: u64 = 30 * 86_400_000;
 /// How often it is noted which agents went.
 const LAST_SEEN_EVERY_SECONDS: u64 = 5;
 
@@ -83,6 +85,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         tokio::spawn(serve_metrics(app.clone(), socket, stop.clone()));
     }
     tokio::spawn(every_second(app.clone(), stop.clone()));
+    tokio::spawn(purge(app.clone(), stop.clone()));
     app.set_ready();
     let url = format!("{scheme}://{address}");
     tracing::info!(%address, "serving");
@@ -146,6 +149,7 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
         let (now, now_ms) = (core.environment.now(), core.environment.monotonic_ms());
         core.connections.sweep(now, now_ms);
         core.blocks.end_due(now).await;
+        core.presence.end_stalled();
         if second.is_multiple_of(LAST_SEEN_EVERY_SECONDS) {
             for agent in core.online.take_gone() {
                 if let Err(error) = core.store.set_last_seen(agent, now).await {
@@ -153,14 +157,38 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
                 }
             }
         }
-        if second.is_multiple_of(PURGE_EVERY_SECONDS) || second == 1 {
-            let ended_before =
-                now.plus_ms(-i64::try_from(app.config.stream.retention_ms).unwrap_or(i64::MAX));
-            match core.store.purge_streams(ended_before, PURGE_TASKS_MAX).await {
-                Ok(0) => {}
-                Ok(tasks) => tracing::info!(tasks, "dropped streams of tasks that ended long ago"),
-                Err(error) => tracing::warn!(%error, "cannot drop old streams"),
+    }
+}
+
+/// Drops what is not kept any longer, a little at a time, so that no acknowledgement waits long behind it.
+async fn purge(app: Arc<App>, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(PURGE_EVERY);
+    while stop.run_until_cancelled(timer.tick()).await.is_some() {
+        let core = &app.core;
+        let before =
+            |kept_ms: u64| core.environment.now().plus_ms(-i64::try_from(kept_ms).unwrap_or(i64::MAX));
+        let (mut chunks, mut credentials) = (0, 0);
+        loop {
+            let streams =
+                core.store.purge_streams(before(app.config.stream.retention_ms), PURGE_ROWS_MAX).await;
+            let ended = core.store.purge_credentials(before(CREDENTIALS_KEPT_MS), PURGE_ROWS_MAX).await;
+            match (streams, ended) {
+                (Ok(0), Ok(0)) => break,
+                (Ok(more_chunks), Ok(more_credentials)) => {
+                    chunks += more_chunks;
+                    credentials += more_credentials;
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    tracing::warn!(%error, "cannot drop what is not kept any longer");
+                    break;
+                }
             }
+            if stop.is_cancelled() {
+                return;
+            }
+        }
+        if chunks + credentials > 0 {
+            tracing::info!(chunks, credentials, "dropped what is not kept any longer");
         }
     }
 }

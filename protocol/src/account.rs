@@ -65,7 +65,7 @@ impl CredentialKind {
 pub enum Scope {
     /// Open sockets and event streams.
     Connect,
-    /// Read over REST.
+    /// Read over REST and MCP.
     Read,
     /// Change things, by any transport.
     Write,

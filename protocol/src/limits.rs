@@ -39,6 +39,8 @@ pub struct Limits {
     pub auth_failures_per_ip: Rate,
     /// How long an address that ran out of `auth_failures_per_ip` is refused, in milliseconds.
     pub auth_lockout_ms: u64,
+    /// Sockets of one credential at once; a further connect answers 429.
+    pub sockets_per_credential_max: usize,
     /// Event streams (SSE) and MCP sessions of one credential at once.
     pub streams_per_credential_max: usize,
     /// An MCP session without a request or a server stream ends after this, in milliseconds.
@@ -148,6 +150,7 @@ impl Default for Limits {
             registrations_per_ip: Rate::per_minute(60),
             auth_failures_per_ip: Rate::per_minute(10),
             auth_lockout_ms: 300_000,
+            sockets_per_credential_max: 25_000,
             streams_per_credential_max: 1_000,
             mcp_session_idle_ms: 3_600_000,
 

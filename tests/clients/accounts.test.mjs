@@ -36,7 +36,7 @@ before(async () => (server = await start()));
 const operator = (method, path, body) => server.request(method, path, { token: server.adminToken, body });
 const status = (agent, to) => server.ok("PUT", `/api/v1/admin/agents/${agent.id}/status`, { token: server.adminToken, body: { status: to } });
 const session = async (agent, from = server) => (await from.ok("POST", "/api/v1/auth/authenticate", { key: agent.key })).token;
-const issueKey = (agent, terms = {}, as = { key: agent.key }) => server.ok("POST", `/api/v1/agents/${agent.id}/credentials`, { ...as, body: terms });
+const issueKey = (agent, terms = {}, as = { key: agent.key }, from = server) => from.ok("POST", `/api/v1/agents/${agent.id}/credentials`, { ...as, body: terms });
 const issueToken = (user, terms = {}, from = server) => from.ok("POST", `/api/v1/admin/users/${user.id}/tokens`, { token: from.adminToken, body: terms });
 const me = (agent, as) => server.request("GET", `/api/v1/agents/${agent.id}`, as);
 const later = (ms) => new Date(Date.now() + ms).toISOString();
@@ -839,6 +839,31 @@ describe("sessions", () => {
     for (const socket of others) assert.equal((await socket.ask("phoenix", "heartbeat")).status, "ok");
     refused(await server.request("DELETE", "/api/v1/auth/logout", { key: agent.key }), 403, "FORBIDDEN", "a key is no session");
     assert.equal((await me(agent, { key: agent.key })).status, 200);
+  });
+
+  test("R19 R169: of too many sessions the oldest goes, with its sockets, and keys are not counted with them", async () => {
+    const own = await start({ set: ["limits.credentials_per_owner_max=2"] });
+    const agent = await own.agent();
+    const first = await session(agent, own);
+    const socket = await open(own, "/socket/websocket", { session_token: first });
+    const second = await session(agent, own);
+    const third = await session(agent, own);
+    const read = async (token) => (await own.request("GET", `/api/v1/agents/${agent.id}`, { token })).status;
+    assert.deepEqual([await read(first), await read(second), await read(third)], [401, 200, 200]);
+    assert.equal((await socket.ended(WITHIN_MS)).code, 1001);
+    assert.ok((await issueKey(agent, {}, { key: agent.key }, own)).api_key, "a second key");
+  });
+
+  test("R169: a credential has as many sockets as the limit says", async () => {
+    const own = await start({ set: ["limits.sockets_per_credential_max=2"] });
+    const agent = await own.agent();
+    const path = `/socket/agent/websocket${query({ api_key: agent.key })}`;
+    const sockets = [await open(own, "/socket/agent/websocket", { api_key: agent.key }), await open(own, "/socket/agent/websocket", { api_key: agent.key })];
+    assert.equal(await handshakeStatus(own, path), 429);
+    const other = await issueKey(agent, {}, { key: agent.key }, own);
+    assert.equal(await handshakeStatus(own, `/socket/agent/websocket${query({ api_key: other.api_key })}`), 101, "another key");
+    sockets[0].end();
+    await until("there is room again", async () => (await handshakeStatus(own, path)) === 101, WITHIN_MS);
   });
 
   test("R19 R167: a session ends at its time, and so do its sockets", async () => {

@@ -210,6 +210,12 @@ describe("credentials", () => {
   }
 
   for (const version of ["1.8.15", "1.8.16"]) {
+    test(`R9: phoenix ${version} with an empty api_key beside its authToken is let in by the token`, async () => {
+      const agent = await server.agent();
+      const socket = await client(version, server, "/socket/agent", { api_key: "" }, { authToken: agent.key });
+      assert.equal(socket.isConnected(), true);
+    });
+
     test(`R9: authToken of phoenix ${version} opens every mount, and shows nothing in the address`, async () => {
       for (const [mount, secret, params] of [
         ["/socket/agent", agent.key],

@@ -362,7 +362,7 @@ onNode("refusals", [], (world) => {
       assert.deepEqual([answer.status, answer.message.error.message], [403, "forbidden"], scope);
     }
     const session = await Session.open(server, await key("connect"));
-    for (const [tool, args] of [["task_emit_chunk", { content: "x" }], ["complete_task", {}], ["fail_task", {}]]) {
+    for (const [tool, args] of [["task_emit_chunk", { content: "x" }], ["complete_task", {}], ["fail_task", {}], ["get_task", {}], ["list_my_tasks", {}]]) {
       const { message } = await session.call(tool, { task_id: task.id, ...args });
       assert.deepEqual(said(message), { failed: true, reason: "forbidden" }, tool);
     }

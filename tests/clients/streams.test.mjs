@@ -622,6 +622,22 @@ onNode("a small memory", ["limits.stream_buffer_chunks_max=10", "limits.stream_r
     assert.deepEqual(reader.seqs(), range(1, 1_500));
   });
 
+  test("R37 R52: the same keys many times at once are one chunk each, though memory holds none, and readers see what is stored", async () => {
+    const { server, connections } = world;
+    const { user, client, provider, task } = await cast(server);
+    const reader = await connections.reader(server, user, task, { after_seq: 0 });
+    const channel = await connections.agent(server, provider);
+    for (let round = 0; round < 20; round++) {
+      const keys = range(1, 20).map((n) => `${round}-${n}`);
+      const sent = [...keys, ...keys, ...keys].map((key) => emit(channel, task, key, { idempotency_key: key }));
+      for (const answer of await Promise.all(sent)) assert.equal(answer.status, "ok", JSON.stringify(answer));
+    }
+    const stored = await log(server, client, task);
+    assert.deepEqual([stored.length, new Set(stored.map((chunk) => chunk.content)).size], [400, 400]);
+    await until("the reader has all", () => reader.chunks.length >= 400);
+    assert.deepEqual(reader.chunks.map((chunk) => [chunk.seq, chunk.content]), stored.map((chunk) => [chunk.seq, chunk.content]));
+  });
+
   test("R52: a key is known after its chunk has left memory", async () => {
     const { server, connections } = world;
     const { client, provider, task } = await cast(server);
@@ -964,7 +980,7 @@ describe("over lives of the node", () => {
       // Old streams are dropped soon after a start.
       await server.kill();
       await server.startAgain();
-      await until("the stream is dropped", () => server.logs.includes("dropped streams"), 5_000);
+      await until("the stream is dropped", () => server.logs.includes("dropped what is not kept"), 5_000);
       for (const params of [{}, { after_seq: 0 }, { after_seq: 1 }]) {
         const reader = await connections.reader(server, user, task, params);
         assert.deepEqual(reader.joined.response, { seq: 0, first_seq: 0, status: "completed", truncated: true }, JSON.stringify(params));

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { after, afterEach, before, describe, test } from "node:test";
 import { cast, Server, until } from "./lib/server.mjs";
 import { frame, OP, Tcp, text, upgradeRequest } from "./lib/tcp.mjs";
@@ -1315,6 +1316,37 @@ describe("too much", () => {
     }
   });
 
+  const residentMiB = (server) => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${server.process.pid}/status`, "utf8"))[1]) / 1024;
+
+  test("R169: a flood of joins costs its sender time, not the node memory", async () => {
+    const server = await Server.start({ set: [`limits.messages_per_socket=${MANY}`] });
+    try {
+      const agent = await server.agent();
+      const unknown = "task_stream:01890000-0000-7000-8000-000000000000";
+      for (const messages of [
+        (n) => [[`${n}`, `${n}`, unknown, "phx_join", {}]],
+        (n) => [[`${n}`, `${n}`, `agent:${agent.id}`, "phx_join", {}], [`${n}`, "l", `agent:${agent.id}`, "phx_leave", {}]],
+      ]) {
+        const tcp = await Tcp.upgraded(server, `/socket/agent/websocket?api_key=${agent.key}&vsn=2.0.0`);
+        tcp.socket.resume();
+        tcp.socket.removeAllListeners("data");
+        const before = residentMiB(server);
+        let most = before;
+        const end = Date.now() + 2_500;
+        for (let n = 1; Date.now() < end; ) {
+          const burst = Buffer.concat(Array.from({ length: 500 }, () => messages(n++)).flat().map((message) => text(message)));
+          await Promise.race([tcp.write(burst), new Promise((resolve) => setTimeout(resolve, 500))]);
+          most = Math.max(most, residentMiB(server));
+        }
+        tcp.destroy();
+        assert.ok(most - before < 100, `${Math.round(before)} MiB became ${Math.round(most)} MiB`);
+        assert.equal((await server.request("GET", "/ready")).status, 200);
+      }
+    } finally {
+      await server.end();
+    }
+  });
+
   test("R45: a peer that has more answers due than may wait for it is closed with 1013, and nobody else notices", async () => {
     const server = await Server.start({ set: SMALL_QUEUE });
     try {
@@ -1375,7 +1407,8 @@ describe("too much", () => {
       wire.send(["1", "1", DISCOVERY, "phx_join", {}]);
       await wire.next();
       for (;;) {
-        const [, , , event, payload] = await wire.nextPresence();
+        // Its queue has to stay full for a while: one that is only slow catches up.
+        const [, , , event, payload] = await wire.nextPresence(10_000);
         if (event === "presence_state" ? !payload[agent.id] : payload.leaves[agent.id]) break;
       }
       await until("the socket is gone", async () => (await gauge(server, "muster_sockets")) === 1);

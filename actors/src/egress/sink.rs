@@ -30,6 +30,9 @@ pub enum Class {
     Stream,
     /// Broadcasts, which have none.
     Broadcast,
+    /// A whole state, shared by all who get it: one at a time, of any size. What follows it is bounded as if it were not
+    /// there, so that a peer that takes it steadily is not too slow for what comes meanwhile.
+    Snapshot,
     /// Replies and closes: allowed above the bound, by a reserve.
     Control,
 }
@@ -79,11 +82,23 @@ pub struct Sink {
 struct Inner {
     queue: VecDeque<Bytes>,
     queued_bytes: usize,
+    /// Bytes ever put into the queue.
+    enqueued_bytes: u64,
+    /// What that was behind the last snapshot.
+    snapshot_end: u64,
     state: State,
     waker: Option<Waker>,
     drained: Vec<Drained>,
     /// Why we closed, if we did.
     close_code: Option<CloseCode>,
+}
+
+impl Inner {
+    /// Bytes in the queue, without a snapshot and what is before it.
+    fn backlog(&self) -> usize {
+        let behind_snapshot = self.enqueued_bytes - self.snapshot_end;
+        usize::try_from(behind_snapshot).map_or(self.queued_bytes, |behind| behind.min(self.queued_bytes))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,13 +144,21 @@ impl Sink {
         self.write_locked(&mut inner, class, &parts)
     }
 
+    fn has_room(&self, inner: &Inner) -> bool {
+        inner.queued_bytes <= self.limits.stream_max / 2
+    }
+
     fn write_locked(&self, inner: &mut Inner, class: Class, parts: &[Bytes]) -> Outcome {
-        let queue_max = match class {
-            Class::Stream => self.limits.stream_max,
-            Class::Broadcast => self.limits.broadcast_max,
-            Class::Control => self.limits.control_max,
+        let (waiting, queue_max) = match class {
+            Class::Stream => (inner.queued_bytes, self.limits.stream_max),
+            // As long as `when_drained` would wait: whoever is told to wait by it has room afterwards.
+            Class::Snapshot if inner.backlog() < inner.queued_bytes && !self.has_room(inner) => {
+                return Outcome::Full;
+            }
+            Class::Snapshot | Class::Broadcast => (inner.backlog(), self.limits.broadcast_max),
+            Class::Control => (inner.backlog(), self.limits.control_max),
         };
-        if inner.queued_bytes > queue_max {
+        if waiting > queue_max {
             if class == Class::Control {
                 // Not even replies get out: the peer asks and asks and does not read.
                 self.close_locked(inner, CloseCode::Overloaded, "replies are not read");
@@ -144,6 +167,9 @@ impl Sink {
         }
         let written = if inner.queue.is_empty() { self.write_now(inner, parts) } else { 0 };
         enqueue(inner, parts, written);
+        if class == Class::Snapshot {
+            inner.snapshot_end = inner.enqueued_bytes;
+        }
         Outcome::Taken
     }
 
@@ -178,8 +204,7 @@ impl Sink {
         let (result, drained) = {
             let mut inner = self.inner.lock();
             let result = self.flush_locked(&mut inner);
-            let room = inner.queued_bytes <= self.limits.stream_max / 2;
-            let drained = if room { std::mem::take(&mut inner.drained) } else { Vec::new() };
+            let drained = if self.has_room(&inner) { std::mem::take(&mut inner.drained) } else { Vec::new() };
             (result, drained)
         };
         for call in drained {
@@ -267,6 +292,12 @@ impl Sink {
         self.inner.lock().state != State::Open
     }
 
+    /// Bytes in the queue that count against its bound.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.inner.lock().backlog()
+    }
+
     /// Bytes in the queue.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
@@ -282,7 +313,7 @@ impl Sink {
     /// Calls back once the queue has room for a stream again: at once if it has.
     pub fn when_drained(&self, call: Drained) {
         let mut inner = self.inner.lock();
-        if inner.state == State::Open && inner.queued_bytes > self.limits.stream_max / 2 {
+        if inner.state == State::Open && !self.has_room(&inner) {
             inner.drained.push(call);
             return;
         }
@@ -329,6 +360,7 @@ fn enqueue(inner: &mut Inner, parts: &[Bytes], mut written: usize) {
         written -= skip;
         if skip < part.len() {
             inner.queued_bytes += part.len() - skip;
+            inner.enqueued_bytes += (part.len() - skip) as u64;
             inner.queue.push_back(part.slice(skip..));
         }
     }
@@ -410,6 +442,23 @@ pub(crate) mod tests {
         assert_eq!(sink.flush().unwrap(), Flushed::Empty);
         assert_eq!(pipe.taken(), b"rld!");
         assert_eq!((sink.queued_bytes(), sink.taken_bytes()), (0, 11));
+    }
+
+    #[test]
+    fn what_follows_a_snapshot_is_bounded_as_without_it() {
+        let pipe = Pipe::default();
+        let sink = sink(&pipe, 100);
+        let (large, small) = ([Bytes::from(vec![b's'; 5_000])], [Bytes::from(vec![b'b'; 60])]);
+        assert_eq!(sink.write(Class::Snapshot, &large), Outcome::Taken);
+        assert_eq!(sink.write(Class::Snapshot, &large), Outcome::Full, "one at a time");
+        assert_eq!(sink.write(Class::Broadcast, &small), Outcome::Taken);
+        assert_eq!(sink.write(Class::Broadcast, &small), Outcome::Taken);
+        assert_eq!((sink.backlog(), sink.write(Class::Broadcast, &small)), (120, Outcome::Full));
+        assert_eq!(sink.write(Class::Stream, &small), Outcome::Full, "a stream has its log");
+        pipe.allow(5_060);
+        sink.flush().unwrap();
+        assert_eq!((sink.queued_bytes(), sink.backlog()), (60, 60));
+        assert_eq!(sink.write(Class::Snapshot, &large), Outcome::Taken);
     }
 
     #[test]

@@ -28,8 +28,13 @@ pub enum JoinMessage {
         /// Its place among the messages in work.
         permit: InFlight,
     },
-    /// The client leaves; `join_ref` and `ref` are what the reply must echo.
-    Leave(Ref, Ref),
+    /// The client leaves.
+    Leave {
+        /// `join_ref` and `ref`, which the reply must echo.
+        refs: (Ref, Ref),
+        /// Its place among the messages in work.
+        permit: InFlight,
+    },
     /// Another join of the same topic waits for this one to be answered and gone.
     Replaced(oneshot::Sender<()>),
 }
@@ -50,6 +55,8 @@ pub struct JoinArguments {
     pub reference: Ref,
     /// Resolves once the join of the same topic that this one replaces has been answered.
     pub before: Option<oneshot::Receiver<()>>,
+    /// Its place among the messages in work, until it is answered.
+    pub permit: Option<InFlight>,
 }
 
 /// The actor.
@@ -104,6 +111,7 @@ impl Actor for JoinActor {
                 let _ending = myself.drain();
             }
         }
+        state.arguments.permit = None;
         Ok(())
     }
 
@@ -118,7 +126,7 @@ impl Actor for JoinActor {
                 state.push(&event, payload, &reference).await;
                 drop(permit);
             }
-            JoinMessage::Leave(join_ref, reference) => {
+            JoinMessage::Leave { refs: (join_ref, reference), permit: _until_answered } => {
                 let JoinArguments { socket, outlet, .. } = &state.arguments;
                 if state.channel.is_none() {
                     // It came behind a refused join or another leave.

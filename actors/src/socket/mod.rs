@@ -84,7 +84,7 @@ pub struct SocketParts {
     pub transport: Box<dyn Transport>,
 }
 
-/// A push's place among those in work; it is given up when this is dropped.
+/// A message's place among those in work; it is given up when this is dropped.
 pub struct InFlight(Arc<Socket>);
 
 impl Drop for InFlight {
@@ -161,7 +161,7 @@ impl Socket {
     #[must_use]
     pub fn may_read(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed) < self.core.limits.requests_in_flight_per_socket_max
-            && self.sink.queued_bytes() <= self.core.limits.outbound_queue_bytes_max
+            && self.sink.backlog() <= self.core.limits.outbound_queue_bytes_max
     }
 
     /// Acts on one message.
@@ -180,8 +180,9 @@ impl Socket {
             Action::Push(join) => self.push(message, &join),
             Action::Leave(join) => {
                 self.count("leave");
-                let leave = JoinMessage::Leave(message.join_ref.clone(), message.reference.clone());
-                if join.actor.send_message(leave).is_err() {
+                let Some(permit) = self.permit() else { return };
+                let refs = (message.join_ref.clone(), message.reference.clone());
+                if join.actor.send_message(JoinMessage::Leave { refs, permit }).is_err() {
                     self.answer_leave(message);
                 }
             }
@@ -215,7 +216,7 @@ impl Socket {
         {
             return Action::Unmatched;
         }
-        let session = self.session.lock();
+        let mut session = self.session.lock();
         match session.route(message, limits.topics_per_socket_max) {
             Route::Heartbeat => Action::Heartbeat,
             Route::Join => match message.topic.as_deref().and_then(|name| Topic::parse(self.mount, name)) {
@@ -224,7 +225,12 @@ impl Socket {
             },
             Route::TooManyJoins => Action::Refuse(ErrorCode::TooManyChannels),
             Route::Push(join) => Action::Push(join.clone()),
-            Route::Leave(join) => Action::Leave(join.clone()),
+            Route::Leave(join) => {
+                // Out of the books at once: what comes behind it finds the topic not joined.
+                let left = join.clone();
+                session.remove(|join| join.outlet.id() == left.outlet.id());
+                Action::Leave(left)
+            }
             Route::LeaveUnjoined => Action::LeaveUnjoined,
             Route::Unmatched => Action::Unmatched,
             Route::Stale => Action::Ignore,
@@ -262,6 +268,7 @@ impl Socket {
             self.refuse(message, &refusal);
             return;
         }
+        let Some(permit) = self.permit() else { return };
         let (Some(socket), Some(supervisor)) = (self.myself.upgrade(), self.actor.get()) else { return };
         let name = SmolStr::from(message.topic.as_deref().unwrap_or_default());
         let mut session = self.session.lock();
@@ -286,6 +293,7 @@ impl Socket {
             payload: OwnedPayload::from(message.payload),
             reference: message.reference.clone(),
             before,
+            permit: Some(permit),
         };
         // The lock is held until the join is in the books, so that it cannot end before it is there.
         let spawned = ActorRuntime::spawn_linked_instant(None, JoinActor, arguments, supervisor.get_cell());
@@ -306,10 +314,12 @@ impl Socket {
     }
 
     fn admit_join(&self) -> Result<(), Refusal> {
+        let now_ms = self.core.environment.monotonic_ms();
+        let rate = self.core.limits.messages_per_socket;
+        self.bucket.lock().take(rate, 1, now_ms).map_err(Refusal::rate_limited)?;
         let (Mount::Main, Some(agent)) = (self.mount, self.principal.agent) else {
             return Ok(());
         };
-        let now_ms = self.core.environment.monotonic_ms();
         self.core.join_buckets.take(agent, now_ms).map_err(Refusal::rate_limited)
     }
 

@@ -173,6 +173,8 @@ impl State {
             }
         }
         self.send_out().await;
+        // Last: keys that were looked up in memory above stay there for as long as this batch needs them.
+        self.trim();
     }
 
     async fn obey(&mut self, myself: &ActorRef<Wake>, command: Command) {
@@ -313,7 +315,6 @@ impl State {
             batch.ok(ack, seq);
         }
         drop(batch);
-        self.trim();
     }
 
     /// The store did not take a write: what is in memory is not to be trusted any more. Producers are told to try again,

@@ -1,6 +1,6 @@
 //! Client addresses: networks in CIDR form, and who a request really comes from.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use http::HeaderMap;
 
@@ -63,11 +63,25 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> 
     if !trusted.contains(peer) {
         return peer;
     }
-    let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-    let mut hops: Vec<IpAddr> =
-        forwarded.flat_map(|value| value.split(',')).filter_map(|hop| hop.trim().parse().ok()).collect();
-    hops.reverse();
-    hops.into_iter().map(|hop| hop.to_canonical()).find(|hop| !trusted.contains(*hop)).unwrap_or(peer)
+    let forwarded = headers.get_all("x-forwarded-for").iter().map(|value| value.to_str().unwrap_or_default());
+    let hops: Vec<&str> = forwarded.flat_map(|value| value.split(',')).collect();
+    let mut client = peer;
+    // From the nearest on: what stands left of a hop that is none of ours, or that is no address, is anybody's claim.
+    for hop in hops.into_iter().rev() {
+        let Some(address) = hop_address(hop.trim()) else { break };
+        client = address;
+        if !trusted.contains(client) {
+            break;
+        }
+    }
+    client
+}
+
+/// An address as proxies write it: alone, or with a port.
+fn hop_address(hop: &str) -> Option<IpAddr> {
+    let alone = hop.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(hop);
+    let address = alone.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))?;
+    Some(address.to_canonical())
 }
 
 #[cfg(test)]
@@ -101,6 +115,17 @@ mod tests {
         assert_eq!(client_address(ip("198.51.100.1"), &headers, &trusted), ip("198.51.100.1"));
         assert_eq!(client_address(ip("10.0.0.1"), &HeaderMap::new(), &trusted), ip("10.0.0.1"));
         assert_eq!(client_address(ip("::ffff:10.0.0.1"), &headers, &trusted), ip("203.0.113.9"));
+        for (forwarded, client) in [
+            ("6.6.6.6, 203.0.113.9:5555", "203.0.113.9"),
+            ("6.6.6.6, [2001:db8::1]:5555, 10.0.0.2", "2001:db8::1"),
+            ("6.6.6.6, [2001:db8::1]", "2001:db8::1"),
+            ("6.6.6.6, unknown", "10.0.0.1"),
+            ("6.6.6.6, unknown, 10.0.0.2", "10.0.0.2"),
+            ("", "10.0.0.1"),
+        ] {
+            headers.insert("x-forwarded-for", forwarded.parse().unwrap());
+            assert_eq!(client_address(ip("10.0.0.1"), &headers, &trusted), ip(client), "{forwarded}");
+        }
     }
 
     #[test]

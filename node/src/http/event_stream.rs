@@ -98,7 +98,9 @@ pub async fn open(
     if app.core.is_draining() {
         return Err(ErrorCode::Draining.into());
     }
-    if app.core.connections.count(principal.credential) >= app.config.limits.streams_per_credential_max {
+    if app.core.connections.count(principal.credential).streams
+        >= app.config.limits.streams_per_credential_max
+    {
         return Err(ErrorCode::LimitReached.into());
     }
     let tail = app.core.streams.tail(task).await?;

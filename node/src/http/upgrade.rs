@@ -109,6 +109,9 @@ async fn open<B>(
     Ok(Opening { mount, version, caller, answer_subprotocol: subprotocol.answer })
 }
 
+/// When whoever has as many sockets as it may is told to come back, in milliseconds.
+const SOCKETS_RETRY_MS: u64 = 10_000;
+
 /// Who connects: the credential by parameter, by sub-protocol, or by header, in this order (R9, R24, R30, R57, R109).
 async fn connect(
     app: &App,
@@ -123,7 +126,7 @@ async fn connect(
     };
     let shown = names
         .iter()
-        .find_map(|name| params.text(name))
+        .find_map(|name| params.text(name).filter(|text| !text.is_empty()))
         .or(subprotocol.token.as_deref())
         .and_then(Secret::presented)
         .or_else(|| presented_secret(headers));
@@ -132,11 +135,14 @@ async fn connect(
         Mount::Agent | Mount::Hirer => None,
     };
     let caller = app.auth.caller(shown.as_ref(), choice, address).await?;
-    if join_rules::may_connect(mount, &caller.principal) {
-        Ok(caller)
-    } else {
-        Err(ErrorCode::Forbidden.into())
+    if !join_rules::may_connect(mount, &caller.principal) {
+        return Err(ErrorCode::Forbidden.into());
     }
+    let open = app.core.connections.count(caller.principal.credential).sockets;
+    if open >= app.config.limits.sockets_per_credential_max {
+        return Err(Refusal::rate_limited(SOCKETS_RETRY_MS));
+    }
+    Ok(caller)
 }
 
 /// A refused connection says nothing but its status (R8).

@@ -75,7 +75,8 @@ impl LegacySessions {
             return refused(&ErrorCode::Forbidden.into());
         };
         let connections = &self.app.core.connections;
-        if connections.count(caller.principal.credential) >= self.app.config.limits.streams_per_credential_max
+        if connections.count(caller.principal.credential).streams
+            >= self.app.config.limits.streams_per_credential_max
         {
             return refused(&ErrorCode::LimitReached.into());
         }

@@ -143,7 +143,7 @@ impl Mcp {
         };
         // What stays open is refused before it is opened.
         let stays = kind == Kind::Initialize || request.method() == Method::GET;
-        let open = self.app.core.connections.count(caller.principal.credential);
+        let open = self.app.core.connections.count(caller.principal.credential).streams;
         if stays && open >= self.app.config.limits.streams_per_credential_max {
             return refuse(ErrorCode::LimitReached);
         }

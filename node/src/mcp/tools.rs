@@ -201,6 +201,7 @@ impl AgentTools {
             #[serde(default)]
             limit: Option<usize>,
         }
+        caller.principal.require(Scope::Read)?;
         let Arguments { status, limit } = read_object(arguments)?;
         let limits = &self.app.config.limits;
         let limit = limit.unwrap_or(limits.page_items_default).clamp(1, limits.page_items_max);
@@ -211,6 +212,7 @@ impl AgentTools {
     }
 
     async fn show_task(&self, caller: &Caller, arguments: &str) -> Outcome {
+        caller.principal.require(Scope::Read)?;
         let (task, _) = visible(&self.app, caller, id::<OfTask, _>(arguments)?).await?;
         Ok(Json::of(&task.view()))
     }

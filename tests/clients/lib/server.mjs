@@ -92,6 +92,7 @@ export class Server {
   /** Starts again on the same port and folder. */
   async startAgain() {
     await this.#spawn();
+    this.restartedAt = Date.now();
   }
 
   async end() {
@@ -109,7 +110,12 @@ export class Server {
     if (token) all.authorization = `Bearer ${token}`;
     if (agent) all["x-agent-id"] = agent;
     if (body !== undefined || raw !== undefined) all["content-type"] ??= "application/json";
-    const response = await fetch(this.url + target, { method, headers: all, body: raw ?? (body === undefined ? undefined : JSON.stringify(body)) });
+    const send = () => fetch(this.url + target, { method, headers: all, body: raw ?? (body === undefined ? undefined : JSON.stringify(body)) });
+    // A connection that was kept open may be to the node before its restart: nothing was answered on it.
+    const response = await send().catch((error) => {
+      if (Date.now() - (this.restartedAt ?? 0) > 5_000) throw error;
+      return send();
+    });
     const text = await response.text();
     let parsed = null;
     try {

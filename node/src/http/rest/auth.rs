@@ -45,13 +45,13 @@ pub async fn authenticate(app: State, caller: Caller) -> Handled {
         Terms { scopes: caller.principal.scopes, expires_at: Some(expires_at), parent, ..Terms::default() };
     let (credential, secret) = app.auth.issue(CredentialKind::Session, Owner::Agent(agent.id), terms);
     let live_max = app.config.limits.credentials_per_owner_max;
-    app.core.store.create_credential(credential, secret.hash(), live_max).await.map_err(
-        |error| match error {
-            // The key has been revoked meanwhile.
-            StoreError::NotFound => ErrorCode::Unauthenticated.into(),
-            other => Refused::from(other),
-        },
-    )?;
+    let created = app.core.store.create_credential(credential, secret.hash(), live_max).await;
+    let evicted = created.map_err(|error| match error {
+        // The key has been revoked meanwhile.
+        StoreError::NotFound => ErrorCode::Unauthenticated.into(),
+        other => Refused::from(other),
+    })?;
+    app.end_credentials(&evicted, "too many sessions");
     Answer::ok(&Session {
         token: secret.reveal().to_owned(),
         expires_at,

@@ -65,6 +65,23 @@ pub async fn live_credentials_are_bounded(store: &dyn Store) {
     assert_eq!(store.create_credential(third, hash(3), 2).await, Ok(()), "a revoked one makes room");
 }
 
+pub async fn sessions_make_room_for_each_other(store: &dyn Store) {
+    let agent = add_agent(store, 1, None).await;
+    let owner = Owner::Agent(agent.id);
+    let session = |n| credential(n, CredentialKind::Session, owner);
+    for n in [2, 3] {
+        assert_eq!(store.create_credential(session(n), hash(n), 2).await, Ok(vec![]));
+    }
+    assert_eq!(store.create_credential(session(4), hash(4), 2).await, Ok(vec![session(2).id]), "the oldest");
+    assert!(!store.credential_by_hash(hash(2)).await.unwrap().is_live(at(10)));
+    let key = credential(5, CredentialKind::AgentKey, owner);
+    assert_eq!(store.create_credential(key, hash(5), 2).await, Ok(vec![]), "sessions are no keys");
+    assert_eq!(store.purge_credentials(at(4), 10).await, Ok(0), "it was revoked at 4");
+    assert_eq!(store.purge_credentials(at(5), 10).await, Ok(1));
+    assert_eq!(store.credential_by_hash(hash(2)).await, Err(StoreError::NotFound));
+    assert!(store.credential_by_hash(hash(3)).await.is_ok());
+}
+
 pub async fn rotation_and_revocation_take_sessions_along(store: &dyn Store) {
     let agent = add_agent(store, 1, None).await;
     let owner = Owner::Agent(agent.id);

@@ -113,7 +113,8 @@ macro_rules! conformance_of {
     ($backend:ident, $open:path) => {
         conformance!($backend, $open, [
             accounts: operator_hash_is_kept, users_are_paged, credentials_are_found_by_hash_and_end,
-                live_credentials_are_bounded, rotation_and_revocation_take_sessions_along,
+                live_credentials_are_bounded, sessions_make_room_for_each_other,
+                rotation_and_revocation_take_sessions_along,
                 agents_are_created_once, agents_change_by_compare_and_set, agents_are_claimed_once,
                 agents_are_found_in_order, blocks_work_both_ways_and_end;
             tasks: tasks_begin_and_end_once, tasks_are_listed_by_party, tasks_are_reassigned_while_pending,

@@ -69,6 +69,8 @@ CREATE TABLE credentials (
 
 CREATE INDEX credentials_by_agent ON credentials (agent);
 CREATE INDEX credentials_by_user ON credentials (user);
+CREATE INDEX credentials_by_revocation ON credentials (revoked_at) WHERE revoked_at IS NOT NULL;
+CREATE INDEX credentials_by_expiry ON credentials (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX credentials_by_parent ON credentials (parent) WHERE parent IS NOT NULL;
 
 CREATE TABLE blocks (

@@ -116,13 +116,13 @@ pub(super) fn insert_credential(
     Ok(())
 }
 
-/// Adds a credential, unless its owner has as many live ones as it may.
+/// Adds a credential; gives the sessions that had to make room for it.
 pub fn create_credential(
     c: &Connection,
     credential: &Credential,
     hash: SecretHash,
     live_max: usize,
-) -> StoreResult<()> {
+) -> StoreResult<Vec<CredentialId>> {
     let (agent, user) = owner_columns(credential.owner);
     if let Some(parent) = credential.parent {
         let live = "SELECT 1 FROM credentials WHERE id = ?1 AND revoked_at IS NULL";
@@ -130,16 +130,41 @@ pub fn create_credential(
             return Err(StoreError::NotFound);
         }
     }
+    let is_session = credential.kind == CredentialKind::Session;
+    let now = credential.created_at.unix_ms();
     let live = count(
         c,
-        "SELECT count(*) FROM credentials WHERE (agent = ?1 OR user = ?2) AND revoked_at IS NULL
-         AND (expires_at IS NULL OR expires_at > ?3)",
-        &[&agent, &user, &credential.created_at.unix_ms()],
+        "SELECT count(*) FROM credentials WHERE (agent = ?1 OR user = ?2) AND (kind = 'session') = ?3
+         AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?4)",
+        &[&agent, &user, &is_session, &now],
     )?;
+    let mut revoked = Vec::new();
     if live >= live_max as u64 {
-        return Err(StoreError::LimitReached);
+        if !is_session {
+            return Err(StoreError::LimitReached);
+        }
+        let over = i64::try_from(live - live_max as u64 + 1).unwrap_or(i64::MAX);
+        revoked = rows(
+            c,
+            "UPDATE credentials SET revoked_at = ?1 WHERE id IN (
+                SELECT id FROM credentials WHERE agent = ?2 AND kind = 'session' AND revoked_at IS NULL
+                AND (expires_at IS NULL OR expires_at > ?1) ORDER BY id LIMIT ?3) RETURNING id",
+            &[&now, &agent, &over],
+            |row| id_bytes(row, 0).map(CredentialId::from_bytes),
+        )?;
     }
-    insert_credential(c, credential, hash)
+    insert_credential(c, credential, hash)?;
+    Ok(revoked)
+}
+
+/// Forgets credentials that ended before a time.
+pub fn purge_credentials(c: &Connection, ended_before: Timestamp, rows_max: usize) -> StoreResult<usize> {
+    c.prepare_cached(
+        "DELETE FROM credentials WHERE id IN (SELECT id FROM credentials
+            WHERE revoked_at < ?1 OR expires_at < ?1 LIMIT ?2)",
+    )
+    .and_then(|mut s| s.execute(params![ended_before.unix_ms(), i64::try_from(rows_max).unwrap_or(i64::MAX)]))
+    .map_err(sql_error)
 }
 
 /// The credential of a hash.

@@ -180,8 +180,12 @@ impl AccountStore for SqliteStore {
         credential: Credential,
         hash: SecretHash,
         live_max: usize,
-    ) -> StoreResult<()> {
+    ) -> StoreResult<Vec<CredentialId>> {
         self.write(move |c| accounts::create_credential(c, &credential, hash, live_max)).await
+    }
+
+    async fn purge_credentials(&self, ended_before: Timestamp, rows_max: usize) -> StoreResult<usize> {
+        self.write(move |c| accounts::purge_credentials(c, ended_before, rows_max)).await
     }
 
     async fn credential_by_hash(&self, hash: SecretHash) -> StoreResult<Credential> {
@@ -400,8 +404,8 @@ impl StreamStore for SqliteStore {
         self.read(move |c| streams::seqs_of_keys(c, task, &keys)).await
     }
 
-    async fn purge_streams(&self, ended_before: Timestamp, tasks_max: usize) -> StoreResult<usize> {
-        self.write(move |c| streams::purge_streams(c, ended_before, tasks_max)).await
+    async fn purge_streams(&self, ended_before: Timestamp, rows_max: usize) -> StoreResult<usize> {
+        self.write(move |c| streams::purge_streams(c, ended_before, rows_max)).await
     }
 }
 

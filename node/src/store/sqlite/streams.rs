@@ -8,7 +8,7 @@ use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use smol_str::SmolStr;
 
-use super::columns::{exists, rows};
+use super::columns::exists;
 use super::{sql_error, tasks};
 
 /// An epoch higher than any before.
@@ -173,22 +173,34 @@ pub fn seqs_of_keys(c: &Connection, task: TaskId, keys: &[SmolStr]) -> StoreResu
     Ok(found)
 }
 
-/// Drops the chunks of tasks that ended before a time.
-pub fn purge_streams(c: &Connection, ended_before: Timestamp, tasks_max: usize) -> StoreResult<usize> {
-    let due: Vec<[u8; 16]> = rows(
-        c,
-        "SELECT id FROM tasks WHERE has_chunks = 1 AND ended_at IS NOT NULL AND ended_at < ?1 LIMIT ?2",
-        &[&ended_before.unix_ms(), &i64::try_from(tasks_max).unwrap_or(i64::MAX)],
-        |row| row.get(0),
-    )?;
-    for task in &due {
-        for sql in [
-            "DELETE FROM chunks WHERE task = ?1",
-            "UPDATE streams SET first_seq = last_seq + 1 WHERE task = ?1",
-            "UPDATE tasks SET has_chunks = 0 WHERE id = ?1",
-        ] {
-            c.prepare_cached(sql).and_then(|mut s| s.execute([task])).map_err(sql_error)?;
-        }
-    }
-    Ok(due.len())
+/// Drops chunks of a task that ended before a time, a bounded number of rows; gives how many it dropped.
+pub fn purge_streams(c: &Connection, ended_before: Timestamp, rows_max: usize) -> StoreResult<usize> {
+    let due: Option<[u8; 16]> = c
+        .prepare_cached(
+            "SELECT id FROM tasks WHERE has_chunks = 1 AND ended_at IS NOT NULL AND ended_at < ?1 LIMIT 1",
+        )
+        .and_then(|mut s| s.query_row([ended_before.unix_ms()], |row| row.get(0)).optional())
+        .map_err(sql_error)?;
+    let Some(task) = due else { return Ok(0) };
+    let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
+    let dropped = c
+        .prepare_cached(
+            "DELETE FROM chunks WHERE task = ?1 AND seq < coalesce(
+                (SELECT seq FROM chunks WHERE task = ?1 ORDER BY seq LIMIT 1 OFFSET ?2), 9223372036854775807)",
+        )
+        .and_then(|mut s| s.execute(params![task, limit]))
+        .map_err(sql_error)?;
+    c.prepare_cached(
+        "UPDATE streams SET first_seq = coalesce((SELECT min(seq) FROM chunks WHERE task = ?1), last_seq + 1)
+         WHERE task = ?1",
+    )
+    .and_then(|mut s| s.execute([task]))
+    .map_err(sql_error)?;
+    c.prepare_cached(
+        "UPDATE tasks SET has_chunks = EXISTS (SELECT 1 FROM chunks WHERE task = ?1) WHERE id = ?1",
+    )
+    .and_then(|mut s| s.execute([task]))
+    .map_err(sql_error)?;
+    // A stream without a chunk left counts too, so that whoever purges goes on to the next.
+    Ok(dropped.max(1))
 }
