@@ -4,23 +4,23 @@
 //! [`COALESCE_MS`] and told as one diff; newcomers get their snapshot in the same breath, right after that diff went to
 //! the others, so that everybody is told of each entry once. The first change after a pause is told at once.
 
+mod watching;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use muster_protocol::ids::AgentId;
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::event;
-use muster_protocol::presence::{Diff, Meta, TopicPresence, TrackId, phx_ref};
-use muster_protocol::websocket::CloseCode;
+use muster_protocol::presence::{Diff, Meta, TrackId, phx_ref};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
 
-use crate::egress::fan_out::around_shared_payload;
-use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
+use self::watching::{Topic, Watcher};
+use crate::egress::{Burst, Class, Outlet, OutletId};
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
@@ -28,9 +28,6 @@ use crate::supervisor::ChildSpec;
 
 /// How long changes are gathered, in milliseconds.
 pub const COALESCE_MS: u64 = 50;
-
-/// How long a watcher whose connection is full may take nothing before it is closed with 1013, in milliseconds.
-const STALL_MS: u64 = 3_000;
 
 /// Commands that may wait; they come from joins and their ends, which are bounded by the sockets there are.
 const INBOX_COMMANDS_MAX: usize = 4_194_304;
@@ -55,30 +52,6 @@ struct State {
     refs: u64,
     flushed_at_ms: Option<u64>,
     tick_pending: bool,
-}
-
-#[derive(Default)]
-struct Topic {
-    presence: TopicPresence,
-    watchers: Vec<Watcher>,
-    /// To be sent a snapshot with the next flush.
-    newcomers: Vec<Watcher>,
-    /// Not told of what happens until their connection has room again: then they are newcomers once more.
-    behind: Vec<Behind>,
-}
-
-/// A watcher whose connection is full.
-struct Behind {
-    watcher: Watcher,
-    /// Since when, monotonic milliseconds, and what the kernel had taken by then.
-    since_ms: u64,
-    taken_bytes: u64,
-}
-
-struct Watcher {
-    outlet: Arc<Outlet>,
-    viewer: Option<AgentId>,
-    hidden: Option<Arc<Hidden>>,
 }
 
 enum Command {
@@ -377,116 +350,6 @@ impl State {
             }
             topic.tell(name, node, |watcher| diffs.remove(&watcher.outlet.id()));
         }
-    }
-}
-
-impl Watcher {
-    fn sees(&self, key: &str) -> bool {
-        !self.hidden.as_ref().is_some_and(|hidden| hidden.contains(key))
-    }
-
-    /// Gets it back into the order of things once its connection has room.
-    fn fall_behind(self, topic: &SmolStr, node: &Arc<Presence>) -> Behind {
-        let (presence, topic, outlet) = (node.clone(), topic.clone(), self.outlet.id());
-        let taken_bytes = self.outlet.sink().taken_bytes();
-        self.outlet.sink().when_drained(Box::new(move || {
-            let _closed = presence.inbox.push_always(Command::Drained { topic, outlet });
-        }));
-        Behind { watcher: self, since_ms: node.environment.monotonic_ms(), taken_bytes }
-    }
-}
-
-impl Behind {
-    /// Whether its connection has taken nothing for too long, and is closed now, or was before.
-    fn has_stalled(&mut self, now_ms: u64) -> bool {
-        let sink = self.watcher.outlet.sink();
-        let taken_bytes = sink.taken_bytes();
-        if taken_bytes > self.taken_bytes {
-            (self.since_ms, self.taken_bytes) = (now_ms, taken_bytes);
-        } else if now_ms.saturating_sub(self.since_ms) >= STALL_MS {
-            sink.close(CloseCode::Overloaded, "too slow");
-        }
-        sink.is_closed()
-    }
-}
-
-impl Topic {
-    fn flush(&mut self, name: &SmolStr, node: &Arc<Presence>) {
-        if let Some(diff) = self.presence.flush() {
-            node.metrics.presence_diffs.inc();
-            self.tell_diff(name, &diff, node);
-        }
-        for watcher in std::mem::take(&mut self.newcomers) {
-            // Its join is about to be answered.
-            if watcher.outlet.is_pending() {
-                self.newcomers.push(watcher);
-                continue;
-            }
-            let snapshot = match &watcher.hidden {
-                None => self.presence.snapshot(),
-                Some(hidden) => self.presence.snapshot_of(|key| !hidden.contains(key)),
-            };
-            let parts = around_shared_payload(&watcher.outlet, event::PRESENCE_STATE, &snapshot);
-            match watcher.outlet.write(Class::Snapshot, &parts) {
-                Outcome::Taken => {
-                    node.metrics.delivered.inc();
-                    self.watchers.push(watcher);
-                }
-                Outcome::Full => self.behind.push(watcher.fall_behind(name, node)),
-                Outcome::Gone => {}
-            }
-        }
-    }
-
-    fn tell_diff(&mut self, name: &SmolStr, diff: &Diff, node: &Arc<Presence>) {
-        let Some(everything) = diff.payload(|_| true) else { return };
-        let mut burst = Burst::new(name, vec![(event::PRESENCE_DIFF, everything)]);
-        self.tell(name, node, |watcher| match &watcher.hidden {
-            None => Some(burst.broadcast(&watcher.outlet)),
-            Some(hidden) => {
-                let payload = diff.payload(|key| !hidden.contains(key))?;
-                Some(Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet))
-            }
-        });
-    }
-
-    /// Writes to each watcher what is for it, and puts those aside whose connection is full.
-    fn tell(
-        &mut self,
-        name: &SmolStr,
-        node: &Arc<Presence>,
-        mut frame: impl FnMut(&Watcher) -> Option<Bytes>,
-    ) {
-        let mut full = Vec::new();
-        self.watchers.retain(|watcher| {
-            let outcome = match frame(watcher) {
-                Some(bytes) => watcher.outlet.write(Class::Broadcast, &[bytes]),
-                None if watcher.outlet.is_closed() => Outcome::Gone,
-                None => return true,
-            };
-            match outcome {
-                Outcome::Taken => node.metrics.delivered.inc(),
-                Outcome::Full => {
-                    full.push(watcher.outlet.id());
-                    return true;
-                }
-                Outcome::Gone => return false,
-            };
-            true
-        });
-        for outlet in full {
-            if let Some(at) = self.watchers.iter().position(|watcher| watcher.outlet.id() == outlet) {
-                let behind = self.watchers.swap_remove(at).fall_behind(name, node);
-                self.behind.push(behind);
-            }
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.presence.is_empty()
-            && self.watchers.is_empty()
-            && self.newcomers.is_empty()
-            && self.behind.is_empty()
     }
 }
 

@@ -12,6 +12,7 @@ use muster_protocol::phoenix::handshake::OriginPolicy;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::auth::Authenticator;
 use crate::config::{Config, ConfigError};
@@ -42,6 +43,8 @@ pub struct App {
     pub credential_buckets: Buckets<CredentialId>,
     /// Cancelled when event streams and MCP sessions are to end.
     pub closing: CancellationToken,
+    /// Requests that are being handled.
+    pub handlers: TaskTracker,
     exempt: Networks,
     connect_buckets: Buckets<IpAddr>,
     registration_buckets: Buckets<IpAddr>,
@@ -71,6 +74,7 @@ impl App {
             connect_buckets: Buckets::new(config.limits.connects_per_ip),
             registration_buckets: Buckets::new(config.limits.registrations_per_ip),
             closing: CancellationToken::new(),
+            handlers: TaskTracker::new(),
             ready: AtomicBool::new(false),
             core,
             config,

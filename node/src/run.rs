@@ -214,6 +214,8 @@ impl Node {
         let closing = async {
             close_sockets(&app, timeout / 2).await;
             connections.wait().await;
+            app.handlers.close();
+            app.handlers.wait().await;
             while !app.core.connections.is_empty() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use muster_protocol::time::Timestamp;
 use prometheus_client::registry::Registry;
 
+use super::watching::STALL_MS;
 use super::*;
 use crate::egress::outlet::tests::outlet;
 use crate::egress::sink::tests::{Pipe, sink};
@@ -132,6 +133,6 @@ fn a_watcher_that_takes_nothing_is_closed() {
         world.flush();
         assert_eq!(sink.is_closed(), closed);
     }
-    assert_eq!(sink.close_code(), Some(CloseCode::Overloaded));
+    assert_eq!(sink.close_code(), Some(muster_protocol::websocket::CloseCode::Overloaded));
     assert!(world.state.topics["t"].behind.is_empty());
 }

@@ -167,6 +167,17 @@ mod tests {
                 Sources { flags: vec![pair("limits.message_bytes_max", "1")], ..Sources::default() },
                 "at least",
             ),
+            (
+                Sources { flags: vec![pair("limits.socket_idle_timeout_ms", "0")], ..Sources::default() },
+                "at least",
+            ),
+            (
+                Sources {
+                    flags: vec![pair("limits.chunks_per_stream", "{tokens=0,period_ms=0,burst=0}")],
+                    ..Sources::default()
+                },
+                "chunks_per_stream",
+            ),
             (Sources { flags: vec![pair("http.origins", "[\"x\"]")], ..Sources::default() }, "http.origins"),
             (
                 Sources { flags: vec![pair("http.trusted_proxies", "[\"x\"]")], ..Sources::default() },

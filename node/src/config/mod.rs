@@ -167,6 +167,9 @@ pub struct DrillsConfig {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
+/// Shortest time limit that makes sense: below it a client on a slow line never gets in.
+const TIMEOUT_MS_MIN: u64 = 100;
+
 impl Config {
     /// Checks what the types do not.
     ///
@@ -181,7 +184,44 @@ impl Config {
         if self.http.tls_certificate.is_some() != self.http.tls_key.is_some() {
             return Err(named("http.tls_certificate", "needs http.tls_key, and the other way round".into()));
         }
+        let rates = [
+            ("limits.connects_per_ip", self.limits.connects_per_ip),
+            ("limits.requests_per_credential", self.limits.requests_per_credential),
+            ("limits.registrations_per_ip", self.limits.registrations_per_ip),
+            ("limits.auth_failures_per_ip", self.limits.auth_failures_per_ip),
+            ("limits.messages_per_socket", self.limits.messages_per_socket),
+            ("limits.joins_per_agent", self.limits.joins_per_agent),
+            ("limits.chunks_per_stream", self.limits.chunks_per_stream),
+            ("limits.chunks_per_agent", self.limits.chunks_per_agent),
+        ];
+        for (name, rate) in rates {
+            if rate.tokens == 0 || rate.period_ms == 0 || rate.burst == 0 {
+                return Err(named(name, "at least 1 of each: a rate of nothing lets nobody in".into()));
+            }
+        }
+        let times = [
+            ("limits.handshake_timeout_ms", self.limits.handshake_timeout_ms),
+            ("limits.socket_idle_timeout_ms", self.limits.socket_idle_timeout_ms),
+            ("limits.reader_stall_timeout_ms", self.limits.reader_stall_timeout_ms),
+            ("limits.mcp_session_idle_ms", self.limits.mcp_session_idle_ms),
+        ];
+        for (name, value) in times {
+            if value < TIMEOUT_MS_MIN {
+                return Err(named(name, format!("at least {TIMEOUT_MS_MIN}, not {value}")));
+            }
+        }
         let at_least = [
+            ("limits.connections_max", self.limits.connections_max, 1),
+            ("limits.http_headers_max", self.limits.http_headers_max, 8),
+            ("limits.http_body_bytes_max", self.limits.http_body_bytes_max, 1_024),
+            ("limits.http_large_bodies_max", self.limits.http_large_bodies_max, 1),
+            ("limits.http_requests_in_flight_max", self.limits.http_requests_in_flight_max, 1),
+            ("limits.sockets_per_credential_max", self.limits.sockets_per_credential_max, 1),
+            ("limits.streams_per_credential_max", self.limits.streams_per_credential_max, 1),
+            ("limits.topics_per_socket_max", self.limits.topics_per_socket_max, 1),
+            ("limits.topic_bytes_max", self.limits.topic_bytes_max, 64),
+            ("limits.streams_live_max", self.limits.streams_live_max, 1),
+            ("limits.stream_read_bytes_max", self.limits.stream_read_bytes_max, 1_024),
             ("limits.http_head_bytes_max", self.limits.http_head_bytes_max, 8_192),
             ("limits.message_bytes_max", self.limits.message_bytes_max, 1_024),
             ("limits.outbound_queue_bytes_max", self.limits.outbound_queue_bytes_max, 4_096),

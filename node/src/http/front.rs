@@ -58,6 +58,15 @@ impl Front {
         let router = rest::router(app.clone()).layer(axum::middleware::from_fn(keep_route));
         Arc::new(Self { router, mcp: Mcp::new(app.clone()), app })
     }
+
+    async fn handle(&self, request: Request<Bytes>, is_mcp: bool) -> Response<Body> {
+        if is_mcp {
+            return self.mcp.serve(request).await;
+        }
+        // A router never fails: its error type is empty.
+        let response = self.router.clone().oneshot(request.map(Body::from)).await;
+        response.unwrap_or_else(|never| match never {})
+    }
 }
 
 /// Notes the matched route on the answer, for the metrics.
@@ -104,7 +113,7 @@ fn method_label(method: &Method) -> String {
     if known.contains(method) { method.to_string() } else { "other".to_owned() }
 }
 
-async fn answer(front: &Front, request: Request<Incoming>, peer: Peer) -> (Response<Body>, String) {
+async fn answer(front: &Arc<Front>, request: Request<Incoming>, peer: Peer) -> (Response<Body>, String) {
     let app = &front.app;
     let request_id = request_id(app);
     let is_mcp = Mcp::serves(request.uri().path());
@@ -113,17 +122,13 @@ async fn answer(front: &Front, request: Request<Incoming>, peer: Peer) -> (Respo
         Err(refusal) => Answer::refused(refusal).render(&request_id, app.core.environment.now()),
         Ok(Prepared::Preflight(response)) => response,
         Ok(Prepared::Request(request, allowance)) => {
-            let handled = if is_mcp {
-                front.mcp.serve(request).await
-            } else {
-                // A router never fails: its error type is empty.
-                front
-                    .router
-                    .clone()
-                    .oneshot(request.map(Body::from))
-                    .await
-                    .unwrap_or_else(|never| match never {})
-            };
+            let handler = front.clone();
+            // In a task of its own: a peer that hangs up does not stop a request half way, with what it changed stored
+            // and nobody told.
+            let handled = app.handlers.spawn(async move { handler.handle(request, is_mcp).await });
+            let handled = handled.await.unwrap_or_else(|_panicked| {
+                Answer::refused(ErrorCode::Internal.into()).render(&request_id, app.core.environment.now())
+            });
             if let Some(matched) = handled.extensions().get::<MatchedPath>() {
                 matched.as_str().clone_into(&mut route);
             }

@@ -18,6 +18,7 @@ pub mod writer;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -62,7 +63,12 @@ impl SqliteStore {
         let failed = |what: &str, error: std::io::Error| {
             StoreError::Unavailable(format!("{what} {}: {error}", folder.display()))
         };
-        std::fs::create_dir_all(folder).map_err(|error| failed("cannot create", error))?;
+        // What is in it is nobody else's on this machine.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|error| failed("cannot create", error))?;
         let lock = File::create(folder.join("muster.lock")).map_err(|error| failed("cannot lock", error))?;
         lock.try_lock().map_err(|_| {
             StoreError::Unavailable(format!("{} is in use by another process", folder.display()))

@@ -1,18 +1,19 @@
 //! Readers: a few connections that see the last commit while the writer goes on.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use muster_actors::store::{StoreError, StoreResult};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{configure, sql_error};
 
 /// A pool of read-only connections.
 pub struct Readers {
     idle: Mutex<Vec<Connection>>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
 }
 
 impl Readers {
@@ -28,7 +29,7 @@ impl Readers {
             Ok(connection)
         };
         let idle = (0..count).map(|_| open()).collect::<StoreResult<Vec<_>>>()?;
-        Ok(Self { idle: Mutex::new(idle), permits: Semaphore::new(count) })
+        Ok(Self { idle: Mutex::new(idle), permits: Arc::new(Semaphore::new(count)) })
     }
 
     /// Runs a read on a thread that may block.
@@ -36,15 +37,14 @@ impl Readers {
     /// # Errors
     /// What the read gives, or the pool is closed.
     pub async fn read<T: Send + 'static>(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         read: impl FnOnce(&Connection) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
         let closed = || StoreError::Unavailable("closed".into());
-        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| closed())?;
         let connection = self.idle.lock().pop().ok_or_else(closed)?;
-        let pool = self.clone();
+        let lease = Lease { pool: self.clone(), connection: Some(connection), _permit: permit };
         let read = tokio::task::spawn_blocking(move || {
-            let lease = Lease { pool, connection: Some(connection) };
             lease.connection.as_ref().map_or_else(|| Err(closed()), read)
         });
         read.await.unwrap_or_else(|_| Err(StoreError::Unavailable("a read crashed".into())))
@@ -57,10 +57,12 @@ impl Readers {
     }
 }
 
-/// Gives the connection back however the read ends.
+/// Gives the connection back however the read ends, and then, with the last field, the place: whoever asked may be gone
+/// long before the read is done.
 struct Lease {
-    pool: std::sync::Arc<Readers>,
+    pool: Arc<Readers>,
     connection: Option<Connection>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Lease {

@@ -3,6 +3,7 @@
 //!
 //! Each write has a savepoint of its own, so one that is refused takes nothing with it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
 use muster_actors::store::{StoreError, StoreResult};
@@ -101,9 +102,16 @@ fn transaction(connection: &Connection, batch: Vec<Write>, answers: &mut Vec<Ans
     execute(connection, "BEGIN IMMEDIATE")?;
     for write in batch {
         execute(connection, "SAVEPOINT write")?;
-        let (result, answer) = (write.run)(connection);
-        answers.push(answer);
-        if result.is_err() {
+        // One that panics is undone, and answered by the drop of what would have answered it; the others go on.
+        let ran = catch_unwind(AssertUnwindSafe(|| (write.run)(connection)));
+        let keeps = match ran {
+            Ok((result, answer)) => {
+                answers.push(answer);
+                result.is_ok()
+            }
+            Err(_panicked) => false,
+        };
+        if !keeps {
             execute(connection, "ROLLBACK TO write")?;
         }
         execute(connection, "RELEASE write")?;

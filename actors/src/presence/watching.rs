@@ -1,0 +1,154 @@
+//! Who watches a topic, and what each has been told: a snapshot first, then every diff; one whose connection is full is
+//! left out until it has room, and gets a snapshot again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use muster_protocol::ids::AgentId;
+use muster_protocol::phoenix::event;
+use muster_protocol::presence::{Diff, TopicPresence};
+use muster_protocol::websocket::CloseCode;
+use smol_str::SmolStr;
+
+use super::{Command, Hidden, Presence};
+use crate::egress::fan_out::around_shared_payload;
+use crate::egress::{Burst, Class, Outcome, Outlet};
+
+/// How long a watcher whose connection is full may take nothing before it is closed with 1013, in milliseconds.
+pub(super) const STALL_MS: u64 = 3_000;
+
+/// A topic: who is present, and who watches.
+#[derive(Default)]
+pub(super) struct Topic {
+    pub presence: TopicPresence,
+    pub watchers: Vec<Watcher>,
+    /// To be sent a snapshot with the next flush.
+    pub newcomers: Vec<Watcher>,
+    /// Not told of what happens until their connection has room again: then they are newcomers once more.
+    pub behind: Vec<Behind>,
+}
+
+/// A watcher whose connection is full.
+pub(super) struct Behind {
+    pub watcher: Watcher,
+    /// Since when, monotonic milliseconds, and what the kernel had taken by then.
+    since_ms: u64,
+    taken_bytes: u64,
+}
+
+/// Somebody who watches a topic.
+pub(super) struct Watcher {
+    pub outlet: Arc<Outlet>,
+    pub viewer: Option<AgentId>,
+    pub hidden: Option<Arc<Hidden>>,
+}
+
+impl Watcher {
+    pub fn sees(&self, key: &str) -> bool {
+        !self.hidden.as_ref().is_some_and(|hidden| hidden.contains(key))
+    }
+
+    /// Gets it back into the order of things once its connection has room.
+    pub fn fall_behind(self, topic: &SmolStr, node: &Arc<Presence>) -> Behind {
+        let (presence, topic, outlet) = (node.clone(), topic.clone(), self.outlet.id());
+        let taken_bytes = self.outlet.sink().taken_bytes();
+        self.outlet.sink().when_drained(Box::new(move || {
+            let _closed = presence.inbox.push_always(Command::Drained { topic, outlet });
+        }));
+        Behind { watcher: self, since_ms: node.environment.monotonic_ms(), taken_bytes }
+    }
+}
+
+impl Behind {
+    /// Whether its connection has taken nothing for too long, and is closed now, or was before.
+    pub fn has_stalled(&mut self, now_ms: u64) -> bool {
+        let sink = self.watcher.outlet.sink();
+        let taken_bytes = sink.taken_bytes();
+        if taken_bytes > self.taken_bytes {
+            (self.since_ms, self.taken_bytes) = (now_ms, taken_bytes);
+        } else if now_ms.saturating_sub(self.since_ms) >= STALL_MS {
+            sink.close(CloseCode::Overloaded, "too slow");
+        }
+        sink.is_closed()
+    }
+}
+
+impl Topic {
+    pub fn flush(&mut self, name: &SmolStr, node: &Arc<Presence>) {
+        if let Some(diff) = self.presence.flush() {
+            node.metrics.presence_diffs.inc();
+            self.tell_diff(name, &diff, node);
+        }
+        for watcher in std::mem::take(&mut self.newcomers) {
+            // Its join is about to be answered.
+            if watcher.outlet.is_pending() {
+                self.newcomers.push(watcher);
+                continue;
+            }
+            let snapshot = match &watcher.hidden {
+                None => self.presence.snapshot(),
+                Some(hidden) => self.presence.snapshot_of(|key| !hidden.contains(key)),
+            };
+            let parts = around_shared_payload(&watcher.outlet, event::PRESENCE_STATE, &snapshot);
+            match watcher.outlet.write(Class::Snapshot, &parts) {
+                Outcome::Taken => {
+                    node.metrics.delivered.inc();
+                    self.watchers.push(watcher);
+                }
+                Outcome::Full => self.behind.push(watcher.fall_behind(name, node)),
+                Outcome::Gone => {}
+            }
+        }
+    }
+
+    fn tell_diff(&mut self, name: &SmolStr, diff: &Diff, node: &Arc<Presence>) {
+        let Some(everything) = diff.payload(|_| true) else { return };
+        let mut burst = Burst::new(name, vec![(event::PRESENCE_DIFF, everything)]);
+        self.tell(name, node, |watcher| match &watcher.hidden {
+            None => Some(burst.broadcast(&watcher.outlet)),
+            Some(hidden) => {
+                let payload = diff.payload(|key| !hidden.contains(key))?;
+                Some(Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet))
+            }
+        });
+    }
+
+    /// Writes to each watcher what is for it, and puts those aside whose connection is full.
+    pub fn tell(
+        &mut self,
+        name: &SmolStr,
+        node: &Arc<Presence>,
+        mut frame: impl FnMut(&Watcher) -> Option<Bytes>,
+    ) {
+        let mut full = Vec::new();
+        self.watchers.retain(|watcher| {
+            let outcome = match frame(watcher) {
+                Some(bytes) => watcher.outlet.write(Class::Broadcast, &[bytes]),
+                None if watcher.outlet.is_closed() => Outcome::Gone,
+                None => return true,
+            };
+            match outcome {
+                Outcome::Taken => node.metrics.delivered.inc(),
+                Outcome::Full => {
+                    full.push(watcher.outlet.id());
+                    return true;
+                }
+                Outcome::Gone => return false,
+            };
+            true
+        });
+        for outlet in full {
+            if let Some(at) = self.watchers.iter().position(|watcher| watcher.outlet.id() == outlet) {
+                let behind = self.watchers.swap_remove(at).fall_behind(name, node);
+                self.behind.push(behind);
+            }
+        }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.presence.is_empty()
+            && self.watchers.is_empty()
+            && self.newcomers.is_empty()
+            && self.behind.is_empty()
+    }
+}
