@@ -1,0 +1,155 @@
+//! The processes under test: a node with what a scenario needs, or the floor.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use http::Method;
+use muster_node::http::client::Client;
+use rustls::RootCertStore;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// The operator's token of every node.
+const OPERATOR: &str = "op_benchmark_operator";
+/// No rate stands in the way of a measurement.
+const UNBOUNDED: &str = "{tokens=100000000,period_ms=1000,burst=100000000}";
+
+/// A process, killed when this is dropped.
+pub struct Process {
+    child: Child,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Seconds of CPU so far.
+    pub fn cpu(&self) -> f64 {
+        cpu_of(&self.child.id().to_string())
+    }
+
+    /// Resident bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+    }
+}
+
+/// Seconds of CPU of a process, `self` for this one.
+pub fn cpu_of(process: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<f64>().unwrap();
+    // User and system time, in hundredths of a second.
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Starts the floor.
+pub fn floor() -> Process {
+    let address = free_address();
+    let child =
+        Command::new(std::env::current_exe().unwrap()).args(["floor", &address.to_string()]).spawn().unwrap();
+    let process = Process { child, address };
+    while std::net::TcpStream::connect(address).is_err() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    process
+}
+
+/// A node, and who works with it.
+pub struct Node {
+    /// The process.
+    pub process: Process,
+    runtime: Runtime,
+    operator: Client,
+    made: usize,
+    _folder: TempDir,
+}
+
+/// An agent.
+pub struct Agent {
+    /// Id.
+    pub id: String,
+    /// Key.
+    pub key: String,
+}
+
+impl Node {
+    /// Starts one with settings.
+    pub fn start(settings: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = free_address();
+        let binary = std::env::current_exe().unwrap().with_file_name("muster");
+        let mut command = Command::new(&binary);
+        command.args(["serve", "--listen", &address.to_string(), "--data-dir"]).arg(folder.path());
+        for rate in [
+            "chunks_per_stream",
+            "chunks_per_agent",
+            "messages_per_socket",
+            "joins_per_agent",
+            "requests_per_credential",
+        ] {
+            command.args(["--set", &format!("limits.{rate}={UNBOUNDED}")]);
+        }
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        command.args(["--set", "log.level=\"warn\""]);
+        command.env("MUSTER_ADMIN_TOKEN", OPERATOR).stdout(Stdio::null());
+        let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let operator =
+            Client::new(&format!("http://{address}"), Some(OPERATOR.into()), RootCertStore::empty());
+        let node = Self { process: Process { child, address }, runtime, operator, made: 0, _folder: folder };
+        let end = Instant::now() + Duration::from_secs(20);
+        while node.runtime.block_on(node.operator.send(Method::GET, "/ready", None)).is_err() {
+            assert!(Instant::now() < end, "the node did not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        node
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.process.address
+    }
+
+    fn send(&self, client: &Client, method: Method, path: &str, body: &Value) -> Value {
+        self.runtime.block_on(client.send(method, path, Some(body))).unwrap()
+    }
+
+    /// Registers an agent.
+    pub fn agent(&mut self) -> Agent {
+        self.made += 1;
+        let agent = json!({
+            "name": format!("Agent {}", self.made),
+            "did": format!("did:bench:{}", self.made),
+            "capabilities": ["code"],
+            "pricing_model": "fixed",
+        });
+        let registered =
+            self.send(&self.operator, Method::POST, "/api/v1/agents/register", &json!({ "agent": agent }));
+        let text = |path: &str| registered.pointer(path).unwrap().as_str().unwrap().to_owned();
+        Agent { id: text("/agent/id"), key: text("/api_key") }
+    }
+
+    /// A task of one agent for another.
+    pub fn task(&self, client: &Agent, provider: &Agent) -> String {
+        let body = json!({ "provider_agent_id": provider.id, "capability": "code", "input": null });
+        let task = self.send(&self.operator.with_token(&client.key), Method::POST, "/api/v1/tasks", &body);
+        task["id"].as_str().unwrap().to_owned()
+    }
+}
