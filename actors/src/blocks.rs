@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use muster_protocol::discovery::View;
 use muster_protocol::error_code::Refusal;
 use muster_protocol::ids::AgentId;
 use muster_protocol::time::Timestamp;
@@ -54,11 +55,14 @@ impl Blocks {
         topic: &str,
         outlet: &Arc<Outlet>,
         viewer: Option<AgentId>,
+        view: View,
     ) -> Result<Watching, Refusal> {
-        let Some(viewer) = viewer else { return Ok(self.presence.watch(topic, outlet, None, None)) };
+        let Some(viewer) = viewer else {
+            return Ok(self.presence.watch(topic, outlet, None, (view, None)));
+        };
         let changes = self.changes.load(Ordering::Acquire);
         let hidden = self.hidden_keys(viewer).await?;
-        let watching = self.presence.watch(topic, outlet, Some(viewer), hidden);
+        let watching = self.presence.watch(topic, outlet, Some(viewer), (view, hidden));
         // A block that came between the reading and the watching was told to nobody.
         if self.changes.load(Ordering::Acquire) != changes {
             self.tell(viewer).await?;

@@ -10,13 +10,14 @@ use muster_protocol::agent::Agent;
 use muster_protocol::discovery::{Availability, Found, PresenceFields, Query};
 use muster_protocol::ids::AgentId;
 use muster_protocol::json::Json;
+use muster_protocol::presence::Facts;
 use muster_protocol::time::Timestamp;
 use muster_protocol::topic::{DISCOVERY, agent_topic};
 use parking_lot::RwLock;
 
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
-use crate::presence::{Presence, Tracked};
+use crate::presence::{Presence, Shown, Tracked};
 
 /// The agents online on this node.
 pub struct Online {
@@ -51,15 +52,15 @@ impl Entry {
                 connection.tracked.clear();
                 continue;
             }
-            let fields = fields(&self.agent, connection.online_at);
+            let shown = shown(&self.agent, connection.online_at);
             if connection.tracked.is_empty() {
                 let key = self.agent.id.to_string();
-                connection.tracked.push(presence.track(DISCOVERY, &key, fields.clone()));
+                connection.tracked.push(presence.track(DISCOVERY, &key, shown.clone()));
                 if connection.own_topic {
-                    connection.tracked.push(presence.track(&agent_topic(self.agent.id), &key, fields));
+                    connection.tracked.push(presence.track(&agent_topic(self.agent.id), &key, shown));
                 }
             } else {
-                connection.tracked.iter_mut().for_each(|tracked| tracked.update(&fields));
+                connection.tracked.iter_mut().for_each(|tracked| tracked.update(&shown));
             }
         }
     }
@@ -189,8 +190,8 @@ impl Online {
     }
 }
 
-fn fields(agent: &Agent, online_at: Timestamp) -> Json {
-    Json::of(&PresenceFields {
+fn shown(agent: &Agent, online_at: Timestamp) -> Shown {
+    let fields = Json::of(&PresenceFields {
         capabilities: &agent.capabilities,
         reputation: agent.reputation(),
         base_price: agent.base_price,
@@ -199,5 +200,11 @@ fn fields(agent: &Agent, online_at: Timestamp) -> Json {
         name: &agent.name,
         did: &agent.did,
         metadata: &agent.metadata,
-    })
+    });
+    let facts = Facts {
+        capabilities: agent.capabilities.clone(),
+        reputation: agent.reputation(),
+        base_price: agent.base_price,
+    };
+    Shown { fields, facts: Arc::new(facts) }
 }

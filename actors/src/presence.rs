@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use muster_protocol::discovery::View;
 use muster_protocol::ids::AgentId;
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::event;
-use muster_protocol::presence::{Diff, Meta, TrackId, phx_ref};
+use muster_protocol::presence::{Diff, Facts, Meta, TrackId, phx_ref};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
@@ -59,13 +60,13 @@ enum Command {
         topic: SmolStr,
         key: SmolStr,
         id: TrackId,
-        fields: Json,
+        shown: Shown,
     },
     Update {
         topic: SmolStr,
         key: SmolStr,
         id: TrackId,
-        fields: Json,
+        shown: Shown,
     },
     Untrack {
         topic: SmolStr,
@@ -99,24 +100,39 @@ enum Command {
     EndStalled,
 }
 
+/// What is shown of a meta.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// Its fields, an object.
+    pub fields: Json,
+    /// What views go by.
+    pub facts: Arc<Facts>,
+}
+
+impl Shown {
+    fn meta(self, id: TrackId, phx_ref: SmolStr) -> Meta {
+        Meta { id, phx_ref, phx_ref_prev: None, fields: self.fields, facts: self.facts }
+    }
+}
+
 /// A tracked meta; it goes when this is dropped.
 pub struct Tracked {
     presence: Arc<Presence>,
     topic: SmolStr,
     key: SmolStr,
     id: TrackId,
-    fields: Json,
+    shown: Shown,
 }
 
 impl Tracked {
     /// Gives it new fields; the same again are no news.
-    pub fn update(&mut self, fields: &Json) {
-        if self.fields == *fields {
+    pub fn update(&mut self, shown: &Shown) {
+        if self.shown == *shown {
             return;
         }
-        self.fields = fields.clone();
+        self.shown = shown.clone();
         let (topic, key) = (self.topic.clone(), self.key.clone());
-        let command = Command::Update { topic, key, id: self.id, fields: fields.clone() };
+        let command = Command::Update { topic, key, id: self.id, shown: shown.clone() };
         let _closed = self.presence.inbox.push_always(command);
     }
 }
@@ -174,26 +190,26 @@ impl Presence {
 
     /// Tracks a meta under a key.
     #[must_use]
-    pub fn track(self: &Arc<Self>, topic: &str, key: &str, fields: Json) -> Tracked {
+    pub fn track(self: &Arc<Self>, topic: &str, key: &str, shown: Shown) -> Tracked {
         let id = self.next_track.fetch_add(1, Ordering::Relaxed);
         let (topic, key) = (SmolStr::from(topic), SmolStr::from(key));
-        let command = Command::Track { topic: topic.clone(), key: key.clone(), id, fields: fields.clone() };
+        let command = Command::Track { topic: topic.clone(), key: key.clone(), id, shown: shown.clone() };
         let _closed = self.inbox.push_always(command);
-        Tracked { presence: self.clone(), topic, key, id, fields }
+        Tracked { presence: self.clone(), topic, key, id, shown }
     }
 
     /// Sends `presence_state` to an outlet, and then every diff. `viewer` is the agent that watches, if one does, and
-    /// `hidden` whom it does not see.
+    /// `hidden` whom it does not see; `view` says how much it wants to.
     #[must_use]
     pub fn watch(
         self: &Arc<Self>,
         topic: &str,
         outlet: &Arc<Outlet>,
         viewer: Option<AgentId>,
-        hidden: Option<Arc<Hidden>>,
+        (view, hidden): (View, Option<Arc<Hidden>>),
     ) -> Watching {
         let topic = SmolStr::from(topic);
-        let watcher = Watcher { outlet: outlet.clone(), viewer, hidden };
+        let watcher = Watcher { outlet: outlet.clone(), viewer, view: Arc::new(view), hidden };
         let _closed = self.inbox.push_always(Command::Watch { topic: topic.clone(), watcher });
         Watching { presence: self.clone(), topic, outlet: outlet.id() }
     }
@@ -245,16 +261,16 @@ impl Presence {
 impl State {
     fn apply(&mut self, command: Command, node: &Arc<Presence>) {
         match command {
-            Command::Track { topic, key, id, fields } => {
+            Command::Track { topic, key, id, shown } => {
                 let phx_ref = self.next_ref();
-                let meta = Meta { id, phx_ref, phx_ref_prev: None, fields };
+                let meta = shown.meta(id, phx_ref);
                 self.topics.entry(topic.clone()).or_default().presence.track(&key, meta);
                 self.dirty.insert(topic);
             }
-            Command::Update { topic, key, id, fields } => {
+            Command::Update { topic, key, id, shown } => {
                 let phx_ref = self.next_ref();
                 if let Some(entry) = self.topics.get_mut(&topic) {
-                    entry.presence.update(&key, id, phx_ref, fields);
+                    entry.presence.update(&key, shown.meta(id, phx_ref));
                     self.dirty.insert(topic);
                 }
             }
@@ -281,12 +297,12 @@ impl State {
             Command::Tell { topic, key, event, payload } => {
                 if let Some(entry) = self.topics.get_mut(&topic) {
                     let mut burst = Burst::new(&topic, vec![(event, payload)]);
-                    for watcher in entry.newcomers.iter().filter(|watcher| watcher.sees(&key)) {
+                    for watcher in entry.newcomers.iter().filter(|watcher| watcher.knows(&key)) {
                         // One whose connection is full learns it from its state.
                         watcher.outlet.write(Class::Broadcast, &[burst.broadcast(&watcher.outlet)]);
                     }
                     entry.tell(&topic, node, |watcher| {
-                        if watcher.sees(&key) { Some(burst.broadcast(&watcher.outlet)) } else { None }
+                        if watcher.knows(&key) { Some(burst.broadcast(&watcher.outlet)) } else { None }
                     });
                 }
             }
@@ -337,12 +353,12 @@ impl State {
             for watcher in topic.watchers.iter_mut().filter(|watcher| watcher.viewer == Some(viewer)) {
                 let before = std::mem::replace(&mut watcher.hidden, hidden.cloned());
                 let was_hidden = |key: &str| before.as_ref().is_some_and(|set| set.contains(key));
-                let appears = |key: &str| was_hidden(key) && watcher.sees(key);
-                let vanishes = |key: &str| !was_hidden(key) && !watcher.sees(key);
+                let appears = |key: &str| was_hidden(key) && watcher.knows(key);
+                let vanishes = |key: &str| !was_hidden(key) && !watcher.knows(key);
                 let presence = &topic.presence;
                 let diff =
                     Diff { joins: presence.told_metas(appears), leaves: presence.told_metas(vanishes) };
-                if let Some(payload) = diff.payload(|_| true) {
+                if let Some(payload) = diff.payload(|_, meta| watcher.view.shows(&meta.facts)) {
                     let bytes =
                         Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet);
                     diffs.insert(watcher.outlet.id(), bytes);

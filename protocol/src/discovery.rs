@@ -9,6 +9,7 @@ use crate::agent::{Agent, AgentStatus};
 use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::AgentId;
 use crate::money::Amount;
+use crate::presence::Facts;
 
 /// Whether an agent can be reached, as it says of itself while it is online (R63).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -214,6 +215,75 @@ pub struct PresenceFields<'a> {
     pub metadata: &'a crate::json::Json,
 }
 
+/// How much of presence a join of `agents:discovery` asks for: telling everybody about everybody costs the square of the
+/// fleet, and most want to know of few.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum View {
+    /// Everybody, as Phoenix clients expect.
+    #[default]
+    Full,
+    /// Nobody.
+    Nobody,
+    /// Those who fit.
+    Some(ViewFilter),
+}
+
+/// Whom a view shows.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViewFilter {
+    /// What they must be able to do.
+    #[serde(default)]
+    pub capability: Option<String>,
+    /// Reputation from which.
+    #[serde(default)]
+    pub min_reputation: Option<f64>,
+    /// Base price up to which.
+    #[serde(default)]
+    pub max_price: Option<Amount>,
+}
+
+impl View {
+    /// Reads `presence` of a join's payload: absent, `null` or `"full"`, `"none"`, or an object of conditions.
+    ///
+    /// # Errors
+    /// It is something else, or has a condition that is not known.
+    pub fn parse(payload: &str) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        struct Payload<'a> {
+            #[serde(borrow, default)]
+            presence: Option<&'a RawValue>,
+        }
+        // Whatever is no object asks for nothing: Phoenix takes any payload at a join.
+        let Ok(Payload { presence: Some(presence) }) = serde_json::from_str(payload) else {
+            return Ok(Self::Full);
+        };
+        match presence.get() {
+            "null" | "\"full\"" => Ok(Self::Full),
+            "\"none\"" => Ok(Self::Nobody),
+            object if object.starts_with('{') => crate::json::read_object(object).map(Self::Some),
+            _ => {
+                let message = "\"full\", \"none\", or an object of conditions";
+                Err(Refusal::field(ErrorCode::InvalidPayload, "presence", message))
+            }
+        }
+    }
+
+    /// Whether it shows an agent.
+    #[must_use]
+    pub fn shows(&self, facts: &Facts) -> bool {
+        match self {
+            Self::Full => true,
+            Self::Nobody => false,
+            Self::Some(filter) => {
+                filter.capability.as_ref().is_none_or(|wanted| facts.capabilities.contains(wanted))
+                    && filter.min_reputation.is_none_or(|min| facts.reputation >= min)
+                    && filter.max_price.is_none_or(|max| facts.base_price <= max)
+            }
+        }
+    }
+}
+
 /// Whether others see an agent of that status in presence.
 #[must_use]
 pub fn is_shown(status: AgentStatus) -> bool {
@@ -272,6 +342,39 @@ mod tests {
             "7",
         ] {
             assert!(Query::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn views_are_read_and_show_whom_they_name() {
+        let facts = |can: &str, reputation, price| Facts {
+            capabilities: vec![can.to_owned()],
+            reputation,
+            base_price: Amount::parse(price).unwrap(),
+        };
+        let (coder, dear, poet) =
+            (facts("code", 4.0, "1"), facts("code", 4.5, "9"), facts("rhyme", 2.5, "0"));
+        for (payload, shown) in [
+            ("{}", [true, true, true]),
+            ("[]", [true, true, true]),
+            (r#"{"presence":null}"#, [true, true, true]),
+            (r#"{"presence":"full"}"#, [true, true, true]),
+            (r#"{"presence":"none"}"#, [false, false, false]),
+            (r#"{"presence":{}}"#, [true, true, true]),
+            (r#"{"presence":{"capability":"code"}}"#, [true, true, false]),
+            (r#"{"presence":{"capability":"code","max_price":"5"}}"#, [true, false, false]),
+            (r#"{"presence":{"min_reputation":4.2}}"#, [false, true, false]),
+        ] {
+            let view = View::parse(payload).unwrap();
+            assert_eq!([&coder, &dear, &poet].map(|facts| view.shows(facts)), shown, "{payload}");
+        }
+        for payload in [
+            r#"{"presence":"some"}"#,
+            r#"{"presence":7}"#,
+            r#"{"presence":{"status":"online"}}"#,
+            r#"{"presence":["code"]}"#,
+        ] {
+            assert_eq!(View::parse(payload).unwrap_err().code, ErrorCode::InvalidPayload, "{payload}");
         }
     }
 }

@@ -5,16 +5,29 @@
 //! newcomer that gets a snapshot and then every later diff is told of each entry exactly once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use smol_str::SmolStr;
 
 use crate::json::{self, Json};
+use crate::money::Amount;
 
 /// Names one tracked meta: unique per process that tracks.
 pub type TrackId = u64;
 
+/// What a view of part of a topic goes by, beside the key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// What it can do.
+    pub capabilities: Vec<String>,
+    /// 0 to 5.
+    pub reputation: f64,
+    /// What it asks.
+    pub base_price: Amount,
+}
+
 /// One tracked meta of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Meta {
     /// Who tracks it.
     pub id: TrackId,
@@ -24,6 +37,8 @@ pub struct Meta {
     pub phx_ref_prev: Option<SmolStr>,
     /// The fields, as a JSON object without the two references.
     pub fields: Json,
+    /// The same, for views.
+    pub facts: Arc<Facts>,
 }
 
 impl Meta {
@@ -45,7 +60,7 @@ impl Meta {
 }
 
 /// What changed on a topic between two flushes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Diff {
     /// Metas that are new, by key.
     pub joins: Vec<(SmolStr, Vec<Meta>)>,
@@ -54,10 +69,13 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// The payload of `presence_diff`, for keys that `sees` lets through; `None` when nothing is left of it.
+    /// The payload of `presence_diff`, for metas that `sees` lets through; `None` when nothing is left of it. A meta that
+    /// comes into a view by a change is a join there, one that falls out of it a leave.
     #[must_use]
-    pub fn payload(&self, sees: impl Fn(&str) -> bool) -> Option<Json> {
-        let visible = |side: &[(SmolStr, Vec<Meta>)]| side.iter().any(|(key, _)| sees(key));
+    pub fn payload(&self, sees: impl Fn(&str, &Meta) -> bool) -> Option<Json> {
+        let visible = |side: &[(SmolStr, Vec<Meta>)]| {
+            side.iter().any(|(key, metas)| metas.iter().any(|meta| sees(key, meta)))
+        };
         if !visible(&self.joins) && !visible(&self.leaves) {
             return None;
         }
@@ -74,23 +92,27 @@ impl Diff {
 fn write_entries<'a>(
     out: &mut Vec<u8>,
     entries: impl Iterator<Item = (&'a SmolStr, &'a [Meta])>,
-    sees: &impl Fn(&str) -> bool,
+    sees: &impl Fn(&str, &Meta) -> bool,
 ) {
     out.push(b'{');
-    let mut first = true;
-    for (key, metas) in entries.filter(|(key, _)| sees(key)) {
-        if !std::mem::take(&mut first) {
-            out.push(b',');
-        }
-        json::write_string(out, key);
-        out.extend_from_slice(b":{\"metas\":[");
-        for (index, meta) in metas.iter().enumerate() {
-            if index > 0 {
+    let mut first_key = true;
+    for (key, metas) in entries {
+        let mut first_meta = true;
+        for meta in metas.iter().filter(|meta| sees(key, meta)) {
+            if std::mem::take(&mut first_meta) {
+                if !std::mem::take(&mut first_key) {
+                    out.push(b',');
+                }
+                json::write_string(out, key);
+                out.extend_from_slice(b":{\"metas\":[");
+            } else {
                 out.push(b',');
             }
             meta.write(out);
         }
-        out.extend_from_slice(b"]}");
+        if !first_meta {
+            out.extend_from_slice(b"]}");
+        }
     }
     out.push(b'}');
 }
@@ -115,12 +137,12 @@ impl TopicPresence {
         }
     }
 
-    /// Gives every meta of a key that `id` tracks new fields; `false` if it tracks none.
-    pub fn update(&mut self, key: &SmolStr, id: TrackId, phx_ref: SmolStr, fields: Json) -> bool {
-        if !self.entries.get(key).is_some_and(|metas| metas.iter().any(|meta| meta.id == id)) {
+    /// Replaces a meta of a key by one of the same id; `false` if there is none.
+    pub fn update(&mut self, key: &SmolStr, meta: Meta) -> bool {
+        if !self.entries.get(key).is_some_and(|metas| metas.iter().any(|present| present.id == meta.id)) {
             return false;
         }
-        self.track(key, Meta { id, phx_ref, phx_ref_prev: None, fields });
+        self.track(key, meta);
         true
     }
 
@@ -178,15 +200,15 @@ impl TopicPresence {
         if let Some(snapshot) = &self.snapshot {
             return snapshot.clone();
         }
-        let snapshot = self.snapshot_of(|_| true);
+        let snapshot = self.snapshot_of(|_, _| true);
         self.snapshot = Some(snapshot.clone());
         snapshot
     }
 
-    /// The same for a reader that sees only some keys; not cached.
+    /// The same for a reader that sees only some metas; not cached.
     #[must_use]
-    pub fn snapshot_of(&self, sees: impl Fn(&str) -> bool) -> Json {
-        let mut out = Vec::with_capacity(64 + self.entries.len() * 256);
+    pub fn snapshot_of(&self, sees: impl Fn(&str, &Meta) -> bool) -> Json {
+        let mut out = Vec::with_capacity(64);
         write_entries(&mut out, self.entries.iter().map(|(key, metas)| (key, metas.as_slice())), &sees);
         Json::from_trusted_bytes(out.into())
     }

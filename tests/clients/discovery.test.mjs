@@ -308,6 +308,42 @@ describe("presence", () => {
     other.close();
   });
 
+  test("R54: a join may ask for a part of presence, or for none, and is told of who comes into it and falls out of it", async () => {
+    const watchAs = async (presence) => {
+      const wire = afterwards(await Wire.open(urlOf(server, "/socket", user)));
+      wire.send(["1", "1", DISCOVERY, "phx_join", { presence }]);
+      const [, , , , reply] = await wire.next();
+      if (reply.status !== "ok") return reply;
+      wire.roster = new Roster();
+      wire.roster.apply(await wire.nextPresence());
+      return wire;
+    };
+    const view = { capability: "viewed", max_price: "5" };
+    const [agent, dear, other] = [
+      await server.agent({ name: "Fits", capabilities: ["viewed"], price: "5" }),
+      await server.agent({ name: "Dear", capabilities: ["viewed"], price: "6" }),
+      await server.agent({ name: "Other", capabilities: ["else"], price: "1" }),
+    ];
+    await appear(server, dear);
+    const [some, none, everybody] = [await watchAs(view), await watchAs("none"), await watchAs("full")];
+    const speakers = [await watch(server, agent), await watch(server, other)];
+    await seen(some, agent);
+    for (const one of [agent, dear, other]) await seen(everybody, one);
+    assert.deepEqual(Object.keys(some.roster.counts()), [agent.id]);
+    await say(speakers[1], "announce", { capabilities: ["viewed", "else"] });
+    await seen(some, other);
+    await say(speakers[0], "announce", { capabilities: ["else"] });
+    await unseen(some, agent);
+    await seen(everybody, agent);
+    const late = await watchAs(view);
+    assert.deepEqual(Object.keys(late.roster.counts()), [other.id]);
+    assert.deepEqual(none.roster.frames.map(({ payload }) => payload), [{}], "an empty state, and nothing more");
+    for (const presence of ["some", 7, { status: "online" }, ["viewed"]]) {
+      const { status, response } = await watchAs(presence);
+      assert.deepEqual([status, response.reason], ["error", "invalid_payload"], JSON.stringify(presence));
+    }
+  });
+
   test("R54: under churn every watcher comes to the truth, and is told of each meta once", { timeout: 50_000 }, async () => {
     const agents = [];
     for (let n = 0; n < 60; n++) agents.push(await server.agent({ name: `Churn ${n}` }));

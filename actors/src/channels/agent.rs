@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use muster_protocol::discovery::View;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::json::{Json, read_object};
 use muster_protocol::phoenix::Ref;
@@ -33,7 +34,7 @@ impl AgentChannel {
         let changes = core.online.changes();
         let agent = current_agent(socket).await?;
         let subscription = core.pubsub.subscribe(outlet.topic(), outlet);
-        let watching = core.presence.watch(outlet.topic(), outlet, Some(agent.id), None);
+        let watching = core.presence.watch(outlet.topic(), outlet, Some(agent.id), (View::Full, None));
         let appearance = super::appear(core, agent, changes, true).await?;
         outlet.open(reference, &Json::empty_object());
         Ok(Self { _subscription: subscription, _watching: watching, _appearance: appearance })

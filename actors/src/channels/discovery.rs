@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use muster_protocol::agent::{Agent, check_capabilities, merge_metadata};
-use muster_protocol::discovery::{Availability, AvailabilityFilter, Found, Query};
+use muster_protocol::discovery::{Availability, AvailabilityFilter, Found, Query, View};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::AgentId;
 use muster_protocol::json::{Json, read_object};
@@ -32,9 +32,11 @@ impl DiscoveryChannel {
     pub(super) async fn join(
         socket: &Arc<Socket>,
         outlet: &Arc<Outlet>,
+        payload: &OwnedPayload,
         reference: &Ref,
     ) -> Result<Self, Refusal> {
         let core = &socket.core;
+        let view = payload.json().map_or(Ok(View::Full), |payload| View::parse(payload.as_str()))?;
         // A user without an agent watches, and is not seen.
         let agent = match socket.principal.agent {
             Some(_) => {
@@ -43,7 +45,7 @@ impl DiscoveryChannel {
             }
             None => None,
         };
-        let watching = core.blocks.watch(DISCOVERY, outlet, socket.principal.agent).await?;
+        let watching = core.blocks.watch(DISCOVERY, outlet, socket.principal.agent, view).await?;
         let appearance = match agent {
             Some((agent, changes)) => Some(super::appear(core, agent, changes, false).await?),
             None => None,

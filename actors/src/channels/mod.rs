@@ -73,9 +73,9 @@ impl Channel {
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
             }
-            Topic::Discovery => {
-                discovery::DiscoveryChannel::join(socket, outlet, reference).await.map(Self::Discovery)
-            }
+            Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
+                .await
+                .map(Self::Discovery),
         }
     }
 

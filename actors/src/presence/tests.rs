@@ -59,7 +59,10 @@ impl World {
         self.tracked += 1;
         let fields = Json::of(&serde_json::json!({ "x": "y".repeat(bytes) }));
         let (topic, key) = ("t".into(), SmolStr::from(format!("key {}", self.tracked)));
-        self.state.apply(Command::Track { topic, key, id: self.tracked, fields }, &self.presence);
+        self.state.apply(
+            Command::Track { topic, key, id: self.tracked, shown: Shown { fields, facts: Arc::default() } },
+            &self.presence,
+        );
     }
 }
 
@@ -82,7 +85,7 @@ fn a_slow_watcher_gets_the_state_whole_and_again_when_it_has_room() {
     for _ in 0..20 {
         world.come(200);
     }
-    let _watching = world.presence.watch("t", &outlet, None, None);
+    let _watching = world.presence.watch("t", &outlet, None, (View::Full, None));
     world.flush();
     assert_eq!(sink.queued_bytes(), 0, "a join that is not answered yet waits for its state");
     outlet.open(&muster_protocol::phoenix::Ref::from_text("1"), &Json::empty_object());
@@ -122,7 +125,7 @@ fn a_watcher_that_takes_nothing_is_closed() {
     let sink = Arc::new(sink(&pipe, 1_000));
     let outlet = outlet(&sink, 1, "1", None);
     outlet.open(&muster_protocol::phoenix::Ref::from_text("1"), &Json::empty_object());
-    let _watching = world.presence.watch("t", &outlet, None, None);
+    let _watching = world.presence.watch("t", &outlet, None, (View::Full, None));
     for _ in 0..10 {
         world.come(300);
         world.flush();

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use muster_protocol::discovery::View;
 use muster_protocol::ids::AgentId;
+use muster_protocol::json::Json;
 use muster_protocol::phoenix::event;
-use muster_protocol::presence::{Diff, TopicPresence};
+use muster_protocol::presence::{Diff, Meta, TopicPresence};
 use muster_protocol::websocket::CloseCode;
 use smol_str::SmolStr;
 
@@ -40,12 +42,22 @@ pub(super) struct Behind {
 pub(super) struct Watcher {
     pub outlet: Arc<Outlet>,
     pub viewer: Option<AgentId>,
+    pub view: Arc<View>,
     pub hidden: Option<Arc<Hidden>>,
 }
 
 impl Watcher {
-    pub fn sees(&self, key: &str) -> bool {
+    /// Whether it may know of a key at all.
+    pub fn knows(&self, key: &str) -> bool {
         !self.hidden.as_ref().is_some_and(|hidden| hidden.contains(key))
+    }
+
+    fn sees(&self, key: &str, meta: &Meta) -> bool {
+        self.view.shows(&meta.facts) && self.knows(key)
+    }
+
+    fn sees_all(&self) -> bool {
+        *self.view == View::Full && self.hidden.is_none()
     }
 
     /// Gets it back into the order of things once its connection has room.
@@ -85,9 +97,10 @@ impl Topic {
                 self.newcomers.push(watcher);
                 continue;
             }
-            let snapshot = match &watcher.hidden {
-                None => self.presence.snapshot(),
-                Some(hidden) => self.presence.snapshot_of(|key| !hidden.contains(key)),
+            let snapshot = match *watcher.view {
+                View::Nobody => Json::empty_object(),
+                _ if watcher.sees_all() => self.presence.snapshot(),
+                _ => self.presence.snapshot_of(|key, meta| watcher.sees(key, meta)),
             };
             let parts = around_shared_payload(&watcher.outlet, event::PRESENCE_STATE, &snapshot);
             match watcher.outlet.write(Class::Snapshot, &parts) {
@@ -102,12 +115,13 @@ impl Topic {
     }
 
     fn tell_diff(&mut self, name: &SmolStr, diff: &Diff, node: &Arc<Presence>) {
-        let Some(everything) = diff.payload(|_| true) else { return };
+        let Some(everything) = diff.payload(|_, _| true) else { return };
         let mut burst = Burst::new(name, vec![(event::PRESENCE_DIFF, everything)]);
-        self.tell(name, node, |watcher| match &watcher.hidden {
-            None => Some(burst.broadcast(&watcher.outlet)),
-            Some(hidden) => {
-                let payload = diff.payload(|key| !hidden.contains(key))?;
+        self.tell(name, node, |watcher| match *watcher.view {
+            View::Nobody => None,
+            _ if watcher.sees_all() => Some(burst.broadcast(&watcher.outlet)),
+            _ => {
+                let payload = diff.payload(|key, meta| watcher.sees(key, meta))?;
                 Some(Burst::new(name, vec![(event::PRESENCE_DIFF, payload)]).broadcast(&watcher.outlet))
             }
         });

@@ -12,11 +12,12 @@ fn meta(id: TrackId, phx_ref: &str) -> Meta {
         phx_ref: phx_ref.into(),
         phx_ref_prev: None,
         fields: Json::from_trusted_bytes("{\"n\":1}".into()),
+        facts: Arc::default(),
     }
 }
 
 fn everyone(diff: Option<Diff>) -> Option<String> {
-    diff.and_then(|diff| diff.payload(|_| true)).map(|json| json.as_str().to_owned())
+    diff.and_then(|diff| diff.payload(|_, _| true)).map(|json| json.as_str().to_owned())
 }
 
 #[test]
@@ -36,7 +37,8 @@ fn the_wire_shapes_are_as_recorded() {
         topic.snapshot().as_str(),
         r#"{"alice":{"metas":[{"n":1,"phx_ref":"A"},{"n":1,"phx_ref":"B"}]},"bob":{"metas":[{"phx_ref":"C"}]}}"#
     );
-    assert!(topic.update(&"alice".into(), 1, "D".into(), Json::from_trusted_bytes("{\"n\":2}".into())));
+    let changed = Meta { fields: Json::from_trusted_bytes("{\"n\":2}".into()), ..meta(1, "D") };
+    assert!(topic.update(&"alice".into(), changed));
     assert!(topic.untrack(&"bob".into(), 3));
     assert_eq!(
         everyone(topic.flush()).as_deref(),
@@ -55,7 +57,7 @@ fn what_comes_and_goes_between_flushes_is_not_told() {
     assert_eq!(topic.flush(), None);
     assert!(topic.is_empty());
     assert!(!topic.untrack(&"a".into(), 1));
-    assert!(!topic.update(&"a".into(), 1, "B".into(), Json::empty_object()));
+    assert!(!topic.update(&"a".into(), meta(1, "B")));
 }
 
 #[test]
@@ -64,10 +66,10 @@ fn a_filtered_view_hides_keys_in_snapshot_and_diff() {
     topic.track(&"a".into(), meta(1, "A"));
     topic.track(&"b".into(), meta(2, "B"));
     let diff = topic.flush().unwrap();
-    let only_a = diff.payload(|key| key == "a").unwrap();
+    let only_a = diff.payload(|key, _| key == "a").unwrap();
     assert_eq!(only_a.as_str(), r#"{"joins":{"a":{"metas":[{"n":1,"phx_ref":"A"}]}},"leaves":{}}"#);
-    assert_eq!(diff.payload(|_| false), None);
-    assert_eq!(topic.snapshot_of(|key| key == "b").as_str(), r#"{"b":{"metas":[{"n":1,"phx_ref":"B"}]}}"#);
+    assert_eq!(diff.payload(|_, _| false), None);
+    assert_eq!(topic.snapshot_of(|key, _| key == "b").as_str(), r#"{"b":{"metas":[{"n":1,"phx_ref":"B"}]}}"#);
 }
 
 #[test]
@@ -149,7 +151,7 @@ proptest! {
         let mut clients: Vec<Client> = Vec::new();
         let mut counter = 0;
         let flush = |topic: &mut TopicPresence, clients: &mut Vec<Client>| {
-            if let Some(payload) = topic.flush().and_then(|diff| diff.payload(|_| true)) {
+            if let Some(payload) = topic.flush().and_then(|diff| diff.payload(|_, _| true)) {
                 clients.iter_mut().for_each(|client| client.apply(&payload));
             }
         };
@@ -159,7 +161,7 @@ proptest! {
             match step {
                 Step::Track(k, id) => topic.track(&key(k), meta(id, &format!("r{counter}"))),
                 Step::Update(k, id) => {
-                    topic.update(&key(k), id, format!("r{counter}").into(), Json::empty_object());
+                    topic.update(&key(k), Meta { fields: Json::empty_object(), ..meta(id, &format!("r{counter}")) });
                 }
                 Step::Untrack(k, id) => {
                     topic.untrack(&key(k), id);
