@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use http::Method;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -265,6 +266,7 @@ fn print(text: &str) {
 
 async fn serve(config: Config) -> Result<(), RunError> {
     logging::start(&config.log)?;
+    raise_descriptors(config.limits.connections_max);
     let node = run::start(config, config::operator_token()).await?;
     if let Some(token) = &node.new_operator_token {
         print(&format!("operator token, shown this once: {}", token.reveal()));
@@ -277,6 +279,19 @@ async fn serve(config: Config) -> Result<(), RunError> {
                 () = asked_to_stop() => Err("told to stop twice: ended at once".into()),
             }
         }
+    }
+}
+
+/// Raises the limit of open files as far as it may go, and says so when that is not enough.
+fn raise_descriptors(connections_max: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if setrlimit(Resource::Nofile, raised).is_err() {
+        tracing::warn!("the limit of open files stays as it is");
+    }
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if most < connections_max as u64 {
+        tracing::warn!(open_files_max = most, connections_max, "fewer files may be open than connections");
     }
 }
 

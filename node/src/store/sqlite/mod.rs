@@ -53,6 +53,8 @@ pub struct SqliteStore {
 
 /// Connections that read.
 const READERS: usize = 4;
+/// Pages of 4 KiB that the write-ahead log gathers before they are copied into the database.
+const WAL_PAGES: i64 = 8_192;
 
 impl SqliteStore {
     /// Opens the database in a folder, creating both if need be.
@@ -78,6 +80,9 @@ impl SqliteStore {
         connection.pragma_update(None, "journal_mode", "WAL").map_err(sql_error)?;
         // Every commit reaches the disk before it is answered: kill -9 is not the worst that happens to a machine.
         connection.pragma_update(None, "synchronous", "FULL").map_err(sql_error)?;
+        // Logs of many streams grow at once, so the same pages change again and again: gathered longer, they are copied
+        // back less often.
+        connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES).map_err(sql_error)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(sql_error)?;
         configure(&connection)?;
         schema::migrate(&mut connection)?;
