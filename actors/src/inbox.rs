@@ -83,6 +83,18 @@ impl<T> Inbox<T> {
         Ok(())
     }
 
+    /// Items that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.lock().items.len()
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Takes everything that waits.
     #[must_use]
     pub fn take(&self) -> Vec<T> {

@@ -10,8 +10,8 @@ pub trait Clock: Send + Sync + 'static {
     /// Wall-clock time, for records and for what clients see.
     fn now(&self) -> Timestamp;
 
-    /// Milliseconds that never go back, for intervals.
-    fn monotonic_ms(&self) -> u64;
+    /// Microseconds that never go back, for intervals.
+    fn monotonic_us(&self) -> u64;
 }
 
 /// Draws random bytes.
@@ -39,7 +39,13 @@ impl Environment {
     /// Monotonic milliseconds.
     #[must_use]
     pub fn monotonic_ms(&self) -> u64 {
-        self.clock.monotonic_ms()
+        self.clock.monotonic_us() / 1_000
+    }
+
+    /// Monotonic microseconds.
+    #[must_use]
+    pub fn monotonic_us(&self) -> u64 {
+        self.clock.monotonic_us()
     }
 
     /// Random bytes for an id.

@@ -19,8 +19,8 @@ impl Clock for Hand {
         Timestamp::from_unix_ms(0)
     }
 
-    fn monotonic_ms(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    fn monotonic_us(&self) -> u64 {
+        self.0.load(Ordering::Relaxed) * 1_000
     }
 }
 

@@ -2,6 +2,7 @@
 //! the end of a task is ordered after its last chunk.
 
 mod delivery;
+mod gathering;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
+use self::gathering::Gathering;
 use super::ack::{Ack, AckBatch};
 use super::reader::{Joining, Reader};
 use super::{Handle, Registry, Tail};
@@ -91,6 +93,7 @@ pub(super) struct State {
     bytes_counted: usize,
     active_at_ms: u64,
     tick_pending: bool,
+    gathering: Gathering,
 }
 
 /// How often a stream looks after stalled readers and its own idleness, in milliseconds.
@@ -122,6 +125,7 @@ impl Actor for StreamActor {
             bytes_counted: 0,
             active_at_ms,
             tick_pending: false,
+            gathering: Gathering::default(),
         };
         state.registry.metrics.streams.inc();
         state.count_bytes();
@@ -159,8 +163,11 @@ impl Actor for StreamActor {
 
 impl State {
     async fn work(&mut self, myself: &ActorRef<Wake>) {
+        self.gather().await;
         let commands = self.handle.inbox.take();
         self.active_at_ms = self.registry.environment.monotonic_ms();
+        let emitted = commands.iter().filter(|command| matches!(command, Command::Emit { .. })).count();
+        self.gathering.took(emitted);
         let known = self.seqs_known_to_store(&commands).await;
         for command in commands {
             match command {
@@ -276,7 +283,9 @@ impl State {
             return;
         }
         let fresh = std::mem::take(&mut self.fresh);
+        let begun_us = self.registry.environment.monotonic_us();
         self.fan_out(&fresh);
+        self.gathering.fanned_out(self.registry.environment.monotonic_us() - begun_us);
         self.tell_tail();
         let now = self.registry.environment.now();
         let upto = fresh.last().map_or(0, |chunk| chunk.seq);
