@@ -15,6 +15,7 @@ use muster_protocol::websocket::Opcode;
 use muster_protocol::websocket::encoder::FrameBuilder;
 use parking_lot::Mutex;
 use smol_str::SmolStr;
+use tokio::sync::oneshot;
 
 use super::sink::{Class, Outcome, Sink};
 
@@ -48,7 +49,25 @@ pub struct Outlet {
     /// The join this one replaced: its `phx_close` follows this one's reply.
     replaces: Option<Ref>,
     state: AtomicU8,
-    held: Mutex<Vec<Bytes>>,
+    held: Mutex<Held>,
+}
+
+/// What waits for the answer to the join.
+#[derive(Default)]
+struct Held {
+    frames: Vec<Bytes>,
+    /// The join that replaces this one.
+    answered: Option<oneshot::Sender<()>>,
+}
+
+impl Held {
+    /// The join is answered: gives the frames that follow, and lets the next join begin.
+    fn release(&mut self) -> Vec<Bytes> {
+        if let Some(answered) = self.answered.take() {
+            let _nobody_waits = answered.send(());
+        }
+        std::mem::take(&mut self.frames)
+    }
 }
 
 impl Outlet {
@@ -119,6 +138,17 @@ impl Outlet {
         self.state.load(Ordering::Acquire) == PENDING
     }
 
+    /// Resolves once the join is answered; `None` if it is.
+    pub(crate) fn when_answered(&self) -> Option<oneshot::Receiver<()>> {
+        let mut held = self.held.lock();
+        if !self.is_pending() {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        held.answered = Some(sender);
+        Some(receiver)
+    }
+
     /// Answers the join with ok and opens; what was held follows.
     pub fn open(&self, reference: &Ref, response: &Json) -> Outcome {
         self.sink.write_with(Class::Control, || {
@@ -126,7 +156,7 @@ impl Outlet {
                 return Vec::new();
             }
             let mut parts = self.join_answer(reference, Status::Ok, response);
-            parts.append(&mut self.held.lock());
+            parts.append(&mut self.held.lock().release());
             parts
         })
     }
@@ -137,7 +167,7 @@ impl Outlet {
             if self.state.swap(CLOSED, Ordering::AcqRel) != PENDING {
                 return Vec::new();
             }
-            self.held.lock().clear();
+            drop(self.held.lock().release());
             self.join_answer(reference, Status::Error, response)
         })
     }
@@ -182,10 +212,10 @@ impl Outlet {
 
     fn hold(&self, frames: &[Bytes]) -> Outcome {
         let mut held = self.held.lock();
-        if held.len() + frames.len() > HELD_FRAMES_MAX {
+        if held.frames.len() + frames.len() > HELD_FRAMES_MAX {
             return Outcome::Full;
         }
-        held.extend_from_slice(frames);
+        held.frames.extend_from_slice(frames);
         Outcome::Taken
     }
 
@@ -241,7 +271,7 @@ impl Outlet {
             if self.state.swap(CLOSED, Ordering::AcqRel) == CLOSED {
                 return Vec::new();
             }
-            *self.held.lock() = Vec::new();
+            drop(self.held.lock().release());
             frames()
         });
     }

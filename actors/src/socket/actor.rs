@@ -1,109 +1,168 @@
-//! The socket actor, which supervises the joins of one connection, and the supervisor of all socket actors.
+//! What is awake of a connection: a task for each join that has to wait, and the socket actor that supervises them; and
+//! the supervisor of all socket actors. Both end when nothing is left to wait for.
 
 use std::sync::Arc;
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::websocket::CloseCode;
 use parking_lot::RwLock;
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, Message, SupervisionEvent};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
 
 use super::Socket;
+use super::join::{JoinActor, Turn};
 use crate::inbox::Wake;
 use crate::metric_definitions::Metrics;
 use crate::supervisor::ChildSpec;
 
-/// What a socket actor is told.
-#[derive(Debug)]
-pub enum SocketMessage {
-    /// The connection is over.
-    Finish,
+/// The socket actor, while one of its joins is awake.
+#[derive(Default)]
+pub(super) struct Awake {
+    actor: Option<ActorCell>,
+    /// Joins that are awake.
+    joins: usize,
 }
-
-impl Message for SocketMessage {}
 
 struct SocketActor;
 
 struct SocketState {
     socket: Arc<Socket>,
-    finished: bool,
+    asleep: bool,
 }
 
 impl Drop for SocketState {
     fn drop(&mut self) {
-        // However the actor ends, its connection does not outlive it.
-        if !self.finished {
+        // However the actor ends, if it is not by falling asleep its connection does not outlive it.
+        if !self.asleep {
             self.socket.close(CloseCode::Undecodable, "internal error");
         }
     }
 }
 
 impl Actor for SocketActor {
-    type Msg = SocketMessage;
+    type Msg = Wake;
     type State = SocketState;
     type Arguments = Arc<Socket>;
 
     async fn pre_start(
         &self,
-        _myself: ActorRef<SocketMessage>,
+        _myself: ActorRef<Wake>,
         socket: Arc<Socket>,
     ) -> Result<SocketState, ActorProcessingErr> {
-        Ok(SocketState { socket, finished: false })
-    }
-
-    async fn handle(
-        &self,
-        myself: ActorRef<SocketMessage>,
-        SocketMessage::Finish: SocketMessage,
-        state: &mut SocketState,
-    ) -> Result<(), ActorProcessingErr> {
-        state.finished = true;
-        if myself.get_children().is_empty() {
-            myself.stop(None);
-        } else {
-            myself.drain_children();
-        }
-        Ok(())
+        Ok(SocketState { socket, asleep: false })
     }
 
     async fn handle_supervisor_evt(
         &self,
-        myself: ActorRef<SocketMessage>,
+        myself: ActorRef<Wake>,
         event: SupervisionEvent,
         state: &mut SocketState,
     ) -> Result<(), ActorProcessingErr> {
-        let ended = match event {
-            SupervisionEvent::ActorFailed(cell, error) => {
+        match event {
+            SupervisionEvent::ActorFailed(_, error) => {
                 tracing::error!(%error, "a channel crashed");
-                state.socket.join_crashed(&cell);
-                cell
+                state.socket.core.metrics.crashes.get_or_create(&[("kind", "join")]).inc();
             }
-            SupervisionEvent::ActorTerminated(cell, _, _) => cell,
-            SupervisionEvent::ActorStarted(cell) if state.finished => {
-                // It was on its way when the connection ended.
-                let _ended = cell.drain();
-                return Ok(());
-            }
+            SupervisionEvent::ActorTerminated(..) => {}
             _ => return Ok(()),
-        };
-        if state.finished && myself.get_children().iter().all(|child| child.get_id() == ended.get_id()) {
+        }
+        let mut awake = state.socket.awake.lock();
+        awake.joins -= 1;
+        if awake.joins == 0 {
+            awake.actor = None;
+            state.asleep = true;
             myself.stop(None);
         }
         Ok(())
     }
 }
 
+/// A join that waits: its turn, and those that come behind it.
+struct AwakeJoin;
+
+struct Waiting {
+    socket: Arc<Socket>,
+    join: Arc<JoinActor>,
+    turn: Option<Turn>,
+    done: bool,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // It crashed, or was ended from above.
+        if !self.done {
+            self.socket.join_crashed(&self.join);
+        }
+    }
+}
+
+impl Actor for AwakeJoin {
+    type Msg = Wake;
+    type State = Waiting;
+    type Arguments = Waiting;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Wake>,
+        waiting: Waiting,
+    ) -> Result<Waiting, ActorProcessingErr> {
+        Ok(waiting)
+    }
+
+    /// Here and not in `pre_start`, because a crash here is supervised.
+    async fn post_start(
+        &self,
+        myself: ActorRef<Wake>,
+        waiting: &mut Waiting,
+    ) -> Result<(), ActorProcessingErr> {
+        while let Some(turn) = waiting.turn.take() {
+            let channel = turn.await;
+            waiting.turn = waiting.join.next_turn(&waiting.socket, channel);
+        }
+        waiting.done = true;
+        myself.stop(None);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Wake>,
+        _event: SupervisionEvent,
+        _waiting: &mut Waiting,
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}
+
 impl Socket {
-    fn join_crashed(&self, cell: &ActorCell) {
-        self.core.metrics.crashes.get_or_create(&[("kind", "join")]).inc();
-        let crashed = self.session.lock().remove(|join| join.actor.get_id() == cell.get_id());
+    /// Gives a join a task, in which its turn goes on.
+    pub(super) fn stay_awake(self: &Arc<Self>, join: &Arc<JoinActor>, turn: Turn) {
+        let waiting = Waiting { socket: self.clone(), join: join.clone(), turn: Some(turn), done: false };
+        let mut awake = self.awake.lock();
+        let Some(supervisor) = awake.actor.clone().or_else(|| self.core.sockets.spawn(self.clone())) else {
+            drop(awake);
+            // The node is going away, and the join with it.
+            drop(waiting);
+            return;
+        };
+        awake.actor = Some(supervisor.clone());
+        // The lock is held until it is counted, so that the supervisor does not fall asleep in between.
+        if ActorRuntime::spawn_linked_instant(None, AwakeJoin, waiting, supervisor).is_ok() {
+            awake.joins += 1;
+        }
+    }
+
+    /// A join has crashed: its client is told, and nobody else notices.
+    pub(super) fn join_crashed(&self, join: &JoinActor) {
+        join.crash();
         // A join that was replaced in between has nobody to tell.
-        let Some(crashed) = crashed else { return };
-        let outlet = crashed.handle.outlet;
-        if outlet.is_pending() {
-            let reference = outlet.push_ref().clone();
-            outlet.refuse(&reference, &Refusal::new(ErrorCode::JoinCrashed).response());
+        if self.forget(join.outlet.id()).is_none() {
+            return;
+        }
+        if join.outlet.is_pending() {
+            let reference = join.outlet.push_ref().clone();
+            join.outlet.refuse(&reference, &Refusal::new(ErrorCode::JoinCrashed).response());
         } else {
-            outlet.fail(ErrorCode::ChannelCrash.reason());
+            join.outlet.fail(ErrorCode::ChannelCrash.reason());
         }
     }
 }
@@ -138,13 +197,10 @@ impl Sockets {
         }
     }
 
-    pub(super) async fn spawn(
-        &self,
-        socket: Arc<Socket>,
-    ) -> Result<ActorRef<SocketMessage>, ActorProcessingErr> {
-        let supervisor = self.cell.read().clone().ok_or("the supervisor of sockets has not started")?;
-        let (actor, _) = Actor::spawn_linked(None, SocketActor, socket, supervisor).await?;
-        Ok(actor)
+    fn spawn(&self, socket: Arc<Socket>) -> Option<ActorCell> {
+        let supervisor = self.cell.read().clone()?;
+        let (actor, _) = ActorRuntime::spawn_linked_instant(None, SocketActor, socket, supervisor).ok()?;
+        Some(actor.get_cell())
     }
 }
 

@@ -1,168 +1,215 @@
 //! The actor of one joined topic: it joins, handles pushes one after another, and leaves.
+//!
+//! Between two messages it sleeps: all there is of it is what its channel holds on to, parked here. A message wakes it,
+//! and is handled on the spot as far as that goes without waiting; only what has to wait, for the store say, gets a task
+//! and a mailbox ([`super::actor`]), until nothing is left to do. So an idle join costs some hundred bytes, and a message
+//! that needs not wait costs no hop.
 
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::Ref;
 use muster_protocol::phoenix::encode::Status;
 use muster_protocol::topic::Topic;
-use ractor::{Actor, ActorProcessingErr, ActorRef, Message, SupervisionEvent};
+use parking_lot::Mutex;
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
 use super::{InFlight, OwnedPayload, Socket};
 use crate::channels::{Answer, Channel};
 use crate::egress::Outlet;
+use crate::metric_definitions::Metrics;
 
 /// What a join is told.
-pub enum JoinMessage {
-    /// The client pushes an event.
-    Push {
-        /// Its name.
-        event: SmolStr,
-        /// Its payload.
+pub(super) enum JoinMessage {
+    /// Join.
+    Join {
         payload: OwnedPayload,
         /// What the reply must echo.
         reference: Ref,
+        /// The join of the same topic that this one replaces, and when that one has been answered.
+        before: Option<(Arc<JoinActor>, oneshot::Receiver<()>)>,
         /// Its place among the messages in work.
         permit: InFlight,
     },
+    /// The client pushes an event.
+    Push { event: SmolStr, payload: OwnedPayload, reference: Ref, permit: InFlight },
     /// The client leaves.
     Leave {
         /// `join_ref` and `ref`, which the reply must echo.
         refs: (Ref, Ref),
-        /// Its place among the messages in work.
         permit: InFlight,
     },
-    /// Another join of the same topic waits for this one to be answered and gone.
-    Replaced(oneshot::Sender<()>),
 }
 
-impl Message for JoinMessage {}
-
-/// What a join is started with.
-pub struct JoinArguments {
-    /// Its connection.
-    pub socket: Arc<Socket>,
-    /// Its way out.
-    pub outlet: Arc<Outlet>,
-    /// What is joined.
-    pub topic: Topic,
-    /// Of the join message.
-    pub payload: OwnedPayload,
-    /// What the reply must echo.
-    pub reference: Ref,
-    /// Resolves once the join of the same topic that this one replaces has been answered.
-    pub before: Option<oneshot::Receiver<()>>,
-    /// Its place among the messages in work, until it is answered.
-    pub permit: Option<InFlight>,
-}
+/// One message being handled; it gives back what the channel holds on to, if it is still joined.
+pub(super) type Turn = Pin<Box<dyn Future<Output = Option<Channel>> + Send>>;
 
 /// The actor.
-pub struct JoinActor;
-
-/// Its state.
-pub struct JoinState {
-    arguments: JoinArguments,
-    /// Once joined, until left.
-    channel: Option<Channel>,
+pub(super) struct JoinActor {
+    pub outlet: Arc<Outlet>,
+    topic: Topic,
+    inner: Mutex<Inner>,
+    metrics: Arc<Metrics>,
 }
 
-impl Drop for JoinState {
-    fn drop(&mut self) {
-        self.arguments.socket.core.metrics.joins.dec();
-    }
+struct Inner {
+    phase: Phase,
+    /// Messages that wait; they hold places among those in work of their socket, which bounds them.
+    queue: VecDeque<JoinMessage>,
+    /// Whether it ends once nothing waits.
+    ending: bool,
 }
 
-impl Actor for JoinActor {
-    type Msg = JoinMessage;
-    type State = JoinState;
-    type Arguments = JoinArguments;
+enum Phase {
+    Asleep(Option<Channel>),
+    Awake,
+    Ended,
+}
 
-    async fn pre_start(
-        &self,
-        _myself: ActorRef<JoinMessage>,
-        arguments: JoinArguments,
-    ) -> Result<JoinState, ActorProcessingErr> {
-        arguments.socket.core.metrics.joins.inc();
-        Ok(JoinState { arguments, channel: None })
+impl JoinActor {
+    /// Asleep, and not joined yet.
+    pub fn new(outlet: Arc<Outlet>, topic: Topic, metrics: Arc<Metrics>) -> Arc<Self> {
+        metrics.joins.inc();
+        let inner = Inner { phase: Phase::Asleep(None), queue: VecDeque::new(), ending: false };
+        Arc::new(Self { outlet, topic, inner: Mutex::new(inner), metrics })
     }
 
-    /// Joins. Here and not in `pre_start`, because a crash here is supervised.
-    async fn post_start(
-        &self,
-        myself: ActorRef<JoinMessage>,
-        state: &mut JoinState,
-    ) -> Result<(), ActorProcessingErr> {
-        if let Some(before) = state.arguments.before.take() {
-            // It has crashed if it does not say so.
-            let _answered = before.await;
-        }
-        let JoinArguments { socket, outlet, topic, payload, reference, .. } = &state.arguments;
-        let joined = Channel::join(socket, outlet, *topic, payload, reference).await;
-        let outcome = if joined.is_ok() { "ok" } else { "refused" };
-        socket.core.metrics.joins_total.get_or_create(&[("outcome", outcome)]).inc();
-        match joined {
-            Ok(channel) => state.channel = Some(channel),
-            Err(refusal) => {
-                socket.forget(outlet.id());
-                outlet.refuse(reference, &refusal.response());
-                let _ending = myself.drain();
-            }
-        }
-        state.arguments.permit = None;
-        Ok(())
-    }
-
-    async fn handle(
-        &self,
-        myself: ActorRef<JoinMessage>,
-        message: JoinMessage,
-        state: &mut JoinState,
-    ) -> Result<(), ActorProcessingErr> {
-        match message {
-            JoinMessage::Push { event, payload, reference, permit } => {
-                state.push(&event, payload, &reference).await;
-                drop(permit);
-            }
-            JoinMessage::Leave { refs: (join_ref, reference), permit: _until_answered } => {
-                let JoinArguments { socket, outlet, .. } = &state.arguments;
-                if state.channel.is_none() {
-                    // It came behind a refused join or another leave.
-                    let empty = Json::empty_object();
-                    socket.reply((&join_ref, &reference), Some(outlet.topic()), Status::Ok, &empty);
-                    return Ok(());
+    /// Tells it something; whether it was there to hear it.
+    pub fn tell(self: &Arc<Self>, socket: &Arc<Socket>, message: JoinMessage) -> bool {
+        let channel = {
+            let mut inner = self.inner.lock();
+            match std::mem::replace(&mut inner.phase, Phase::Awake) {
+                Phase::Asleep(channel) => channel,
+                Phase::Awake => {
+                    inner.queue.push_back(message);
+                    return true;
                 }
-                socket.forget(outlet.id());
-                outlet.leave(&reference);
-                state.channel = None;
-                let _ending = myself.drain();
+                Phase::Ended => {
+                    inner.phase = Phase::Ended;
+                    return false;
+                }
             }
-            JoinMessage::Replaced(replacing) => {
-                state.arguments.outlet.silence();
-                state.channel = None;
-                let _ending = myself.drain();
-                let _successor_gone = replacing.send(());
+        };
+        let mut turn = self.turn(socket, channel, message);
+        loop {
+            let mut context = Context::from_waker(Waker::noop());
+            match catch_unwind(AssertUnwindSafe(|| turn.as_mut().poll(&mut context))) {
+                Ok(Poll::Ready(channel)) => match self.next_turn(socket, channel) {
+                    Some(next) => turn = next,
+                    None => return true,
+                },
+                Ok(Poll::Pending) => {
+                    socket.stay_awake(self, turn);
+                    return true;
+                }
+                Err(_panicked) => {
+                    self.metrics.crashes.get_or_create(&[("kind", "join")]).inc();
+                    tracing::error!("a channel crashed");
+                    socket.join_crashed(self);
+                    return true;
+                }
             }
         }
-        Ok(())
     }
 
-    async fn handle_supervisor_evt(
+    /// What to do after a turn: the next message, or sleep.
+    pub fn next_turn(self: &Arc<Self>, socket: &Arc<Socket>, channel: Option<Channel>) -> Option<Turn> {
+        let mut inner = self.inner.lock();
+        if let Some(message) = inner.queue.pop_front() {
+            drop(inner);
+            return Some(self.turn(socket, channel, message));
+        }
+        // An idle join holds no buffer.
+        inner.queue = VecDeque::new();
+        if inner.ending {
+            inner.phase = Phase::Ended;
+            // What it held on to is given up without the lock.
+            drop(inner);
+            drop(channel);
+        } else {
+            inner.phase = Phase::Asleep(channel);
+        }
+        None
+    }
+
+    /// Ends it once everything it has been told is done.
+    pub fn end(&self) {
+        let mut inner = self.inner.lock();
+        inner.ending = true;
+        if matches!(inner.phase, Phase::Asleep(_)) {
+            let asleep = std::mem::replace(&mut inner.phase, Phase::Ended);
+            drop(inner);
+            drop(asleep);
+        }
+    }
+
+    /// Ends it at once; what waits for it is dropped.
+    pub fn crash(&self) {
+        let mut inner = self.inner.lock();
+        let phase = std::mem::replace(&mut inner.phase, Phase::Ended);
+        let queue = std::mem::take(&mut inner.queue);
+        drop(inner);
+        drop((phase, queue));
+    }
+
+    fn turn(self: &Arc<Self>, socket: &Arc<Socket>, channel: Option<Channel>, message: JoinMessage) -> Turn {
+        let (this, socket) = (self.clone(), socket.clone());
+        match message {
+            JoinMessage::Join { payload, reference, before, permit } => Box::pin(async move {
+                let _until_answered = permit;
+                if let Some((old, answered)) = before {
+                    // It has crashed if it does not say so.
+                    let _answered = answered.await;
+                    old.outlet.silence();
+                    old.end();
+                }
+                this.join(&socket, &payload, &reference).await
+            }),
+            JoinMessage::Push { event, payload, reference, permit } => Box::pin(async move {
+                let _until_answered = permit;
+                let mut channel = channel;
+                this.push(&socket, channel.as_mut(), &event, payload, &reference).await;
+                channel
+            }),
+            JoinMessage::Leave { refs, permit } => Box::pin(async move {
+                let _until_answered = permit;
+                this.leave(&socket, channel, &refs);
+                None
+            }),
+        }
+    }
+
+    async fn join(&self, socket: &Arc<Socket>, payload: &OwnedPayload, reference: &Ref) -> Option<Channel> {
+        let joined = Channel::join(socket, &self.outlet, self.topic, payload, reference).await;
+        let outcome = if joined.is_ok() { "ok" } else { "refused" };
+        self.metrics.joins_total.get_or_create(&[("outcome", outcome)]).inc();
+        match joined {
+            Ok(channel) => Some(channel),
+            Err(refusal) => {
+                socket.forget(self.outlet.id());
+                self.outlet.refuse(reference, &refusal.response());
+                self.end();
+                None
+            }
+        }
+    }
+
+    async fn push(
         &self,
-        _myself: ActorRef<JoinMessage>,
-        _event: SupervisionEvent,
-        _state: &mut JoinState,
-    ) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-}
-
-impl JoinState {
-    async fn push(&mut self, event: &str, payload: OwnedPayload, reference: &Ref) {
-        let JoinArguments { socket, outlet, .. } = &self.arguments;
-        let Some(channel) = &mut self.channel else {
+        socket: &Arc<Socket>,
+        channel: Option<&mut Channel>,
+        event: &str,
+        payload: OwnedPayload,
+        reference: &Ref,
+    ) {
+        let outlet = &self.outlet;
+        let Some(channel) = channel else {
             // It came behind a refused join or a leave: the topic is not joined.
             let response = Refusal::new(ErrorCode::UnmatchedTopic).response();
             socket.reply((&Ref::NULL, reference), Some(outlet.topic()), Status::Error, &response);
@@ -177,5 +224,24 @@ impl JoinState {
                 outlet.reply(reference, Status::Error, &refusal.response());
             }
         }
+    }
+
+    fn leave(&self, socket: &Socket, channel: Option<Channel>, (join_ref, reference): &(Ref, Ref)) {
+        if channel.is_none() {
+            // It came behind a refused join or another leave.
+            let empty = Json::empty_object();
+            socket.reply((join_ref, reference), Some(self.outlet.topic()), Status::Ok, &empty);
+            return;
+        }
+        socket.forget(self.outlet.id());
+        self.outlet.leave(reference);
+        drop(channel);
+        self.end();
+    }
+}
+
+impl Drop for JoinActor {
+    fn drop(&mut self) {
+        self.metrics.joins.dec();
     }
 }

@@ -1,24 +1,23 @@
 //! Sockets: one actor per connection, one per joined topic.
 //!
 //! The connection's own loop (in `node`) reads messages and gives them to [`Socket::receive`], which decides by the
-//! pure [`Session`] what each means: heartbeats and refusals are answered on the spot, a join starts an actor, a push
-//! goes to its join's actor. The socket actor supervises the joins: one that crashes is told to its client, and nobody
-//! else notices.
+//! pure [`Session`] what each means: heartbeats and refusals are answered on the spot, the rest is for a join's actor.
+//! Actors sleep while they have nothing to wait for; the socket actor supervises those that are awake. A join that
+//! crashes is told to its client, and nobody else notices.
 //!
 //! # Layout
 //! * this file: the socket and its messages
-//! * [`join`]: the actor of one joined topic
-//! * `actor`: the socket actor and its supervisor
+//! * `join`: the actor of one joined topic, asleep between messages
+//! * `actor`: what is awake: the socket actor, its joins, and its supervisor
 
 mod actor;
-pub mod join;
+mod join;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use muster_protocol::account::Principal;
-use muster_protocol::agent::Agent;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::encode::Status;
@@ -28,13 +27,11 @@ use muster_protocol::rate_limiter::TokenBucket;
 use muster_protocol::topic::{Mount, Topic};
 use muster_protocol::websocket::CloseCode;
 use parking_lot::Mutex;
-use ractor::{ActorProcessingErr, ActorRef, ActorRuntime};
 use smol_str::SmolStr;
-use tokio::sync::oneshot;
 
-use self::actor::SocketMessage;
+use self::actor::Awake;
 pub use self::actor::Sockets;
-use self::join::{JoinActor, JoinArguments, JoinMessage};
+use self::join::{JoinActor, JoinMessage};
 use crate::connections::{Connection, Registered};
 use crate::core::Core;
 use crate::egress::outlet::{JoinOwner, reply_frame};
@@ -48,24 +45,15 @@ pub struct Socket {
     pub mount: Mount,
     /// Who speaks.
     pub principal: Principal,
-    /// The agent it acts as, as it was when it connected.
-    pub agent: Option<Arc<Agent>>,
     version: Version,
     sink: Arc<Sink>,
-    session: Mutex<Session<JoinHandle>>,
+    session: Mutex<Session<Arc<JoinActor>>>,
     bucket: Mutex<TokenBucket>,
     in_flight: AtomicUsize,
     heard_at_ms: AtomicU64,
-    actor: OnceLock<ActorRef<SocketMessage>>,
+    awake: Mutex<Awake>,
     registered: OnceLock<Registered>,
     myself: std::sync::Weak<Self>,
-}
-
-/// How a join is reached.
-#[derive(Clone)]
-struct JoinHandle {
-    outlet: Arc<Outlet>,
-    actor: ActorRef<JoinMessage>,
 }
 
 /// What a socket is made of.
@@ -76,8 +64,6 @@ pub struct SocketParts {
     pub mount: Mount,
     /// Who speaks.
     pub principal: Principal,
-    /// The agent it acts as.
-    pub agent: Option<Arc<Agent>>,
     /// Which messages it speaks.
     pub version: Version,
     /// Its way to the kernel.
@@ -100,8 +86,8 @@ enum Action {
     Heartbeat,
     Start(Topic),
     Refuse(ErrorCode),
-    Push(JoinHandle),
-    Leave(JoinHandle),
+    Push(Arc<JoinActor>),
+    Leave(Arc<JoinActor>),
     LeaveUnjoined,
     Unmatched,
     Ignore,
@@ -110,12 +96,10 @@ enum Action {
 static NEXT_OUTLET: AtomicU64 = AtomicU64::new(1);
 
 impl Socket {
-    /// Starts the actor of a new connection.
-    ///
-    /// # Errors
-    /// The node is going away.
-    pub async fn start(parts: SocketParts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let SocketParts { core, mount, principal, agent, version, transport } = parts;
+    /// A new connection. Its actors sleep until there is something to do.
+    #[must_use]
+    pub fn start(parts: SocketParts) -> Arc<Self> {
+        let SocketParts { core, mount, principal, version, transport } = parts;
         let now_ms = core.environment.monotonic_ms();
         let socket = Arc::new_cyclic(|myself| Self {
             sink: Arc::new(Sink::new(transport, SinkLimits::from(core.limits.as_ref()))),
@@ -123,21 +107,18 @@ impl Socket {
             bucket: Mutex::new(TokenBucket::new(core.limits.messages_per_socket, now_ms)),
             in_flight: AtomicUsize::new(0),
             heard_at_ms: AtomicU64::new(now_ms),
-            actor: OnceLock::new(),
+            awake: Mutex::default(),
             registered: OnceLock::new(),
             myself: myself.clone(),
             core,
             mount,
             principal,
-            agent,
             version,
         });
-        let actor = socket.core.sockets.spawn(socket.clone()).await?;
         let weak: std::sync::Weak<dyn Connection> = socket.myself.clone();
-        let registered = socket.core.connections.register(&socket.principal, weak);
-        let _once = (socket.actor.set(actor), socket.registered.set(registered));
+        let _once = socket.registered.set(socket.core.connections.register(&socket.principal, weak));
         socket.core.metrics.sockets.inc();
-        Ok(socket)
+        socket
     }
 
     /// Its way out.
@@ -180,9 +161,9 @@ impl Socket {
             Action::Push(join) => self.push(message, &join),
             Action::Leave(join) => {
                 self.count("leave");
-                let Some(permit) = self.permit() else { return };
+                let Some((socket, permit)) = self.permit() else { return };
                 let refs = (message.join_ref.clone(), message.reference.clone());
-                if join.actor.send_message(JoinMessage::Leave { refs, permit }).is_err() {
+                if !join.tell(&socket, JoinMessage::Leave { refs, permit }) {
                     self.answer_leave(message);
                 }
             }
@@ -237,9 +218,9 @@ impl Socket {
         }
     }
 
-    fn push(&self, message: &Inbound<'_>, join: &JoinHandle) {
+    fn push(&self, message: &Inbound<'_>, join: &Arc<JoinActor>) {
         self.count("push");
-        let Some(permit) = self.permit() else { return };
+        let Some((socket, permit)) = self.permit() else { return };
         let rate = self.core.limits.messages_per_socket;
         let now_ms = self.core.environment.monotonic_ms();
         if let Err(wait_ms) = self.bucket.lock().take(rate, 1, now_ms) {
@@ -254,13 +235,13 @@ impl Socket {
             permit,
         };
         // A join that has just ended leaves the push unanswered, as its successor would.
-        let _join_gone = join.actor.send_message(push);
+        let _was_there = join.tell(&socket, push);
     }
 
-    fn permit(&self) -> Option<InFlight> {
+    fn permit(&self) -> Option<(Arc<Self>, InFlight)> {
         let socket = self.myself.upgrade()?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Some(InFlight(socket))
+        Some((socket.clone(), InFlight(socket)))
     }
 
     fn join(&self, message: &Inbound<'_>, topic: Topic) {
@@ -268,15 +249,11 @@ impl Socket {
             self.refuse(message, &refusal);
             return;
         }
-        let Some(permit) = self.permit() else { return };
-        let (Some(socket), Some(supervisor)) = (self.myself.upgrade(), self.actor.get()) else { return };
+        let Some((socket, permit)) = self.permit() else { return };
         let name = SmolStr::from(message.topic.as_deref().unwrap_or_default());
         let mut session = self.session.lock();
-        let old = session.iter().find(|join| join.topic == name).map(|join| &join.handle);
-        let replaced = old.map(|old| old.outlet.push_ref().clone());
-        // Each join is answered: the new one waits until the old one has been.
-        let pending = old.is_some_and(|old| old.outlet.is_pending());
-        let (replacing, before) = if pending { Some(oneshot::channel()).unzip() } else { (None, None) };
+        let old = session.iter().find(|join| join.topic == name).map(|join| join.handle.clone());
+        let replaced = old.as_ref().map(|old| old.outlet.push_ref().clone());
         let owner: std::sync::Weak<dyn JoinOwner> = self.myself.clone();
         let outlet = Arc::new(Outlet::new(
             NEXT_OUTLET.fetch_add(1, Ordering::Relaxed),
@@ -286,31 +263,21 @@ impl Socket {
             (&message.join_ref, &message.reference),
             replaced,
         ));
-        let arguments = JoinArguments {
-            socket,
-            outlet: outlet.clone(),
-            topic,
-            payload: OwnedPayload::from(message.payload),
-            reference: message.reference.clone(),
-            before,
-            permit: Some(permit),
-        };
-        // The lock is held until the join is in the books, so that it cannot end before it is there.
-        let spawned = ActorRuntime::spawn_linked_instant(None, JoinActor, arguments, supervisor.get_cell());
-        let Ok((actor, _)) = spawned else {
-            drop(session);
-            self.refuse(message, &ErrorCode::JoinCrashed.into());
-            return;
-        };
-        let old = session.insert(name, message.join_ref.clone(), JoinHandle { outlet, actor });
+        let join = JoinActor::new(outlet, topic, self.core.metrics.clone());
+        session.insert(name, message.join_ref.clone(), join.clone());
+        // In the books before it begins, so that it cannot end before it is there.
         drop(session);
-        match (old, replacing) {
-            (Some(old), Some(replacing)) => {
-                let _ended = old.handle.actor.send_message(JoinMessage::Replaced(replacing));
+        let mut before = None;
+        if let Some(old) = old {
+            // Each join is answered: the new one waits until the old one has been.
+            match old.outlet.when_answered() {
+                Some(answered) => before = Some((old, answered)),
+                None => end_join(&old),
             }
-            (Some(old), None) => end_join(&old),
-            (None, _) => {}
         }
+        let payload = OwnedPayload::from(message.payload);
+        let reference = message.reference.clone();
+        join.tell(&socket, JoinMessage::Join { payload, reference, before, permit });
     }
 
     fn admit_join(&self) -> Result<(), Refusal> {
@@ -339,7 +306,7 @@ impl Socket {
     }
 
     /// Takes a join out of the books, if it is still in them.
-    fn forget(&self, outlet: OutletId) -> Option<Join<JoinHandle>> {
+    fn forget(&self, outlet: OutletId) -> Option<Join<Arc<JoinActor>>> {
         self.session.lock().remove(|join| join.outlet.id() == outlet)
     }
 
@@ -372,18 +339,15 @@ impl Socket {
         self.sink.kill();
         let joins = self.session.lock().take_all();
         for join in &joins {
-            end_join(join);
-        }
-        if let Some(actor) = self.actor.get() {
-            let _ended = actor.send_message(SocketMessage::Finish);
+            end_join(&join.handle);
         }
     }
 }
 
 /// Ends a join without a word: what it has been given already is still done.
-fn end_join(join: &Join<JoinHandle>) {
-    join.handle.outlet.silence();
-    let _ended = join.handle.actor.drain();
+fn end_join(join: &JoinActor) {
+    join.outlet.silence();
+    join.end();
 }
 
 impl Drop for Socket {
@@ -414,7 +378,7 @@ impl Connection for Socket {
 impl JoinOwner for Socket {
     fn join_failed(&self, outlet: OutletId) {
         if let Some(join) = self.forget(outlet) {
-            let _ended = join.handle.actor.drain();
+            join.handle.end();
         }
     }
 }

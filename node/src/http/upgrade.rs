@@ -219,14 +219,10 @@ async fn run(app: Arc<App>, upgraded: UpgradeFut, opening: Opening, peer: Peer) 
         core: app.core.clone(),
         mount: opening.mount,
         principal: opening.caller.principal,
-        agent: opening.caller.agent,
         version: opening.version,
         transport: Box::new(WayOut(io.clone())),
     };
-    match Socket::start(parts).await {
-        Ok(socket) => crate::websocket::run(socket, io, &early).await,
-        Err(error) => tracing::warn!(%error, "a socket did not start"),
-    }
+    crate::websocket::run(Socket::start(parts), io, &early).await;
     drop(peer);
 }
 
