@@ -123,6 +123,12 @@ impl Connections {
         self.table.lock().ends
     }
 
+    /// Whether what this principal stands on has ended since it was checked, or so much else that nobody knows.
+    #[must_use]
+    pub fn has_ended(&self, principal: &Principal) -> bool {
+        self.table.lock().has_ended(principal)
+    }
+
     /// Adds a connection. It is ended at once if its credential or its agent was ended since it was checked.
     #[must_use]
     pub fn register(self: &Arc<Self>, principal: &Principal, connection: Weak<dyn Connection>) -> Registered {

@@ -281,14 +281,14 @@ impl State {
                 }
             }
             Command::Watch { topic, watcher } => {
-                self.topics.entry(topic.clone()).or_default().newcomers.push(watcher);
+                self.topics.entry(topic.clone()).or_default().newcomers.insert(watcher);
                 self.dirty.insert(topic);
             }
             Command::Unwatch { topic, outlet } => {
                 if let Some(entry) = self.topics.get_mut(&topic) {
-                    entry.watchers.retain(|watcher| watcher.outlet.id() != outlet);
-                    entry.newcomers.retain(|watcher| watcher.outlet.id() != outlet);
-                    entry.behind.retain(|behind| behind.watcher.outlet.id() != outlet);
+                    entry.watchers.remove(outlet);
+                    entry.newcomers.remove(outlet);
+                    entry.behind.remove(outlet);
                     // So that a topic nobody is on any more is forgotten.
                     self.dirty.insert(topic);
                 }
@@ -308,9 +308,9 @@ impl State {
             }
             Command::Drained { topic, outlet } => {
                 if let Some(entry) = self.topics.get_mut(&topic)
-                    && let Some(at) = entry.behind.iter().position(|one| one.watcher.outlet.id() == outlet)
+                    && let Some(behind) = entry.behind.remove(outlet)
                 {
-                    entry.newcomers.push(entry.behind.swap_remove(at).watcher);
+                    entry.newcomers.insert(behind.watcher);
                     self.dirty.insert(topic);
                 }
             }

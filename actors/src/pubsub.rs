@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
 
-use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
+use crate::egress::{Burst, Class, Outcome, Outlet, OutletId, Roster};
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
 use crate::supervisor::ChildSpec;
@@ -29,7 +29,7 @@ pub struct PubSub {
 
 struct Shard {
     inbox: Inbox<Command>,
-    topics: Mutex<HashMap<SmolStr, Vec<Arc<Outlet>>>>,
+    topics: Mutex<HashMap<SmolStr, Roster<Arc<Outlet>>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -125,12 +125,12 @@ impl Shard {
                 }
                 Command::Subscribe { topic, outlet } => {
                     self.deliver(&mut topics, &mut waiting, &topic);
-                    topics.entry(topic).or_default().push(outlet);
+                    topics.entry(topic).or_default().insert(outlet);
                 }
                 Command::Unsubscribe { topic, outlet } => {
                     self.deliver(&mut topics, &mut waiting, &topic);
                     if let Some(outlets) = topics.get_mut(&topic) {
-                        outlets.retain(|present| present.id() != outlet);
+                        outlets.remove(outlet);
                         if outlets.is_empty() {
                             topics.remove(&topic);
                         }
@@ -146,7 +146,7 @@ impl Shard {
     /// Sends what waits for a topic: before somebody comes or goes, so that each gets exactly what is theirs.
     fn deliver(
         &self,
-        topics: &mut HashMap<SmolStr, Vec<Arc<Outlet>>>,
+        topics: &mut HashMap<SmolStr, Roster<Arc<Outlet>>>,
         waiting: &mut HashMap<SmolStr, Vec<(&'static str, Json)>>,
         topic: &SmolStr,
     ) {
@@ -161,12 +161,12 @@ impl Shard {
 pub(crate) fn broadcast(
     topic: &str,
     events: Vec<(&str, Json)>,
-    outlets: &mut Vec<Arc<Outlet>>,
+    outlets: &mut Roster<Arc<Outlet>>,
     metrics: &Metrics,
 ) {
     let count = events.len() as u64;
     let mut burst = Burst::new(topic, events);
-    outlets.retain(|outlet| {
+    outlets.retain_mut(|outlet| {
         let frames = [burst.broadcast(outlet)];
         write_or_close(outlet, &frames, count, metrics)
     });

@@ -31,14 +31,27 @@ pub struct Authenticator {
     core: Arc<Core>,
     operator: SecretHash,
     guesses: AddressLimits,
+    recent: Mutex<HashMap<[u8; 32], Recent>>,
 }
+
+/// An agent's credential that was checked a moment ago. What has ended since is asked for each time, so this saves
+/// reading for a fleet that shares a key, and delays nothing.
+struct Recent {
+    principal: Principal,
+    checked_at_ms: u64,
+}
+
+/// How long such a check holds, in milliseconds.
+const RECENT_MS: u64 = 1_000;
+/// Checks remembered; with more, all are forgotten.
+const RECENT_MAX: usize = 16_384;
 
 impl Authenticator {
     /// For a node whose operator's token has this hash.
     #[must_use]
     pub fn new(core: Arc<Core>, operator: SecretHash, exempt: Networks) -> Self {
         let guesses = AddressLimits::new(&core.limits, exempt);
-        Self { core, operator, guesses }
+        Self { core, operator, guesses, recent: Mutex::default() }
     }
 
     /// Whether the secret is the operator's.
@@ -61,6 +74,44 @@ impl Authenticator {
         secret.is_some_and(|secret| secret.hash() == self.operator)
     }
 
+    /// Who opens a connection with this secret: as [`Self::caller`], without the agent's record.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connecting(
+        &self,
+        secret: Option<&Secret>,
+        choice: Option<&str>,
+        from: IpAddr,
+    ) -> Result<Principal, Refusal> {
+        let hash = secret.filter(|_| choice.is_none()).map(Secret::hash);
+        if let Some(principal) = hash.as_ref().and_then(|hash| self.recently(hash, from)) {
+            return Ok(principal);
+        }
+        let principal = self.caller(secret, choice, from).await?.principal;
+        if let (Some(hash), None, Some(_)) = (hash, principal.user, principal.agent) {
+            let mut recent = self.recent.lock();
+            if recent.len() >= RECENT_MAX {
+                *recent = HashMap::new();
+            }
+            let checked_at_ms = self.core.environment.monotonic_ms();
+            recent.insert(*hash.as_bytes(), Recent { principal: principal.clone(), checked_at_ms });
+        }
+        Ok(principal)
+    }
+
+    fn recently(&self, hash: &SecretHash, from: IpAddr) -> Option<Principal> {
+        let now_ms = self.core.environment.monotonic_ms();
+        self.guesses.check(from, now_ms).ok()?;
+        let principal = {
+            let recent = self.recent.lock();
+            let known = recent.get(hash.as_bytes())?;
+            (now_ms.saturating_sub(known.checked_at_ms) < RECENT_MS).then(|| known.principal.clone())?
+        };
+        let expired = principal.expires_at.is_some_and(|end| end <= self.core.environment.now());
+        (!expired && !self.core.connections.has_ended(&principal)).then_some(principal)
+    }
+
     /// Who shows this secret. `choice` names the agent a user wants to act as.
     ///
     /// # Errors
@@ -76,16 +127,17 @@ impl Authenticator {
         self.guesses.check(from, now_ms)?;
         // Before anything is read: what ends from here on ends what is opened now, too.
         let as_of = self.core.connections.ends();
-        let Some(credential) = self.credential(secret).await? else {
+        let Some((credential, agent)) = self.credential(secret).await? else {
             self.guesses.failed(from, now_ms);
             return Err(ErrorCode::Unauthenticated.into());
         };
         match credential.owner {
-            Owner::Agent(agent) => {
-                if choice.is_some_and(|choice| choice.parse() != Ok(agent)) {
+            Owner::Agent(id) => {
+                if choice.is_some_and(|choice| choice.parse() != Ok(id)) {
                     return Err(ErrorCode::Forbidden.into());
                 }
-                let agent = self.agent(agent).await?;
+                let agent = agent.filter(|agent| agent.status.may_connect()).ok_or(ErrorCode::Forbidden)?;
+                let agent = Arc::new(agent);
                 Ok(Caller { principal: principal(&credential, Some(agent.id), as_of), agent: Some(agent) })
             }
             Owner::User(user) => {
@@ -107,11 +159,14 @@ impl Authenticator {
         }
     }
 
-    async fn credential(&self, secret: Option<&Secret>) -> Result<Option<Credential>, Refusal> {
+    async fn credential(
+        &self,
+        secret: Option<&Secret>,
+    ) -> Result<Option<(Credential, Option<Agent>)>, Refusal> {
         let Some(secret) = secret else { return Ok(None) };
-        match self.core.store.credential_by_hash(secret.hash()).await {
-            Ok(credential) => {
-                Ok(Some(credential).filter(|credential| credential.is_live(self.core.environment.now())))
+        match self.core.store.caller_by_hash(secret.hash()).await {
+            Ok(found) => {
+                Ok(Some(found).filter(|(credential, _)| credential.is_live(self.core.environment.now())))
             }
             Err(StoreError::NotFound) => Ok(None),
             Err(error) => Err(unavailable(&error)),

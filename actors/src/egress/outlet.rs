@@ -189,6 +189,13 @@ impl Outlet {
         self.sink.write(Class::Control, &[frame])
     }
 
+    /// The same, together with what else the connection is to be told soon.
+    pub fn reply_soon(&self, reference: &Ref, status: Status, response: &Json) -> Outcome {
+        let refs = (&self.push_ref, reference);
+        let frame = reply_frame(self.version, refs, Some(&self.topic), status, response);
+        self.sink.write_soon(Class::Control, &[frame])
+    }
+
     /// Pushes an event to this join alone.
     pub fn push(&self, class: Class, event: &str, payload: &Json) -> Outcome {
         let mut frame = FrameBuilder::with_capacity(payload.as_bytes().len() + 128);

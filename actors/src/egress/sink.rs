@@ -89,11 +89,20 @@ struct Inner {
     state: State,
     waker: Option<Waker>,
     drained: Vec<Drained>,
+    /// Whether the connection's loop is at work and writes what there is when it is done.
+    corked: bool,
+    /// Whether what waits was put there to be joined by more.
+    unhurried: bool,
     /// Why we closed, if we did.
     close_code: Option<CloseCode>,
 }
 
 impl Inner {
+    /// Whether nothing is to leave before what is written now.
+    fn may_write_now(&self) -> bool {
+        self.queue.is_empty() && !self.corked
+    }
+
     /// Bytes in the queue, without a snapshot and what is before it.
     fn backlog(&self) -> usize {
         let behind_snapshot = self.enqueued_bytes - self.snapshot_end;
@@ -144,16 +153,56 @@ impl Sink {
         self.write_locked(&mut inner, class, &parts)
     }
 
+    /// Writes `parts` soon: the connection's loop does it, after whatever else is ready to run now. What many tasks have
+    /// for one connection, such as the acknowledgements of one producer's streams, leaves as one write.
+    pub fn write_soon(&self, class: Class, parts: &[Bytes]) -> Outcome {
+        let mut inner = self.inner.lock();
+        if inner.state != State::Open {
+            return Outcome::Gone;
+        }
+        if let Err(refused) = self.admit(&mut inner, class) {
+            return refused;
+        }
+        inner.unhurried |= inner.queue.is_empty();
+        enqueue(&mut inner, parts, 0);
+        Outcome::Taken
+    }
+
+    /// From here on what is written waits for [`Self::uncork`]. Called by the connection's loop, around its own work.
+    pub fn cork(&self) {
+        self.inner.lock().corked = true;
+    }
+
+    /// Ends [`Self::cork`]; whether something waits.
+    pub fn uncork(&self) -> bool {
+        let mut inner = self.inner.lock();
+        inner.corked = false;
+        !inner.queue.is_empty() || inner.state != State::Open
+    }
+
     fn has_room(&self, inner: &Inner) -> bool {
         inner.queued_bytes <= self.limits.stream_max / 2
     }
 
     fn write_locked(&self, inner: &mut Inner, class: Class, parts: &[Bytes]) -> Outcome {
+        if let Err(refused) = self.admit(inner, class) {
+            return refused;
+        }
+        let written = if inner.may_write_now() { self.write_now(inner, parts) } else { 0 };
+        enqueue(inner, parts, written);
+        if class == Class::Snapshot {
+            inner.snapshot_end = inner.enqueued_bytes;
+        }
+        Outcome::Taken
+    }
+
+    /// Holds a write to its bound.
+    fn admit(&self, inner: &mut Inner, class: Class) -> Result<(), Outcome> {
         let (waiting, queue_max) = match class {
             Class::Stream => (inner.queued_bytes, self.limits.stream_max),
             // As long as `when_drained` would wait: whoever is told to wait by it has room afterwards.
             Class::Snapshot if inner.backlog() < inner.queued_bytes && !self.has_room(inner) => {
-                return Outcome::Full;
+                return Err(Outcome::Full);
             }
             Class::Snapshot | Class::Broadcast => (inner.backlog(), self.limits.broadcast_max),
             Class::Control => (inner.backlog(), self.limits.control_max),
@@ -163,14 +212,9 @@ impl Sink {
                 // Not even replies get out: the peer asks and asks and does not read.
                 self.close_locked(inner, CloseCode::Overloaded, "replies are not read");
             }
-            return Outcome::Full;
+            return Err(Outcome::Full);
         }
-        let written = if inner.queue.is_empty() { self.write_now(inner, parts) } else { 0 };
-        enqueue(inner, parts, written);
-        if class == Class::Snapshot {
-            inner.snapshot_end = inner.enqueued_bytes;
-        }
-        Outcome::Taken
+        Ok(())
     }
 
     /// Writes to the kernel past the empty queue; gives the bytes it took.
@@ -268,7 +312,7 @@ impl Sink {
             return;
         }
         let parts = [frame];
-        let written = if inner.queue.is_empty() { self.write_now(inner, &parts) } else { 0 };
+        let written = if inner.may_write_now() { self.write_now(inner, &parts) } else { 0 };
         enqueue(inner, &parts, written);
         if inner.state == State::Open {
             inner.state = State::Closing;
@@ -321,19 +365,38 @@ impl Sink {
         call();
     }
 
-    /// Registers the connection's loop to be woken when there is something to do, and says whether there is already.
-    pub fn poll_work(&self, context: &Context<'_>) -> bool {
+    /// Registers the connection's loop to be woken when there is something to do, and says what there is already.
+    pub fn poll_work(&self, context: &Context<'_>) -> Work {
         let mut inner = self.inner.lock();
         if !inner.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
             inner.waker = Some(context.waker().clone());
         }
-        !inner.queue.is_empty() || inner.state != State::Open
+        if inner.state != State::Open {
+            return Work::Now;
+        }
+        let unhurried = std::mem::take(&mut inner.unhurried);
+        match inner.queue.is_empty() {
+            true => Work::Nothing,
+            false if unhurried => Work::Soon,
+            false => Work::Now,
+        }
     }
 
     /// Wakes the connection's loop.
     pub fn wake(&self) {
         wake(&mut self.inner.lock());
     }
+}
+
+/// What a connection's loop has to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Nothing.
+    Nothing,
+    /// Something, once what else is ready to run has run: it may have more.
+    Soon,
+    /// Something.
+    Now,
 }
 
 /// How far a flush came.
@@ -364,7 +427,7 @@ fn enqueue(inner: &mut Inner, parts: &[Bytes], mut written: usize) {
             inner.queue.push_back(part.slice(skip..));
         }
     }
-    if was_empty && (!inner.queue.is_empty() || inner.state == State::Dead) {
+    if was_empty && !inner.corked && (!inner.queue.is_empty() || inner.state == State::Dead) {
         wake(inner);
     }
 }

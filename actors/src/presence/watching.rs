@@ -14,7 +14,7 @@ use smol_str::SmolStr;
 
 use super::{Command, Hidden, Presence};
 use crate::egress::fan_out::around_shared_payload;
-use crate::egress::{Burst, Class, Outcome, Outlet};
+use crate::egress::{Burst, Class, OfOutlet, Outcome, Outlet, OutletId, Roster};
 
 /// How long a watcher whose connection is full may take nothing before it is closed with 1013, in milliseconds.
 pub(super) const STALL_MS: u64 = 3_000;
@@ -23,11 +23,11 @@ pub(super) const STALL_MS: u64 = 3_000;
 #[derive(Default)]
 pub(super) struct Topic {
     pub presence: TopicPresence,
-    pub watchers: Vec<Watcher>,
+    pub watchers: Roster<Watcher>,
     /// To be sent a snapshot with the next flush.
-    pub newcomers: Vec<Watcher>,
+    pub newcomers: Roster<Watcher>,
     /// Not told of what happens until their connection has room again: then they are newcomers once more.
-    pub behind: Vec<Behind>,
+    pub behind: Roster<Behind>,
 }
 
 /// A watcher whose connection is full.
@@ -44,6 +44,18 @@ pub(super) struct Watcher {
     pub viewer: Option<AgentId>,
     pub view: Arc<View>,
     pub hidden: Option<Arc<Hidden>>,
+}
+
+impl OfOutlet for Watcher {
+    fn outlet_id(&self) -> OutletId {
+        self.outlet.id()
+    }
+}
+
+impl OfOutlet for Behind {
+    fn outlet_id(&self) -> OutletId {
+        self.watcher.outlet.id()
+    }
 }
 
 impl Watcher {
@@ -91,10 +103,10 @@ impl Topic {
             node.metrics.presence_diffs.inc();
             self.tell_diff(name, &diff, node);
         }
-        for watcher in std::mem::take(&mut self.newcomers) {
+        for watcher in self.newcomers.take() {
             // Its join is about to be answered.
             if watcher.outlet.is_pending() {
-                self.newcomers.push(watcher);
+                self.newcomers.insert(watcher);
                 continue;
             }
             let snapshot = match *watcher.view {
@@ -106,9 +118,9 @@ impl Topic {
             match watcher.outlet.write(Class::Snapshot, &parts) {
                 Outcome::Taken => {
                     node.metrics.delivered.inc();
-                    self.watchers.push(watcher);
+                    self.watchers.insert(watcher);
                 }
-                Outcome::Full => self.behind.push(watcher.fall_behind(name, node)),
+                Outcome::Full => self.behind.insert(watcher.fall_behind(name, node)),
                 Outcome::Gone => {}
             }
         }
@@ -135,7 +147,7 @@ impl Topic {
         mut frame: impl FnMut(&Watcher) -> Option<Bytes>,
     ) {
         let mut full = Vec::new();
-        self.watchers.retain(|watcher| {
+        self.watchers.retain_mut(|watcher| {
             let outcome = match frame(watcher) {
                 Some(bytes) => watcher.outlet.write(Class::Broadcast, &[bytes]),
                 None if watcher.outlet.is_closed() => Outcome::Gone,
@@ -152,9 +164,8 @@ impl Topic {
             true
         });
         for outlet in full {
-            if let Some(at) = self.watchers.iter().position(|watcher| watcher.outlet.id() == outlet) {
-                let behind = self.watchers.swap_remove(at).fall_behind(name, node);
-                self.behind.push(behind);
+            if let Some(watcher) = self.watchers.remove(outlet) {
+                self.behind.insert(watcher.fall_behind(name, node));
             }
         }
     }

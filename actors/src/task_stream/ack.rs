@@ -65,7 +65,7 @@ impl Ack {
                     Ok(seq) => (Status::Ok, seq_response(seq)),
                     Err(refusal) => (Status::Error, refusal.response()),
                 };
-                outlet.reply(&reference, status, &response);
+                outlet.reply_soon(&reference, status, &response);
             }
             To::Nobody => {}
         }
@@ -117,7 +117,7 @@ impl AckBatch {
 
     fn write(&mut self) {
         if let Some(sink) = self.sink.take() {
-            sink.write(Class::Control, &self.frames);
+            sink.write_soon(Class::Control, &self.frames);
             self.frames.clear();
         }
     }

@@ -22,7 +22,7 @@ use self::gathering::Gathering;
 use super::ack::{Ack, AckBatch};
 use super::reader::{Joining, Reader};
 use super::{Handle, Registry, Tail};
-use crate::egress::OutletId;
+use crate::egress::{OfOutlet, OutletId, Roster};
 use crate::inbox::Wake;
 use crate::settings::Acknowledge;
 use crate::store::{Append, Finish, StoreError, StreamHead};
@@ -84,7 +84,7 @@ pub(super) struct State {
     stored_from: u64,
     task: Task,
     ending: Option<Ending>,
-    readers: Vec<Reader>,
+    readers: Roster<Reader>,
     acks: Vec<(u64, Ack)>,
     /// Chunks that have their seq but were not sent out yet.
     fresh: Vec<Chunk>,
@@ -117,7 +117,7 @@ impl Actor for StreamActor {
             task: head.task,
             handle,
             registry,
-            readers: Vec::new(),
+            readers: Roster::default(),
             acks: Vec::new(),
             fresh: Vec::new(),
             begins_task: false,
@@ -334,7 +334,7 @@ impl State {
         for (_, ack) in self.acks.drain(..) {
             ack.refuse(&refusal);
         }
-        for mut reader in self.readers.drain(..) {
+        for mut reader in self.readers.take() {
             reader.released = true;
             reader.outlet.fail(refusal.code.reason());
         }
@@ -372,7 +372,7 @@ impl State {
         };
         self.task = self.registry.store.finish_task(finish).await.map_err(super::refusal_of)?;
         self.ending = Some(ending);
-        let ids: Vec<OutletId> = self.readers.iter().map(Reader::id).collect();
+        let ids: Vec<OutletId> = self.readers.iter().map(OfOutlet::outlet_id).collect();
         for id in ids {
             self.advance(id);
         }

@@ -204,10 +204,19 @@ impl Streams {
         if let Some(agent) = principal.agent {
             registry.agent_buckets.take(agent, now_ms).map_err(Refusal::rate_limited)?;
         }
-        let parties = self.parties(task).await?;
+        let (live, parties) = match self.live_handle(task) {
+            Some(handle) => {
+                let parties = *handle.parties.read();
+                (Some(handle), Some(parties))
+            }
+            None => (None, self.parties(task).await?),
+        };
         join_rules::may_emit(principal, parties.as_ref())?;
         let chunk = chunk.into_chunk(key, &registry.limits)?;
-        let handle = self.open(task).await?;
+        let handle = match live {
+            Some(handle) => handle,
+            None => self.open(task).await?,
+        };
         let rate = registry.limits.chunks_per_stream;
         handle.bucket.lock().take(rate, 1, now_ms).map_err(Refusal::rate_limited)?;
         Ok((handle, chunk, principal.acting_agent()?))
@@ -218,8 +227,7 @@ impl Streams {
     /// # Errors
     /// The store cannot be read.
     pub async fn parties(&self, task: TaskId) -> Result<Option<TaskParties>, Refusal> {
-        let live = self.registry.live.lock().get(&task).and_then(|slot| slot.get().cloned());
-        if let Some(handle) = live {
+        if let Some(handle) = self.live_handle(task) {
             return Ok(Some(*handle.parties.read()));
         }
         // One reading, whether there is such a task or not: a stranger learns nothing from how long it takes.
@@ -228,6 +236,10 @@ impl Streams {
             Err(StoreError::NotFound) => Ok(None),
             Err(error) => Err(refusal_of(error)),
         }
+    }
+
+    fn live_handle(&self, task: TaskId) -> Option<Arc<Handle>> {
+        self.registry.live.lock().get(&task).and_then(|slot| slot.get().cloned())
     }
 
     /// Answers a join, sends it what the stream has after `after`, and then everything as it comes.

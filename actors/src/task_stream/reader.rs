@@ -12,7 +12,7 @@ use muster_protocol::json::Json;
 use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::event::STREAM_CHUNK;
 
-use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
+use crate::egress::{Burst, Class, OfOutlet, Outcome, Outlet, OutletId};
 
 /// How a reader stands to the end of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,7 @@ impl Joining {
         Reader {
             principal: self.principal.clone(),
             outlet: self.outlet.clone(),
+            id: self.outlet.id(),
             cursor,
             mode: Mode::Live,
             told_end: false,
@@ -72,6 +73,7 @@ pub(super) struct Reader {
     /// Who reads.
     pub principal: Principal,
     pub outlet: Arc<Outlet>,
+    id: OutletId,
     /// Last seq it has been sent.
     pub cursor: u64,
     pub mode: Mode,
@@ -81,11 +83,13 @@ pub(super) struct Reader {
     pub released: bool,
 }
 
-impl Reader {
-    pub fn id(&self) -> OutletId {
-        self.outlet.id()
+impl OfOutlet for Reader {
+    fn outlet_id(&self) -> OutletId {
+        self.id
     }
+}
 
+impl Reader {
     /// Writes chunks to it.
     pub fn send_chunks(&mut self, chunks: &[(u64, Json)]) -> Outcome {
         let events = chunks.iter().map(|(_, body)| (STREAM_CHUNK, body.clone())).collect();

@@ -14,7 +14,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use muster_actors::socket::{Socket, SocketParts};
-use muster_protocol::account::Secret;
+use muster_protocol::account::{Principal, Secret};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::join_rules;
 use muster_protocol::phoenix::Version;
@@ -28,14 +28,14 @@ use super::addresses::client_address;
 use super::front::presented_secret;
 use super::listener::Peer;
 use crate::app::App;
-use crate::auth::Caller;
+use crate::websocket::Connection;
 use crate::websocket::io::{Io, Plain, Tls, WayOut};
 
 /// What a handshake has settled.
 struct Opening {
     mount: Mount,
     version: Version,
-    caller: Caller,
+    principal: Principal,
     answer_subprotocol: bool,
 }
 
@@ -74,7 +74,13 @@ pub async fn handle(
         let phoenix = HeaderValue::from_static(handshake::SUBPROTOCOL);
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, phoenix);
     }
-    tokio::spawn(run(app, upgraded, opening, peer));
+    // What only the opening needs is let go of with it: a connection is small.
+    let opened = Box::pin(begin(app, upgraded, opening, peer));
+    tokio::spawn(async move {
+        if let Some(connection) = opened.await {
+            connection.await;
+        }
+    });
     response
 }
 
@@ -102,11 +108,11 @@ async fn open<B>(
     let Some(version) = version else {
         return refuse(StatusCode::FORBIDDEN);
     };
-    let caller = match connect(app, mount, (&params, &subprotocol, request.headers()), address).await {
-        Ok(caller) => caller,
+    let principal = match connect(app, mount, (&params, &subprotocol, request.headers()), address).await {
+        Ok(principal) => principal,
         Err(refusal) => return Err(Box::new(refused(&refusal))),
     };
-    Ok(Opening { mount, version, caller, answer_subprotocol: subprotocol.answer })
+    Ok(Opening { mount, version, principal, answer_subprotocol: subprotocol.answer })
 }
 
 /// When whoever has as many sockets as it may is told to come back, in milliseconds.
@@ -118,7 +124,7 @@ async fn connect(
     mount: Mount,
     (params, subprotocol, headers): (&Params, &Subprotocol, &HeaderMap),
     address: IpAddr,
-) -> Result<Caller, Refusal> {
+) -> Result<Principal, Refusal> {
     let names: &[&str] = match mount {
         Mount::Agent | Mount::Hirer => &["api_key"],
         Mount::Main => &["api_key", "session_token"],
@@ -134,15 +140,15 @@ async fn connect(
         Mount::Main | Mount::User => params.text("agent_id"),
         Mount::Agent | Mount::Hirer => None,
     };
-    let caller = app.auth.caller(shown.as_ref(), choice, address).await?;
-    if !join_rules::may_connect(mount, &caller.principal) {
+    let principal = app.auth.connecting(shown.as_ref(), choice, address).await?;
+    if !join_rules::may_connect(mount, &principal) {
         return Err(ErrorCode::Forbidden.into());
     }
-    let open = app.core.connections.count(caller.principal.credential).sockets;
+    let open = app.core.connections.count(principal.credential).sockets;
     if open >= app.config.limits.sockets_per_credential_max {
         return Err(Refusal::rate_limited(SOCKETS_RETRY_MS));
     }
-    Ok(caller)
+    Ok(principal)
 }
 
 /// A refused connection says nothing but its status (R8).
@@ -213,17 +219,16 @@ fn text(status: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-async fn run(app: Arc<App>, upgraded: UpgradeFut, opening: Opening, peer: Peer) {
-    let Some((io, early)) = take_apart(upgraded).await else { return };
+async fn begin(app: Arc<App>, upgraded: UpgradeFut, opening: Opening, peer: Peer) -> Option<Connection> {
+    let (io, early) = take_apart(upgraded).await?;
     let parts = SocketParts {
         core: app.core.clone(),
         mount: opening.mount,
-        principal: opening.caller.principal,
+        principal: opening.principal,
         version: opening.version,
         transport: Box::new(WayOut(io.clone())),
     };
-    crate::websocket::run(Socket::start(parts), io, &early).await;
-    drop(peer);
+    Some(Connection::new(Socket::start(parts), io, &early, (peer.place, peer.open)))
 }
 
 /// The stream below an upgraded connection, and what the peer sent right behind its handshake (A6).

@@ -8,14 +8,13 @@
 pub mod io;
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use muster_actors::egress::Class;
-use muster_actors::egress::sink::Flushed;
+use muster_actors::egress::sink::{Flushed, Work};
 use muster_actors::socket::Socket;
 use muster_protocol::phoenix::decode;
 use muster_protocol::websocket::decoder::DecoderLimits;
@@ -23,11 +22,12 @@ use muster_protocol::websocket::{CloseCode, Decoded, Decoder, encoder};
 use tokio::time::Sleep;
 
 use self::io::Io;
+use crate::http::listener::{OpenConnection, Place};
 
 /// Bytes read at a time, into a buffer that all connections of a thread share.
 const READ_BYTES: usize = 64 * 1024;
 /// Reads of one connection before others have their turn.
-const READS_PER_TURN: usize = 8;
+const READS_PER_TURN: usize = 2;
 /// How long the peer has to take what waits for it and to answer, once the connection closes.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -35,20 +35,22 @@ thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// One connection.
-struct Connection {
+/// One connection: a future that ends with it. What it is dropped for, its joins end.
+pub struct Connection {
     socket: Arc<Socket>,
     io: Arc<dyn Io>,
     decoder: Decoder,
-    limits: DecoderLimits,
     /// Bytes of a frame that is not whole yet.
     pending: Vec<u8>,
     /// Whether `pending` may hold whole messages, which wait until those before them are done.
     held_up: bool,
+    /// Whether nothing is read because too much is in work or waits to be taken.
+    choked: bool,
     phase: Phase,
     /// Whether our side is shut.
     shut: bool,
     linger: Option<Pin<Box<Sleep>>>,
+    _peer: (Place, Arc<OpenConnection>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,38 +63,76 @@ enum Phase {
     PeerClosed,
 }
 
-/// Runs a connection to its end. `early` is what the peer sent right behind its handshake.
-pub async fn run(socket: Arc<Socket>, io: Arc<dyn Io>, early: &[u8]) {
-    let limits = &socket.core.limits;
-    let limits = DecoderLimits {
-        message_bytes_max: limits.message_bytes_max,
-        fragments_max: limits.message_fragments_max,
-    };
-    let mut connection = Connection {
-        socket: socket.clone(),
-        io,
-        decoder: Decoder::default(),
-        limits,
-        pending: Vec::new(),
-        held_up: false,
-        phase: Phase::Open,
-        shut: false,
-        linger: None,
-    };
-    connection.take(&mut early.to_vec());
-    poll_fn(|context| connection.turn(context)).await;
-    socket.finish();
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.socket.finish();
+    }
+}
+
+impl Future for Connection {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.turn(context)
+    }
 }
 
 impl Connection {
+    /// A connection that has just been opened. `early` is what the peer sent right behind its handshake, and `peer` what
+    /// it holds as long as it is open.
+    #[must_use]
+    pub fn new(
+        socket: Arc<Socket>,
+        io: Arc<dyn Io>,
+        early: &[u8],
+        peer: (Place, Arc<OpenConnection>),
+    ) -> Self {
+        let mut connection = Self {
+            socket,
+            io,
+            decoder: Decoder::default(),
+            pending: Vec::new(),
+            held_up: false,
+            choked: false,
+            phase: Phase::Open,
+            shut: false,
+            linger: None,
+            _peer: peer,
+        };
+        connection.take(&mut early.to_vec());
+        connection
+    }
+
+    fn limits(&self) -> DecoderLimits {
+        let limits = &self.socket.core.limits;
+        DecoderLimits {
+            message_bytes_max: limits.message_bytes_max,
+            fragments_max: limits.message_fragments_max,
+        }
+    }
+
     /// Writes and reads as much as can be; ready when the connection is over.
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let has_work = self.socket.sink().poll_work(context);
-        if has_work && self.write(context).is_ready() {
+        match self.socket.sink().poll_work(context) {
+            Work::Nothing => {}
+            // Behind all that is ready to run.
+            Work::Soon => context.waker().wake_by_ref(),
+            Work::Now => {
+                if self.write(context).is_ready() {
+                    return Poll::Ready(());
+                }
+            }
+        }
+        // What the messages that are read now are answered leaves as one write.
+        self.socket.sink().cork();
+        let over = self.read(context).is_ready();
+        let answered = self.socket.sink().uncork();
+        if answered && self.write(context).is_ready() || over {
             return Poll::Ready(());
         }
-        if self.read(context).is_ready() {
-            return Poll::Ready(());
+        if self.choked && self.socket.may_read() {
+            // It was its own answers that waited, and they have gone.
+            context.waker().wake_by_ref();
         }
         if self.linger.is_none() && self.socket.sink().is_closed() {
             self.linger = Some(Box::pin(tokio::time::sleep(LINGER)));
@@ -143,8 +183,13 @@ impl Connection {
 
     /// Ready when the connection is over.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.choked = false;
         for _ in 0..READS_PER_TURN {
-            if self.phase == Phase::PeerClosed || self.phase == Phase::Open && !self.socket.may_read() {
+            if self.phase == Phase::PeerClosed {
+                return Poll::Pending;
+            }
+            if self.phase == Phase::Open && !self.socket.may_read() {
+                self.choked = true;
                 // Woken again when a message in work is done, or when the peer has taken what waits for it.
                 return Poll::Pending;
             }
@@ -199,7 +244,7 @@ impl Connection {
         let mut at = 0;
         self.held_up = false;
         let core = self.socket.core.clone();
-        let version = self.socket.version();
+        let (version, limits) = (self.socket.version(), self.limits());
         loop {
             if self.phase != Phase::Open {
                 return bytes.len();
@@ -209,7 +254,7 @@ impl Connection {
                 self.held_up = true;
                 return at;
             }
-            let decoded = match self.decoder.decode(&mut bytes[at..], self.limits) {
+            let decoded = match self.decoder.decode(&mut bytes[at..], limits) {
                 Ok(decoded) => decoded,
                 Err(error) => {
                     self.close(error.code, error.reason);

@@ -81,18 +81,39 @@ pub fn connect(to: SocketAddr, number: usize) -> TcpStream {
 /// Opens a WebSocket and joins a topic; what comes behind the answer to the join is dropped.
 pub fn join(to: SocketAddr, number: usize, mount: &str, key: &str, topic: &str, payload: &str) -> TcpStream {
     let mut stream = connect(to, number);
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let request = format!(
-        "GET {mount}/websocket?api_key={key}&vsn=2.0.0 HTTP/1.1\r\nHost: {to}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(handshake(to, mount, key).as_bytes()).unwrap();
     expect(&mut stream, b"\r\n\r\n");
     if !topic.is_empty() {
         stream.write_all(&client_frame(&format!(r#"["1","1","{topic}","phx_join",{payload}]"#))).unwrap();
         expect(&mut stream, b"phx_reply");
     }
     stream
+}
+
+/// The same for many agents' sockets at once: each step is begun by all before any waits for it.
+pub fn join_crowd(to: SocketAddr, numbers: std::ops::Range<usize>, key: &str, topic: &str) -> Vec<TcpStream> {
+    let mut crowd: Vec<_> = numbers.map(|number| connect(to, number)).collect();
+    let request = handshake(to, "/socket/agent", key);
+    for stream in &mut crowd {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+    }
+    crowd.iter_mut().for_each(|stream| expect(stream, b"\r\n\r\n"));
+    let frame = client_frame(&format!(r#"["1","1","{topic}","phx_join",{{}}]"#));
+    crowd.iter_mut().for_each(|stream| stream.write_all(&frame).unwrap());
+    crowd.iter_mut().for_each(|stream| expect(stream, b"phx_reply"));
+    crowd
+}
+
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn handshake(to: SocketAddr, mount: &str, key: &str) -> String {
+    format!(
+        "GET {mount}/websocket?api_key={key}&vsn=2.0.0 HTTP/1.1\r\nHost: {to}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
 }
 
 /// Reads until the bytes hold a pattern.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::fleet::{Fleet, Latencies, client_frame, connect, join};
+use super::fleet::{Fleet, Latencies, client_frame, connect, join, join_crowd};
 use super::node::{self, Node, cpu_of};
 
 /// How much of it.
@@ -218,21 +218,26 @@ fn ping(scale: &Scale) -> Vec<Measured> {
     vec![measure("heartbeat and answer".into(), driven, (node.process.cpu() - server, cpu_of("self") - own))]
 }
 
-/// Sockets that connect and join, one after another.
+/// Sockets that connect and join, a crowd at a time.
 fn connects(scale: &Scale) -> Vec<Measured> {
     let mut node = Node::start(&[]);
     let (client, provider) = (node.agent(), node.agent());
     let topic = format!("task_stream:{}", node.task(&client, &provider));
     let count = scale.many.min(5_000);
     let (begun, server) = (Instant::now(), node.process.cpu());
-    let sockets: Vec<_> = (0..count)
-        .map(|number| join(node.address(), number, "/socket/agent", &client.key, &topic, "{}"))
-        .collect();
+    let mut sockets = Vec::new();
+    while sockets.len() < count {
+        let crowd = CROWD.min(count - sockets.len());
+        sockets.extend(join_crowd(node.address(), sockets.len()..sockets.len() + crowd, &client.key, &topic));
+    }
     let cpu_ms = (node.process.cpu() - server) * 1_000.0 / sockets.len() as f64;
     let per_second = sockets.len() as f64 / begun.elapsed().as_secs_f64();
-    let note = format!("{cpu_ms:.3} ms of CPU per socket; {per_second:.0} a second, one at a time");
+    let note = format!("{cpu_ms:.3} ms of CPU per socket; {per_second:.0} a second, {CROWD} at a time");
     vec![Measured { name: format!("connect and join, {count} sockets"), note, ..Measured::default() }]
 }
+
+/// Sockets that connect at a time.
+const CROWD: usize = 64;
 
 /// What a joined socket weighs once it is quiet, as the slope between a few and many.
 fn idle(scale: &Scale) -> Vec<Measured> {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::{Reading, State};
-use crate::egress::{Burst, Class, Outcome, OutletId};
+use crate::egress::{Burst, Class, OfOutlet, Outcome, OutletId};
 use crate::store::StoreError;
 use crate::task_stream::reader::{Joining, Mode};
 
@@ -21,7 +21,8 @@ impl State {
             .iter()
             .map(|chunk| (muster_protocol::topic::event::STREAM_CHUNK, chunk.body.clone()))
             .collect();
-        let topic = self.readers.first().map(|reader| reader.outlet.topic().clone()).unwrap_or_default();
+        let topic =
+            self.readers.iter().next().map(|reader| reader.outlet.topic().clone()).unwrap_or_default();
         let mut burst = Burst::new(&topic, events);
         let now_ms = self.active_at_ms;
         let mut slow = Vec::new();
@@ -31,7 +32,7 @@ impl State {
                 return true;
             }
             if !small || reader.cursor + 1 != first {
-                slow.push(reader.id());
+                slow.push(reader.outlet_id());
                 return true;
             }
             match reader.outlet.write(Class::Stream, &[burst.pushes(&reader.outlet)]) {
@@ -77,8 +78,8 @@ impl State {
         if !may_read_stream(&reader.principal, &self.task.parties()) {
             reader.outlet.close();
         }
-        let id = reader.id();
-        self.readers.push(reader);
+        let id = reader.outlet_id();
+        self.readers.insert(reader);
         self.advance(id);
     }
 
@@ -102,15 +103,14 @@ impl State {
     }
 
     pub(super) fn detach(&mut self, id: OutletId) {
-        if let Some(at) = self.readers.iter().position(|reader| reader.id() == id) {
-            self.readers.swap_remove(at).released = true;
+        if let Some(mut reader) = self.readers.remove(id) {
+            reader.released = true;
         }
     }
 
     /// Brings a reader as far as its connection takes it.
     pub(super) fn advance(&mut self, id: OutletId) {
-        let Some(at) = self.readers.iter().position(|reader| reader.id() == id) else { return };
-        let reader = &mut self.readers[at];
+        let Some(reader) = self.readers.get_mut(id) else { return };
         if reader.mode == Mode::WaitsForStore {
             return;
         }
@@ -159,7 +159,7 @@ impl State {
     }
 
     pub(super) fn fetched(&mut self, id: OutletId, fetched: Result<Vec<Chunk>, StoreError>) {
-        let Some(reader) = self.readers.iter_mut().find(|reader| reader.id() == id) else { return };
+        let Some(reader) = self.readers.get_mut(id) else { return };
         let chunks = match fetched {
             Ok(chunks) => chunks,
             Err(error) => {

@@ -37,7 +37,9 @@ pub async fn credentials_are_found_by_hash_and_end(store: &dyn Store) {
     token.expires_at = Some(at(1_000));
     store.create_credential(token.clone(), hash(1), 10).await.unwrap();
     assert_eq!(store.credential_by_hash(hash(1)).await, Ok(token.clone()));
+    assert_eq!(store.caller_by_hash(hash(1)).await, Ok((token.clone(), None)), "a user's names no agent");
     assert_eq!(store.credential_by_hash(hash(2)).await, Err(StoreError::NotFound));
+    assert_eq!(store.caller_by_hash(hash(2)).await, Err(StoreError::NotFound));
     assert_eq!(store.credentials_of(owner).await, Ok(vec![token.clone()]));
     let stranger = Owner::User(user(2).id);
     assert_eq!(store.revoke_credential(stranger, token.id, at(5)).await, Err(StoreError::NotFound));
@@ -79,6 +81,7 @@ pub async fn sessions_make_room_for_each_other(store: &dyn Store) {
     assert_eq!(store.purge_credentials(at(4), 10).await, Ok(0), "it was revoked at 4");
     assert_eq!(store.purge_credentials(at(5), 10).await, Ok(1));
     assert_eq!(store.credential_by_hash(hash(2)).await, Err(StoreError::NotFound));
+    assert_eq!(store.caller_by_hash(hash(2)).await, Err(StoreError::NotFound));
     assert!(store.credential_by_hash(hash(3)).await.is_ok());
 }
 

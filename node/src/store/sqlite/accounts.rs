@@ -2,12 +2,13 @@
 
 use muster_actors::store::{Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::account::{Credential, CredentialKind, Owner, Scopes, SecretHash, User};
+use muster_protocol::agent::Agent;
 use muster_protocol::ids::{AgentId, CredentialId, UserId};
 use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use super::columns::{count, exists, id_bytes, optional_id, optional_time, rows, time};
-use super::{before, page, page_rows, sql_error};
+use super::{agents, before, page, page_rows, sql_error};
 
 /// Keeps the first operator hash it is given.
 pub fn operator_hash(c: &Connection, first: SecretHash) -> StoreResult<SecretHash> {
@@ -176,6 +177,16 @@ pub fn credential_by_hash(c: &Connection, hash: SecretHash) -> StoreResult<Crede
         .map_err(sql_error)?;
     // The index found it by prefix comparison; this one takes the same time whatever differs.
     if SecretHash::from_bytes(stored) == hash { Ok(credential) } else { Err(StoreError::NotFound) }
+}
+
+/// The same, with the agent whose credential it is.
+pub fn caller_by_hash(c: &Connection, hash: SecretHash) -> StoreResult<(Credential, Option<Agent>)> {
+    let credential = credential_by_hash(c, hash)?;
+    let agent = match credential.owner {
+        Owner::Agent(agent) => Some(agents::agent(c, agent)?),
+        Owner::User(_) => None,
+    };
+    Ok((credential, agent))
 }
 
 /// All credentials of an owner, newest first.

@@ -203,6 +203,10 @@ impl AccountStore for SqliteStore {
         self.read(move |c| accounts::credential_by_hash(c, hash)).await
     }
 
+    async fn caller_by_hash(&self, hash: SecretHash) -> StoreResult<(Credential, Option<Agent>)> {
+        self.read(move |c| accounts::caller_by_hash(c, hash)).await
+    }
+
     async fn credentials_of(&self, owner: Owner) -> StoreResult<Vec<Credential>> {
         self.read(move |c| accounts::credentials_of(c, owner)).await
     }
