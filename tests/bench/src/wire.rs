@@ -1,5 +1,8 @@
 //! What comes on a connection, counted without being understood: WebSocket frames, and answers to HTTP requests.
 
+/// Bytes that say what a message is.
+const HEAD_BYTES: usize = 160;
+
 /// Counts what a connection brings.
 pub trait Counts {
     /// Takes bytes; gives how many messages they complete.
@@ -62,6 +65,34 @@ impl Counts for FrameCounter {
         let mut frames = 0;
         self.0.feed(bytes, |_, ends| frames += u64::from(ends));
         frames
+    }
+}
+
+/// Counts replies among the messages of Phoenix.
+#[derive(Default)]
+pub struct ReplyCounter {
+    frames: FrameReader,
+    /// First bytes of the frame under way.
+    head: Vec<u8>,
+}
+
+impl Counts for ReplyCounter {
+    fn feed(&mut self, bytes: &[u8]) -> u64 {
+        let Self { frames, head } = self;
+        let mut replies = 0;
+        frames.feed(bytes, |part, ends| {
+            let missing = HEAD_BYTES.saturating_sub(head.len()).min(part.len());
+            head.extend_from_slice(&part[..missing]);
+            if ends {
+                if memchr::memmem::find(head, b"\"phx_reply\"").is_some() {
+                    let head = String::from_utf8_lossy(head);
+                    assert!(!head.contains("\"status\":\"error\""), "{head}");
+                    replies += 1;
+                }
+                head.clear();
+            }
+        });
+        replies
     }
 }
 

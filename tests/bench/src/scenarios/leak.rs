@@ -6,14 +6,10 @@ use super::{Measured, Scale, mib};
 use crate::door::{self, Entry};
 use crate::fleet::Fleet;
 use crate::node::{Agent, Node};
-use crate::wire::client_frame;
+use crate::wire::{ReplyCounter, client_frame};
 
 /// Sockets that join and leave, each a topic of its own.
-const SOCKETS: usize = 50;
-/// Joins of one socket under way.
-const WINDOW: u64 = 4;
-/// Frames that answer a join and a leave: two replies, and the close of the topic.
-const ANSWERS: u64 = 3;
+const SOCKETS: usize = 200;
 /// Sockets that connect and hang up together.
 const CONNECTS_AT_ONCE: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,8 +35,9 @@ struct Traffic {
     node: Node,
     client: Agent,
     topics: Vec<String>,
-    fleet: Fleet,
-    refs: u64,
+    fleet: Fleet<ReplyCounter>,
+    /// Of the last join of each socket.
+    join_refs: Vec<u64>,
 }
 
 impl Traffic {
@@ -53,31 +50,41 @@ impl Traffic {
         let topic = |(at, task)| if at % 2 == 0 { format!("task_stream:{task}") } else { own.clone() };
         let topics: Vec<String> = tasks.iter().enumerate().map(topic).collect();
         let sockets = door::open(node.address(), 0..SOCKETS, |_| Entry::agent(&client.key, ""));
-        let fleet = Fleet::of(sockets);
-        Self { node, client, topics, fleet, refs: 0 }
+        let fleet = Fleet::with(sockets.into_iter().map(|socket| (socket, ReplyCounter::default())));
+        Self { node, client, topics, fleet, join_refs: vec![0; SOCKETS] }
     }
 
-    /// Joins and leaves; how many a second.
+    /// Joins and leaves, each after the answer to the one before; how many pairs a second.
     fn joins(&mut self, count: usize) -> f64 {
-        let (begun, first) = (Instant::now(), self.fleet.frames);
-        let (count, mut sent) = (count as u64, 0);
-        loop {
-            let done = (self.fleet.frames - first) / ANSWERS;
-            if done >= count {
-                break;
+        let begun = Instant::now();
+        let (mut begun_pairs, mut done) = (0, 0);
+        let mut is_joined = [false; SOCKETS];
+        let mut free: Vec<usize> = (0..SOCKETS).collect();
+        while done < count {
+            for at in free.drain(..) {
+                let (reference, event) = if is_joined[at] {
+                    ("l", "phx_leave")
+                } else if begun_pairs < count {
+                    begun_pairs += 1;
+                    self.join_refs[at] += 1;
+                    ("j", "phx_join")
+                } else {
+                    continue;
+                };
+                let (n, topic) = (self.join_refs[at], &self.topics[at]);
+                let text = format!(r#"["{n}","{reference}{n}","{topic}","{event}",{{}}]"#);
+                self.fleet.send(at, &client_frame(&text));
             }
-            while sent < count && sent - done < WINDOW * SOCKETS as u64 {
-                let at = usize::try_from(sent).unwrap() % SOCKETS;
-                self.refs += 1;
-                let (n, topic) = (self.refs, &self.topics[at]);
-                let mut frames = client_frame(&format!(r#"["{n}","{n}","{topic}","phx_join",{{}}]"#));
-                frames.extend(client_frame(&format!(r#"["{n}","l{n}","{topic}","phx_leave",{{}}]"#)));
-                self.fleet.send(at, &frames);
-                sent += 1;
+            let waiting = Instant::now();
+            while free.is_empty() {
+                self.fleet.take(Duration::from_millis(100), |at, replies, _| {
+                    assert_eq!(replies, 1, "more answers than questions");
+                    is_joined[at] = !is_joined[at];
+                    done += usize::from(!is_joined[at]);
+                    free.push(at);
+                });
+                assert!(waiting.elapsed() < PATIENCE, "{done} of {begun_pairs} joins and leaves are done");
             }
-            let before = self.fleet.frames;
-            self.fleet.take(PATIENCE, |_, _, _| {});
-            assert!(self.fleet.frames > before, "{done} of {sent} joins and leaves were answered");
         }
         count as f64 / begun.elapsed().as_secs_f64()
     }
@@ -116,6 +123,7 @@ impl Traffic {
 pub fn leak(scale: &Scale) -> Vec<Measured> {
     // In short a fiftieth.
     let (joins, connects) = if scale.part < 1.0 { (20_000, 2_000) } else { (1_000_000, 100_000) };
+    // The warm-up has everything happen once that happens only once.
     let mut traffic = Traffic::new();
     traffic.joins(joins / 4);
     traffic.connects(connects / 4);
