@@ -1,8 +1,11 @@
 //! What the whole-system tests share: real nodes as processes, and who works with them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on ends")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time and read the environment")]
+#![allow(clippy::print_stdout, reason = "figures are for people")]
 
+pub mod raw;
 pub mod requirements;
+pub mod siege;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

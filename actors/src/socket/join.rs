@@ -179,6 +179,10 @@ impl JoinActor {
             }),
             JoinMessage::Leave { refs, permit } => Box::pin(async move {
                 let _until_answered = permit;
+                // A stream answers its joins itself: the leave behind one waits for that.
+                if let Some(answered) = this.outlet.when_answered() {
+                    let _answered = answered.await;
+                }
                 this.leave(&socket, channel, &refs);
                 None
             }),

@@ -1,137 +1,19 @@
-//! Many connections of one thread, which count the frames that come and are otherwise as idle as can be.
+//! Many connections of one thread, which count what comes and are otherwise as idle as can be.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token};
 
-/// Counts whole WebSocket frames in a stream of bytes.
-#[derive(Default)]
-pub struct FrameCounter {
-    header: Vec<u8>,
-    body_left: u64,
-}
-
-impl FrameCounter {
-    /// Takes bytes; gives how many frames they complete.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> u64 {
-        let mut frames = 0;
-        while !bytes.is_empty() {
-            if self.body_left > 0 {
-                let take = usize::try_from(self.body_left).unwrap_or(usize::MAX).min(bytes.len());
-                self.body_left -= take as u64;
-                bytes = &bytes[take..];
-                frames += u64::from(self.body_left == 0);
-                continue;
-            }
-            // Frames mostly begin whole: their header is read in place.
-            if self.header.is_empty() && bytes.len() >= 10 {
-                let (length, header) = frame_length(bytes).unwrap_or((0, 2));
-                self.body_left = length;
-                bytes = &bytes[header..];
-            } else {
-                self.header.push(bytes[0]);
-                bytes = &bytes[1..];
-                let Some((length, _)) = frame_length(&self.header) else { continue };
-                self.header.clear();
-                self.body_left = length;
-            }
-            frames += u64::from(self.body_left == 0);
-        }
-        frames
-    }
-}
-
-/// Length of the payload and of the header, once the header is whole.
-fn frame_length(bytes: &[u8]) -> Option<(u64, usize)> {
-    let short = u64::from(bytes.get(1)? & 0x7F);
-    match short {
-        126 => Some((u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4)),
-        127 => Some((u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?), 10)),
-        short => Some((short, 2)),
-    }
-}
-
-/// A text frame as a client sends it, masked with zeroes.
-pub fn client_frame(text: &str) -> Vec<u8> {
-    let mut frame = vec![0x81];
-    match text.len() {
-        length if length < 126 => frame.push(0x80 | u8::try_from(length).unwrap()),
-        length => {
-            frame.push(0x80 | 126);
-            frame.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
-        }
-    }
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(text.as_bytes());
-    frame
-}
-
-/// Connects from one of many loopback addresses, so that ports do not run out.
-pub fn connect(to: SocketAddr, number: usize) -> TcpStream {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    let from = Ipv4Addr::new(127, 0, 0, u8::try_from(2 + number % 200).unwrap());
-    socket.bind(&SocketAddrV4::new(from, 0).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    socket.set_tcp_nodelay(true).unwrap();
-    socket.into()
-}
-
-/// Opens a WebSocket and joins a topic; what comes behind the answer to the join is dropped.
-pub fn join(to: SocketAddr, number: usize, mount: &str, key: &str, topic: &str, payload: &str) -> TcpStream {
-    let mut stream = connect(to, number);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(handshake(to, mount, key).as_bytes()).unwrap();
-    expect(&mut stream, b"\r\n\r\n");
-    if !topic.is_empty() {
-        stream.write_all(&client_frame(&format!(r#"["1","1","{topic}","phx_join",{payload}]"#))).unwrap();
-        expect(&mut stream, b"phx_reply");
-    }
-    stream
-}
-
-/// The same for many agents' sockets at once: each step is begun by all before any waits for it.
-pub fn join_crowd(to: SocketAddr, numbers: std::ops::Range<usize>, key: &str, topic: &str) -> Vec<TcpStream> {
-    let mut crowd: Vec<_> = numbers.map(|number| connect(to, number)).collect();
-    let request = handshake(to, "/socket/agent", key);
-    for stream in &mut crowd {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-    }
-    crowd.iter_mut().for_each(|stream| expect(stream, b"\r\n\r\n"));
-    let frame = client_frame(&format!(r#"["1","1","{topic}","phx_join",{{}}]"#));
-    crowd.iter_mut().for_each(|stream| stream.write_all(&frame).unwrap());
-    crowd.iter_mut().for_each(|stream| expect(stream, b"phx_reply"));
-    crowd
-}
-
-/// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn handshake(to: SocketAddr, mount: &str, key: &str) -> String {
-    format!(
-        "GET {mount}/websocket?api_key={key}&vsn=2.0.0 HTTP/1.1\r\nHost: {to}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-}
-
-/// Reads until the bytes hold a pattern.
-fn expect(stream: &mut TcpStream, pattern: &[u8]) {
-    let mut seen = Vec::new();
-    let mut buffer = [0; 4_096];
-    while !seen.windows(pattern.len()).any(|window| window == pattern) {
-        let count = stream.read(&mut buffer).unwrap();
-        assert!(count > 0, "closed: {}", String::from_utf8_lossy(&seen));
-        seen.extend_from_slice(&buffer[..count]);
-    }
-}
+use super::wire::{Counts, FrameCounter};
 
 /// The connections.
-pub struct Fleet {
+pub struct Fleet<C = FrameCounter> {
     poll: Poll,
     events: Events,
-    connections: Vec<(mio::net::TcpStream, FrameCounter)>,
+    /// `None` where one was dropped.
+    connections: Vec<Option<(mio::net::TcpStream, C)>>,
     buffer: Vec<u8>,
     /// Frames so far.
     pub frames: u64,
@@ -140,41 +22,69 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Of streams on which nothing is under way.
+    /// Of WebSockets on which nothing is under way.
     pub fn of(streams: Vec<TcpStream>) -> Self {
-        let poll = Poll::new().unwrap();
-        let mut connections = Vec::with_capacity(streams.len());
-        for (at, stream) in streams.into_iter().enumerate() {
-            stream.set_read_timeout(None).unwrap();
-            stream.set_nonblocking(true).unwrap();
-            let mut stream = mio::net::TcpStream::from_std(stream);
-            poll.registry().register(&mut stream, Token(at), Interest::READABLE).unwrap();
-            connections.push((stream, FrameCounter::default()));
-        }
-        Self {
-            poll,
+        Self::with(streams.into_iter().map(|stream| (stream, FrameCounter::default())))
+    }
+}
+
+impl<C: Counts> Fleet<C> {
+    /// Of connections on which nothing is under way, and what counts on each.
+    pub fn with(streams: impl IntoIterator<Item = (TcpStream, C)>) -> Self {
+        let mut fleet = Self {
+            poll: Poll::new().unwrap(),
             events: Events::with_capacity(1_024),
-            connections,
+            connections: Vec::new(),
             buffer: vec![0; 65_536],
             frames: 0,
             bytes: 0,
+        };
+        for (stream, counter) in streams {
+            fleet.add(stream, counter);
         }
+        fleet
+    }
+
+    /// Takes one in.
+    pub fn add(&mut self, stream: TcpStream, counter: C) {
+        stream.set_read_timeout(None).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let token = Token(self.connections.len());
+        self.poll.registry().register(&mut stream, token, Interest::READABLE).unwrap();
+        self.connections.push(Some((stream, counter)));
     }
 
     /// Sends bytes on one connection; the kernel must take them.
     pub fn send(&mut self, at: usize, bytes: &[u8]) {
-        let written = self.connections[at].0.write(bytes).unwrap();
+        let (stream, _) = self.connections[at].as_mut().unwrap();
+        let written = stream.write(bytes).unwrap();
         assert_eq!(written, bytes.len(), "the node does not read");
+    }
+
+    /// Hangs up.
+    pub fn drop_one(&mut self, at: usize) {
+        self.connections[at] = None;
+    }
+
+    /// What counts on the connections that are left.
+    pub fn counters(&self) -> impl Iterator<Item = &C> {
+        self.connections.iter().flatten().map(|(_, counter)| counter)
     }
 
     /// Takes what has come, waiting for something at most so long. `on_frames` is told of frames as they come: on which
     /// connection, how many, and when.
     pub fn take(&mut self, wait: Duration, mut on_frames: impl FnMut(usize, u64, Instant)) {
+        self.take_with(wait, |at, _, frames, now| on_frames(at, frames, now));
+    }
+
+    /// The same; `on_frames` sees what counts, too.
+    pub fn take_with(&mut self, wait: Duration, mut on_frames: impl FnMut(usize, &C, u64, Instant)) {
         self.poll.poll(&mut self.events, Some(wait)).unwrap();
         let now = Instant::now();
         for event in &self.events {
             let at = event.token().0;
-            let (stream, counter) = &mut self.connections[at];
+            let Some((stream, counter)) = &mut self.connections[at] else { continue };
             loop {
                 match stream.read(&mut self.buffer) {
                     Ok(0) => panic!("connection {at} was closed"),
@@ -183,7 +93,7 @@ impl Fleet {
                         let frames = counter.feed(&self.buffer[..count]);
                         if frames > 0 {
                             self.frames += frames;
-                            on_frames(at, frames, now);
+                            on_frames(at, counter, frames, now);
                         }
                         if count < self.buffer.len() {
                             break;
@@ -193,6 +103,16 @@ impl Fleet {
                     Err(error) => panic!("connection {at}: {error}"),
                 }
             }
+        }
+    }
+
+    /// Takes until so many frames have come in all.
+    pub fn take_until(&mut self, frames: u64, patience: Duration) {
+        let begun = Instant::now();
+        while self.frames < frames {
+            self.take(Duration::from_millis(100), |_, _, _| {});
+            let missing = frames.saturating_sub(self.frames);
+            assert!(begun.elapsed() < patience, "{missing} frames are missing");
         }
     }
 
@@ -225,6 +145,13 @@ impl Latencies {
     pub fn note(&mut self, took: Duration, count: u64) {
         let step = usize::try_from(took.as_micros() / STEP_US).unwrap_or(STEPS).min(STEPS - 1);
         self.0[step] += count;
+    }
+
+    /// Adds those of another measurement.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+            *mine += theirs;
+        }
     }
 
     /// What that part of the deliveries took at most, in milliseconds.

@@ -3,17 +3,21 @@
 //!
 //! # Layout
 //! * this file: which scenarios, and the table
-//! * [`fleet`]: connections that count frames; [`floor`]: the bare loop; [`node`]: the node under test
+//! * [`floor`]: the bare loop; [`node`]: the node under test
+//! * [`door`]: opens connections; [`fleet`]: holds them; [`wire`], [`roster`]: count what comes on each
 //! * [`scenarios`]: what is measured
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement that fails ends")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it speaks to a person")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads real time")]
 #![allow(clippy::cast_precision_loss, reason = "figures are rounded anyway")]
 
+mod door;
 mod fleet;
 mod floor;
 mod node;
+mod roster;
 mod scenarios;
+mod wire;
 
 use std::time::Duration;
 
@@ -37,9 +41,14 @@ fn main() {
     let sockets = usize::try_from(descriptors - SPARE_DESCRIPTORS).unwrap_or(usize::MAX).min(19_000);
     println!("{descriptors} descriptors, so at most {sockets} sockets.");
     let scale = if short {
-        Scale { time: Duration::from_secs(2), many: sockets.min(4_000), pause: Duration::from_secs(3) }
+        Scale {
+            time: Duration::from_millis(1_500),
+            many: sockets.min(4_000),
+            pause: Duration::from_secs(2),
+            part: 0.1,
+        }
     } else {
-        Scale { time: Duration::from_secs(6), many: sockets, pause: Duration::from_secs(30) }
+        Scale { time: Duration::from_secs(6), many: sockets, pause: Duration::from_secs(30), part: 1.0 }
     };
     let wanted = |name: &str| {
         arguments.is_empty() || arguments.iter().any(|argument| name.contains(argument.as_str()))

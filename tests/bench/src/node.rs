@@ -13,6 +13,8 @@ use tokio::runtime::Runtime;
 
 /// The operator's token of every node.
 const OPERATOR: &str = "op_benchmark_operator";
+/// Requests under way at once while a scenario is set up.
+const POSTS_AT_ONCE: usize = 32;
 /// No rate stands in the way of a measurement.
 const UNBOUNDED: &str = "{tokens=100000000,period_ms=1000,burst=100000000}";
 
@@ -38,9 +40,23 @@ impl Process {
 
     /// Resident bytes.
     pub fn resident(&self) -> u64 {
+        self.status("VmRSS")
+    }
+
+    /// The most resident bytes it ever had.
+    pub fn peak(&self) -> u64 {
+        self.status("VmHWM")
+    }
+
+    fn status(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+    }
+
+    /// Files and sockets it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 }
 
@@ -104,6 +120,8 @@ impl Node {
         ] {
             command.args(["--set", &format!("limits.{rate}={UNBOUNDED}")]);
         }
+        // The generator sends no heartbeats.
+        command.args(["--set", "limits.socket_idle_timeout_ms=3600000"]);
         for setting in settings {
             command.args(["--set", setting]);
         }
@@ -127,29 +145,88 @@ impl Node {
         self.process.address
     }
 
-    fn send(&self, client: &Client, method: Method, path: &str, body: &Value) -> Value {
-        self.runtime.block_on(client.send(method, path, Some(body))).unwrap()
+    /// One value of `/metrics`: a gauge, or a counter without labels.
+    pub fn metric(&self, name: &str) -> u64 {
+        let (_, text) =
+            self.runtime.block_on(self.operator.send_with(Method::GET, "/metrics", &[], None)).unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in the metrics")).parse().unwrap()
+    }
+
+    /// Waits until a gauge has a value, at most so long; how long it took.
+    pub fn until(&self, gauge: &str, wanted: u64, patience: Duration) -> Duration {
+        let begun = Instant::now();
+        loop {
+            let value = self.metric(gauge);
+            if value == wanted {
+                return begun.elapsed();
+            }
+            assert!(begun.elapsed() < patience, "{gauge} is {value}, not {wanted}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Registers an agent.
     pub fn agent(&mut self) -> Agent {
-        self.made += 1;
-        let agent = json!({
-            "name": format!("Agent {}", self.made),
-            "did": format!("did:bench:{}", self.made),
-            "capabilities": ["code"],
-            "pricing_model": "fixed",
+        self.agents(1).remove(0)
+    }
+
+    /// Registers many, several at once.
+    pub fn agents(&mut self, count: usize) -> Vec<Agent> {
+        let first = self.made + 1;
+        self.made += count;
+        let registrations = (first..first + count).map(|number| {
+            let agent = json!({
+                "name": format!("Agent {number}"),
+                "did": format!("did:bench:{number}"),
+                "capabilities": ["code"],
+                "pricing_model": "fixed",
+            });
+            (self.operator.clone(), "/api/v1/agents/register", json!({ "agent": agent }))
         });
-        let registered =
-            self.send(&self.operator, Method::POST, "/api/v1/agents/register", &json!({ "agent": agent }));
-        let text = |path: &str| registered.pointer(path).unwrap().as_str().unwrap().to_owned();
-        Agent { id: text("/agent/id"), key: text("/api_key") }
+        let registered = self.post_all(registrations);
+        let text = |value: &Value, path: &str| value.pointer(path).unwrap().as_str().unwrap().to_owned();
+        registered
+            .iter()
+            .map(|answer| Agent { id: text(answer, "/agent/id"), key: text(answer, "/api_key") })
+            .collect()
     }
 
     /// A task of one agent for another.
     pub fn task(&self, client: &Agent, provider: &Agent) -> String {
-        let body = json!({ "provider_agent_id": provider.id, "capability": "code", "input": null });
-        let task = self.send(&self.operator.with_token(&client.key), Method::POST, "/api/v1/tasks", &body);
-        task["id"].as_str().unwrap().to_owned()
+        self.tasks(client, [provider]).remove(0)
+    }
+
+    /// Tasks of one agent, one for each of these.
+    pub fn tasks<'a>(&self, client: &Agent, providers: impl IntoIterator<Item = &'a Agent>) -> Vec<String> {
+        let client = self.operator.with_token(&client.key);
+        let tasks = self.post_all(providers.into_iter().map(|provider| {
+            let body = json!({ "provider_agent_id": provider.id, "capability": "code", "input": null });
+            (client.clone(), "/api/v1/tasks", body)
+        }));
+        tasks.iter().map(|task| task["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Posts all of them, [`POSTS_AT_ONCE`] at a time; the answers in the same order.
+    fn post_all(&self, posts: impl Iterator<Item = (Client, &'static str, Value)>) -> Vec<Value> {
+        let mut waiting = posts.enumerate();
+        let mut answers: Vec<(usize, Value)> = Vec::new();
+        self.runtime.block_on(async {
+            let mut under_way = tokio::task::JoinSet::new();
+            loop {
+                while under_way.len() < POSTS_AT_ONCE
+                    && let Some((at, (client, path, body))) = waiting.next()
+                {
+                    under_way.spawn(async move {
+                        (at, client.send(Method::POST, path, Some(&body)).await.unwrap())
+                    });
+                }
+                let Some(answer) = under_way.join_next().await else { break };
+                answers.push(answer.unwrap());
+            }
+        });
+        answers.sort_by_key(|(at, _)| *at);
+        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 }
