@@ -159,7 +159,6 @@ describe("long-polling by hand", () => {
     await poller.post([heartbeat("1")]);
     await poller.get();
     assert.deepEqual(refs(poller), ["1"]);
-    await server.ok("POST", "/api/v1/auth/authenticate", { key: agent.key });
   });
 
   test("R13: preflights of browsers are answered, other methods are not", async () => {
@@ -316,7 +315,11 @@ describe("long-polling by hand", () => {
     const poller = await Poller.open(server, AGENT, { api_key: polls.key });
     assert.equal((await poller.join(`agent:${polls.id}`)).status, "ok");
     // As long as a GET waits it lives.
-    for (let round = 0; round < 5; round++) assert.equal((await poller.get()).body.status, 204);
+    for (let quiet = 0; quiet < 5;) {
+      const { status } = (await poller.get()).body;
+      assert.ok([200, 204].includes(status), `${status}`);
+      if (status === 204) quiet++;
+    }
     assert.ok(!leaves().includes(polls.id));
     const begun = performance.now();
     while (await alive(poller)) {
@@ -407,7 +410,7 @@ describe("long-polling and what ends it", () => {
 
 describe("long-polling under load", () => {
   test("R13 R43: an answer has a bound, and messages come whole and in order", async () => {
-    const server = await start({ set: [WINDOW, "limits.longpoll_answer_bytes_max=1024", ...ROOMY] });
+    const server = await start({ set: [LONG, "limits.longpoll_answer_bytes_max=1024", ...ROOMY] });
     const { user, provider, task } = await cast(server);
     const topic = `task_stream:${task.id}`;
     const poller = await Poller.open(server, "/socket/hirer/longpoll", { api_key: user.token });
@@ -468,7 +471,7 @@ describe("long-polling under load", () => {
     const agent = await server.agent();
     const open = () => Poller.open(server, AGENT, { api_key: agent.key });
     const [one, two] = [await open(), await open()];
-    const large = range(1, 10_000).map((ref) => heartbeat(String(ref)));
+    const large = range(1, 20_000).map((ref) => heartbeat(String(ref)));
     const waits = one.post(large);
     await sleep(300);
     const refused = await two.post(large);

@@ -1,4 +1,4 @@
-//! Sends each request where it belongs: a WebSocket mount, MCP, or the REST routes; and gives every answer what all of
+//! Sends each request where it belongs: a WebSocket or long-poll mount, MCP, or the REST routes; and gives every answer what all of
 //! them have: an id, the envelope, CORS, metrics.
 
 use std::sync::{Arc, OnceLock};
