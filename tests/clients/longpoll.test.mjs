@@ -466,6 +466,33 @@ describe("long-polling under load", () => {
     assert.ok((await metric(server, "muster_sockets_overloaded_total")) >= 1);
   });
 
+  test("R13 R45: a peer that does not take its answer is cut off", async () => {
+    const roomy = ["limits.reader_lag_bytes_max=50000000", "limits.outbound_queue_bytes_max=50000000", "limits.longpoll_answer_bytes_max=50000000", "limits.stream_buffer_bytes_max=50000000"];
+    const server = await start({ set: [LONG, "limits.reader_stall_timeout_ms=1000", ...roomy, ...ROOMY] });
+    const { user, provider, task } = await cast(server);
+    // More than the kernel holds.
+    const content = "x".repeat(60_000);
+    for (let n = 0; n < 40; n++) await Promise.all(range(1, 10).map(() => server.emit(task, provider, content)));
+    const bytes = content.length * 400;
+    const takeAfter = async (ms) => {
+      const delivered = () => metric(server, "muster_chunks_delivered_total");
+      const before = await delivered();
+      const poller = await Poller.open(server, "/socket/hirer/longpoll", { api_key: user.token });
+      await poller.push(`task_stream:${task.id}`, "phx_join", { after_seq: 0 });
+      await until("all of it waits", async () => (await delivered()) - before === 400);
+      const line = await Line.open(server);
+      line.tcp.pause();
+      line.write(`GET ${poller.target()} HTTP/1.1\r\nHost: x\r\n\r\n`);
+      await sleep(ms);
+      line.tcp.resume();
+      await until("the end, one or the other", () => line.closed || line.received.endsWith("0\r\n\r\n"));
+      line.end();
+      return line.received.length;
+    };
+    assert.ok((await takeAfter(200)) > bytes, "who is slow gets all of it");
+    assert.ok((await takeAfter(5_000)) < bytes, "who takes nothing does not");
+  });
+
   test("R13: large bodies that wait have a bound together", async () => {
     const server = await start({ set: [LONG, "limits.outbound_queue_bytes_max=8192", "limits.longpoll_body_bytes_max=1000000", "limits.longpoll_bodies_bytes_max=1000000"] });
     const agent = await server.agent();

@@ -4,6 +4,7 @@
 //! nothing else: with any other the npm client falls silent for ever. What is refused for a while therefore is an HTTP
 //! status without a body, on which every client tries again later.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,8 @@ use muster_protocol::phoenix::longpoll::{
 };
 use muster_protocol::phoenix::params::Params;
 use muster_protocol::topic::Mount;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::addresses::client_address;
 use super::listener::Peer;
@@ -74,7 +77,7 @@ async fn answer(app: &Arc<App>, request: Request<Incoming>, mount: Mount, peer: 
         return post(app, request, &asked).await;
     }
     let address = client_address(peer.address, request.headers(), &app.trusted_proxies);
-    get(app, &asked, address).await
+    get(app, &asked, address, &peer.cut).await
 }
 
 /// Reads the query and the headers; `None` when the query is not UTF-8.
@@ -89,14 +92,15 @@ fn read<B>(request: &Request<B>, mount: Mount) -> Option<Asked> {
 }
 
 /// Fetches messages, or begins a session where there is none.
-async fn get(app: &Arc<App>, asked: &Asked, address: IpAddr) -> Response<Body> {
+async fn get(app: &Arc<App>, asked: &Asked, address: IpAddr, cut: &CancellationToken) -> Response<Body> {
     if let Some(session) = asked.session(app)
         && let Some(body) = session.poll().await
     {
-        return json(body);
+        let patience = Duration::from_millis(app.config.limits.reader_stall_timeout_ms);
+        return json(portions(body, cut, patience));
     }
     match open(app, asked, address).await {
-        Ok(session) => json(session.begin()),
+        Ok(session) => json(Body::from(session.begin())),
         Err(response) => *response,
     }
 }
@@ -194,11 +198,40 @@ async fn take(
 
 /// An answer that says its outcome and nothing else.
 fn outcome(status: Status) -> Response<Body> {
-    json(bare_answer(status))
+    json(Body::from(bare_answer(status)))
 }
 
-fn json(body: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
+/// Bytes of an answer handed to the connection at a time.
+const PORTION_BYTES: usize = 16 * 1024;
+/// Answers up to this are handed over whole: what the kernel does not take of one is little.
+const SMALL_ANSWER_BYTES: usize = 64 * 1024;
+
+/// A large answer goes out in portions. A peer that takes none for too long is cut off, as a reader on a WebSocket is:
+/// its session ends by itself, but not its connection, nor what waits there.
+fn portions(body: Vec<u8>, cut: &CancellationToken, patience: Duration) -> Body {
+    if body.len() <= SMALL_ANSWER_BYTES {
+        return Body::from(body);
+    }
+    let cut = cut.clone();
+    let state = (Bytes::from(body), None::<AbortOnDropHandle<()>>);
+    Body::from_stream(futures_util::stream::unfold(state, move |(mut rest, watched)| {
+        // The portion before has been taken.
+        drop(watched);
+        let cut = cut.clone();
+        let next = (!rest.is_empty()).then(|| {
+            let portion = rest.split_to(rest.len().min(PORTION_BYTES));
+            let watched = tokio::spawn(async move {
+                tokio::time::sleep(patience).await;
+                cut.cancel();
+            });
+            (Ok::<_, Infallible>(portion), (rest, Some(AbortOnDropHandle::new(watched))))
+        });
+        std::future::ready(next)
+    }))
+}
+
+fn json(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     let json = HeaderValue::from_static("application/json; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
