@@ -432,6 +432,38 @@ describe("long-polling under load", () => {
     }
   });
 
+  test("R13 R37: GETs that overtake each other share the messages: each comes once, and in order within an answer", async () => {
+    const server = await start({ set: [LONG, ...ROOMY] });
+    const { user, provider, task } = await cast(server);
+    const topic = `task_stream:${task.id}`;
+    const poller = await Poller.open(server, "/socket/hirer/longpoll", { api_key: user.token });
+    await poller.join(topic);
+    const total = 600;
+    const seen = poller.events(topic, "stream.chunk").map(({ seq }) => seq);
+    let emitted = 0;
+    const emitting = (async () => {
+      while (emitted < total) {
+        await Promise.all(range(1, 20).map(() => server.emit(task, provider, "x")));
+        emitted += 20;
+      }
+    })();
+    const statuses = {};
+    const polling = range(1, 4).map(async () => {
+      while (seen.length < total) {
+        const { body } = await poller.get();
+        statuses[body.status] = (statuses[body.status] ?? 0) + 1;
+        const seqs = body.messages.map((text) => JSON.parse(text)).filter((message) => message[3] === "stream.chunk").map((message) => message[4].seq);
+        assert.deepEqual(seqs, seqs.toSorted((a, b) => a - b));
+        seen.push(...seqs);
+      }
+      // Whoever still waits is overtaken by this one, which is given up.
+      await poller.get({ signal: AbortSignal.timeout(200) }).catch(() => {});
+    });
+    await Promise.all([emitting, ...polling]);
+    assert.deepEqual(seen.sort((a, b) => a - b), range(1, total));
+    assert.ok(statuses[200] > 1 && statuses[204] > 1, JSON.stringify(statuses));
+  });
+
   test("R13: a flood of POSTs waits for the client to take its replies, and loses none", async () => {
     const server = await start({ set: [LONG, "limits.outbound_queue_bytes_max=8192"] });
     const agent = await server.agent();
