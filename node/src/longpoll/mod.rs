@@ -276,8 +276,8 @@ impl Session {
             let mut gate = self.way_out.0.lock();
             gate.room = 0;
             gate.outbox.fill(&mut answer);
-            let is_cut = answer.is_empty() && gate.outbox.missing() > 0;
-            if !is_cut || !matches!(flushed, Ok(Flushed::Blocked)) {
+            // What came through may be the begin of a message, or none at all.
+            if !answer.is_empty() || !matches!(flushed, Ok(Flushed::Blocked)) {
                 break;
             }
         }
