@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::Authenticator;
 use crate::config::{Config, ConfigError};
 use crate::http::addresses::{Networks, limit_key};
+use crate::longpoll::LongPolls;
 use crate::metric_definitions::HttpMetrics;
 
 /// The node as its front end sees it.
@@ -41,6 +42,8 @@ pub struct App {
     pub large_bodies: Semaphore,
     /// REST requests by credential.
     pub credential_buckets: Buckets<CredentialId>,
+    /// Long-poll sessions.
+    pub longpolls: LongPolls,
     /// Cancelled when event streams and MCP sessions are to end.
     pub closing: CancellationToken,
     /// Requests that are being handled.
@@ -73,6 +76,7 @@ impl App {
             credential_buckets: Buckets::new(config.limits.requests_per_credential),
             connect_buckets: Buckets::new(config.limits.connects_per_ip),
             registration_buckets: Buckets::new(config.limits.registrations_per_ip),
+            longpolls: LongPolls::new(&config.limits),
             closing: CancellationToken::new(),
             handlers: TaskTracker::new(),
             ready: AtomicBool::new(false),

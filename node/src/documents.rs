@@ -45,7 +45,7 @@ pub fn asyncapi() -> String {
             "title": "Muster",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Phoenix channels: each topic below is joined on a socket, with the Phoenix V1 or V2 \
-                serializer. Pushes are answered by phx_reply; a refusal holds `reason`, one of `x-error-reasons`.",
+                serializer, by WebSocket or by long-poll. Pushes are answered by phx_reply; a refusal holds `reason`, one of `x-error-reasons`.",
         },
         "channels": channels,
         "operations": operations,
@@ -70,8 +70,9 @@ fn message(event: &EventEntry) -> Value {
 }
 
 fn channel(topic: &TopicEntry, messages: Map<String, Value>) -> Value {
-    let mounts: Vec<String> =
-        topic.mounts.iter().map(|mount| format!("{}/websocket", mount.path())).collect();
+    let paths = |transport: &str| -> Vec<String> {
+        topic.mounts.iter().map(|mount| format!("{}/{transport}", mount.path())).collect()
+    };
     let parameters: Map<String, Value> = topic
         .pattern
         .split('{')
@@ -83,7 +84,8 @@ fn channel(topic: &TopicEntry, messages: Map<String, Value>) -> Value {
         "address": topic.pattern,
         "description": topic.description,
         "parameters": parameters,
-        "x-sockets": mounts,
+        "x-sockets": paths("websocket"),
+        "x-longpolls": paths("longpoll"),
         "x-join": schema(topic.join),
         "x-joined": schema(topic.joined),
         "messages": messages,

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! * [`config`], [`logging`], [`run`], [`cli`], [`demo`]: the program
-//! * [`http`], [`websocket`], [`mcp`], [`app`], [`auth`]: the front end; only [`http`] knows hyper
+//! * [`http`], [`websocket`], [`longpoll`], [`mcp`], [`app`], [`auth`]: the front end; only [`http`] knows hyper
 //! * [`store`]: the store's backends; only this folder knows SQL
 //! * [`documents`], [`metric_definitions`], [`system_clock`]
 
@@ -14,6 +14,7 @@ pub mod demo;
 pub mod documents;
 pub mod http;
 pub mod logging;
+pub mod longpoll;
 pub mod mcp;
 pub mod metric_definitions;
 pub mod run;

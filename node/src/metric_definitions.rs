@@ -32,6 +32,8 @@ pub struct HttpMetrics {
     pub event_streams: Gauge,
     /// MCP sessions open now.
     pub mcp_sessions: Gauge,
+    /// Long-poll sessions open now; each is a socket too.
+    pub longpoll_sessions: Gauge,
 }
 
 impl HttpMetrics {
@@ -44,6 +46,7 @@ impl HttpMetrics {
             request_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
             event_streams: Gauge::default(),
             mcp_sessions: Gauge::default(),
+            longpoll_sessions: Gauge::default(),
         };
         registry.register("connections", "TCP connections open now", metrics.connections.clone());
         registry.register(
@@ -64,6 +67,11 @@ impl HttpMetrics {
         );
         registry.register("event_streams", "Event streams (SSE) open now", metrics.event_streams.clone());
         registry.register("mcp_sessions", "MCP sessions open now", metrics.mcp_sessions.clone());
+        registry.register(
+            "longpoll_sessions",
+            "Long-poll sessions open now; each is a socket too",
+            metrics.longpoll_sessions.clone(),
+        );
         metrics
     }
 }

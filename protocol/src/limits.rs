@@ -46,6 +46,19 @@ pub struct Limits {
     /// An MCP session without a request or a server stream ends after this, in milliseconds.
     pub mcp_session_idle_ms: u64,
 
+    /// How long a long-poll GET waits for messages, and a POST for its messages to be taken, in milliseconds; at most half
+    /// of `socket_idle_timeout_ms`, so that who polls is not silent. A session ends one and a half times this after its
+    /// last GET.
+    pub longpoll_window_ms: u64,
+    /// Long-poll sessions a node holds at once; a further one answers 503.
+    pub longpoll_sessions_max: usize,
+    /// Bytes of a long-poll request body; a larger one answers 400.
+    pub longpoll_body_bytes_max: usize,
+    /// Bytes of long-poll request bodies over 64 KiB that are held at once, all together; a further one answers 503.
+    pub longpoll_bodies_bytes_max: usize,
+    /// Bytes of messages after which an answer to a long-poll GET takes no more; the next GET brings the rest.
+    pub longpoll_answer_bytes_max: usize,
+
     /// Bytes of one WebSocket message, fragments together; a larger one closes the socket with 1009.
     pub message_bytes_max: usize,
     /// Fragments of one WebSocket message; more close the socket with 1009.
@@ -153,6 +166,12 @@ impl Default for Limits {
             sockets_per_credential_max: 25_000,
             streams_per_credential_max: 1_000,
             mcp_session_idle_ms: 3_600_000,
+
+            longpoll_window_ms: 10_000,
+            longpoll_sessions_max: 50_000,
+            longpoll_body_bytes_max: 8_000_000,
+            longpoll_bodies_bytes_max: 256 * MIB,
+            longpoll_answer_bytes_max: 256 * KIB,
 
             message_bytes_max: MIB,
             message_fragments_max: 1_024,

@@ -37,8 +37,17 @@ impl Mount {
         if path == Self::User.path() {
             return Some(Self::User);
         }
-        let mount = path.strip_suffix("/websocket")?;
-        Self::ALL.iter().copied().find(|candidate| candidate.path() == mount)
+        Self::at(path.strip_suffix("/websocket")?)
+    }
+
+    /// The mount that a long-poll request's path names; one trailing slash is accepted.
+    #[must_use]
+    pub fn of_longpoll_path(path: &str) -> Option<Self> {
+        Self::at(path.strip_suffix('/').unwrap_or(path).strip_suffix("/longpoll")?)
+    }
+
+    fn at(path: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|candidate| candidate.path() == path)
     }
 }
 
@@ -126,10 +135,13 @@ mod tests {
         for mount in Mount::ALL {
             assert_eq!(Mount::of_websocket_path(&format!("{}/websocket", mount.path())), Some(*mount));
             assert_eq!(Mount::of_websocket_path(&format!("{}/websocket/", mount.path())), Some(*mount));
+            assert_eq!(Mount::of_longpoll_path(&format!("{}/longpoll", mount.path())), Some(*mount));
+            assert_eq!(Mount::of_longpoll_path(&format!("{}/longpoll/", mount.path())), Some(*mount));
         }
         assert_eq!(Mount::of_websocket_path("/user_socket"), Some(Mount::User));
         for path in ["/socket", "/socket/other/websocket", "/websocket", "/socket/websocket/x", "/"] {
             assert_eq!(Mount::of_websocket_path(path), None, "{path}");
+            assert_eq!(Mount::of_longpoll_path(&path.replace("websocket", "longpoll")), None, "{path}");
         }
     }
 

@@ -21,6 +21,7 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
             ("R10", "No secret in any log, metric or error"),
             ("R11", "Messages over 1 MiB close with 1009; depth and poisoned keys are bounded"),
             ("R12", "Any origin by default; an allow-list is matched exactly"),
+            ("R13", "A long-poll beside every WebSocket, to which the npm clients fall back"),
         ],
     ),
     (

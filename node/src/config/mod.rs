@@ -204,6 +204,7 @@ impl Config {
             ("limits.socket_idle_timeout_ms", self.limits.socket_idle_timeout_ms),
             ("limits.reader_stall_timeout_ms", self.limits.reader_stall_timeout_ms),
             ("limits.mcp_session_idle_ms", self.limits.mcp_session_idle_ms),
+            ("limits.longpoll_window_ms", self.limits.longpoll_window_ms),
         ];
         for (name, value) in times {
             if value < TIMEOUT_MS_MIN {
@@ -223,6 +224,9 @@ impl Config {
             ("limits.streams_live_max", self.limits.streams_live_max, 1),
             ("limits.stream_read_bytes_max", self.limits.stream_read_bytes_max, 1_024),
             ("limits.http_head_bytes_max", self.limits.http_head_bytes_max, 8_192),
+            ("limits.longpoll_sessions_max", self.limits.longpoll_sessions_max, 1),
+            ("limits.longpoll_body_bytes_max", self.limits.longpoll_body_bytes_max, 1_024),
+            ("limits.longpoll_answer_bytes_max", self.limits.longpoll_answer_bytes_max, 1_024),
             ("limits.message_bytes_max", self.limits.message_bytes_max, 1_024),
             ("limits.outbound_queue_bytes_max", self.limits.outbound_queue_bytes_max, 4_096),
             ("limits.reader_lag_bytes_max", self.limits.reader_lag_bytes_max, 1_024),

@@ -1,4 +1,4 @@
-//! Sends each request where it belongs: a WebSocket mount, MCP, or the REST routes; and gives every answer what all of
+//! Sends each request where it belongs: a WebSocket or long-poll mount, MCP, or the REST routes; and gives every answer what all of
 //! them have: an id, the envelope, CORS, metrics.
 
 use std::sync::{Arc, OnceLock};
@@ -27,7 +27,7 @@ use tower::ServiceExt;
 use super::addresses::client_address;
 use super::answer::Answer;
 use super::listener::Peer;
-use super::{rest, upgrade};
+use super::{longpoll, rest, upgrade};
 use crate::app::App;
 use crate::mcp::Mcp;
 use crate::metric_definitions::RequestLabels;
@@ -85,17 +85,26 @@ pub async fn serve(front: Arc<Front>, request: Request<Incoming>, peer: Peer) ->
     let started_ms = app.core.environment.monotonic_ms();
     let method = request.method().clone();
     let request_origin = request.headers().get(ORIGIN).cloned();
-    let (mut response, route) = match Mount::of_websocket_path(request.uri().path()) {
-        Some(mount) => {
+    let path = request.uri().path();
+    let mut waits = false;
+    let (mut response, route) = match (Mount::of_websocket_path(path), Mount::of_longpoll_path(path)) {
+        (Some(mount), _) => {
             (Box::pin(upgrade::handle(app.clone(), request, mount, peer)).await, "websocket".to_owned())
         }
-        None => Box::pin(answer(&front, request, peer)).await,
+        (None, Some(mount)) => {
+            waits = true;
+            (Box::pin(longpoll::handle(app.clone(), request, mount, peer)).await, "longpoll".to_owned())
+        }
+        (None, None) => Box::pin(answer(&front, request, peer)).await,
     };
     allow_origin(&app.origins, request_origin.as_ref(), response.headers_mut());
     let labels = RequestLabels { method: method_label(&method), route, status: response.status().as_u16() };
     app.metrics.requests.get_or_create(&labels).inc();
-    let took_ms = app.core.environment.monotonic_ms().saturating_sub(started_ms);
-    app.metrics.request_seconds.observe(Duration::from_millis(took_ms).as_secs_f64());
+    if !waits {
+        // A poll takes as long as nothing happens, which says nothing about the node.
+        let took_ms = app.core.environment.monotonic_ms().saturating_sub(started_ms);
+        app.metrics.request_seconds.observe(Duration::from_millis(took_ms).as_secs_f64());
+    }
     response
 }
 

@@ -18,7 +18,7 @@ use muster_protocol::account::{Principal, Secret};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::join_rules;
 use muster_protocol::phoenix::Version;
-use muster_protocol::phoenix::handshake::{self, Subprotocol};
+use muster_protocol::phoenix::handshake;
 use muster_protocol::phoenix::params::{Param, Params};
 use muster_protocol::topic::Mount;
 use tokio::net::TcpStream;
@@ -101,14 +101,11 @@ async fn open<B>(
     let Ok(subprotocol) = handshake::subprotocol(offered.filter_map(|value| value.to_str().ok())) else {
         return refuse(StatusCode::FORBIDDEN);
     };
-    let version = match params.get("vsn") {
-        Some(Param::Map(_)) => None,
-        _ => handshake::version(params.text("vsn")),
-    };
-    let Some(version) = version else {
+    let Some(version) = version(&params) else {
         return refuse(StatusCode::FORBIDDEN);
     };
-    let principal = match connect(app, mount, (&params, &subprotocol, request.headers()), address).await {
+    let shown = shown_secret(mount, &params, subprotocol.token.as_deref(), request.headers());
+    let principal = match connect(app, mount, (&params, shown.as_ref()), address).await {
         Ok(principal) => principal,
         Err(refusal) => return Err(Box::new(refused(&refusal))),
     };
@@ -118,29 +115,46 @@ async fn open<B>(
 /// When whoever has as many sockets as it may is told to come back, in milliseconds.
 const SOCKETS_RETRY_MS: u64 = 10_000;
 
-/// Who connects: the credential by parameter, by sub-protocol, or by header, in this order (R9, R24, R30, R57, R109).
-async fn connect(
-    app: &App,
+/// Which messages a client asks for; `None` when they are not served.
+pub(super) fn version(params: &Params) -> Option<Version> {
+    match params.get("vsn") {
+        Some(Param::Map(_)) => None,
+        _ => handshake::version(params.text("vsn")),
+    }
+}
+
+/// The credential a client shows: by parameter, by the transport's own token, or by header, in this order (R9).
+pub(super) fn shown_secret(
     mount: Mount,
-    (params, subprotocol, headers): (&Params, &Subprotocol, &HeaderMap),
-    address: IpAddr,
-) -> Result<Principal, Refusal> {
+    params: &Params,
+    token: Option<&str>,
+    headers: &HeaderMap,
+) -> Option<Secret> {
     let names: &[&str] = match mount {
         Mount::Agent | Mount::Hirer => &["api_key"],
         Mount::Main => &["api_key", "session_token"],
         Mount::User => &["token"],
     };
-    let shown = names
+    names
         .iter()
         .find_map(|name| params.text(name).filter(|text| !text.is_empty()))
-        .or(subprotocol.token.as_deref())
+        .or(token)
         .and_then(Secret::presented)
-        .or_else(|| presented_secret(headers));
+        .or_else(|| presented_secret(headers))
+}
+
+/// Who connects by this secret (R24, R30, R57, R109).
+pub(super) async fn connect(
+    app: &App,
+    mount: Mount,
+    (params, shown): (&Params, Option<&Secret>),
+    address: IpAddr,
+) -> Result<Principal, Refusal> {
     let choice = match mount {
         Mount::Main | Mount::User => params.text("agent_id"),
         Mount::Agent | Mount::Hirer => None,
     };
-    let principal = app.auth.connecting(shown.as_ref(), choice, address).await?;
+    let principal = app.auth.connecting(shown, choice, address).await?;
     if !join_rules::may_connect(mount, &principal) {
         return Err(ErrorCode::Forbidden.into());
     }
@@ -152,7 +166,7 @@ async fn connect(
 }
 
 /// A refused connection says nothing but its status (R8).
-fn refused(refusal: &Refusal) -> Response<Body> {
+pub(super) fn refused(refusal: &Refusal) -> Response<Body> {
     match refusal.code {
         ErrorCode::RateLimited => {
             let mut response = empty(StatusCode::TOO_MANY_REQUESTS);
@@ -165,7 +179,7 @@ fn refused(refusal: &Refusal) -> Response<Body> {
     }
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     // A header that is no text matches no pattern.
     headers.get(name).map(|value| value.to_str().unwrap_or("null"))
 }
@@ -207,7 +221,7 @@ fn not_an_upgrade<B>(request: &Request<B>) -> Option<String> {
 /// A WebSocket key is 16 bytes in base64.
 const WEBSOCKET_KEY_BYTES: usize = 24;
 
-fn empty(status: StatusCode) -> Response<Body> {
+pub(super) fn empty(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     response

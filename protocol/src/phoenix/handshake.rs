@@ -31,8 +31,8 @@ const TOKEN_PREFIX: &str = "base64url.bearer.phx.";
 /// Sub-protocol of Phoenix itself, which the client requires in the answer.
 pub const SUBPROTOCOL: &str = "phoenix";
 
-/// The standard alphabet, whatever the prefix says, with padding optional (phoenix.md §1.6).
-const TOKEN_BASE64: GeneralPurpose = GeneralPurpose::new(
+/// The standard alphabet, whatever the prefix of a token says, with padding optional (phoenix.md §1.6).
+pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
@@ -74,7 +74,7 @@ pub fn subprotocol<'a>(headers: impl Iterator<Item = &'a str>) -> Result<Subprot
     // Phoenix takes a token only when there is exactly one.
     let token = match tokens.as_slice() {
         [token] => {
-            let bytes = TOKEN_BASE64.decode(token).map_err(|_| Refused)?;
+            let bytes = BASE64.decode(token).map_err(|_| Refused)?;
             Some(String::from_utf8(bytes).map_err(|_| Refused)?)
         }
         _ => None,

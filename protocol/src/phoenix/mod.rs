@@ -4,11 +4,13 @@
 //! * [`params`]: nested query parameters; [`handshake`]: version, token and origin of a connection
 //! * [`message`] and [`decode`]: client messages in V1, V2 text and V2 binary
 //! * [`encode`]: server messages in the same forms
+//! * [`longpoll`]: the same messages over GET and POST
 //! * [`session`]: which topics a connection has joined, and what each message means for them
 
 pub mod decode;
 pub mod encode;
 pub mod handshake;
+pub mod longpoll;
 pub mod message;
 pub mod params;
 pub mod session;

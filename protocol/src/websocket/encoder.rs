@@ -8,7 +8,7 @@ use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
 
 const FIN: u8 = 0x80;
 /// Longest header of an unmasked frame.
-const HEADER_BYTES_MAX: usize = 10;
+pub const HEADER_BYTES_MAX: usize = 10;
 
 /// Builds one frame in place: room for the header first, then the payload, then the header is written before it.
 pub struct FrameBuilder {
@@ -62,6 +62,31 @@ fn write_header(header: &mut [u8; HEADER_BYTES_MAX], opcode: Opcode, payload_byt
         header[2..10].copy_from_slice(&(payload_bytes as u64).to_be_bytes());
         10
     }
+}
+
+/// A server frame, as its header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What it is.
+    pub opcode: Opcode,
+    /// Bytes of its header.
+    pub header_bytes: usize,
+    /// Bytes of its payload.
+    pub payload_bytes: usize,
+}
+
+/// Reads back the header of a frame that was written here; `None` while it is not whole.
+#[must_use]
+pub fn frame_at(bytes: &[u8]) -> Option<Frame> {
+    let [first, length, rest @ ..] = bytes else { return None };
+    let opcode = Opcode::from_bits(first & !FIN)?;
+    let (header_bytes, payload_bytes) = match length {
+        126 => (4, u64::from(u16::from_be_bytes(*rest.first_chunk()?))),
+        127 => (10, u64::from_be_bytes(*rest.first_chunk()?)),
+        short => (2, u64::from(*short)),
+    };
+    // A frame was in memory when it was written.
+    Some(Frame { opcode, header_bytes, payload_bytes: usize::try_from(payload_bytes).unwrap_or(usize::MAX) })
 }
 
 /// A whole text frame around ready text.
@@ -118,6 +143,9 @@ mod tests {
             let mut pushed = Vec::new();
             push_header(&mut pushed, Opcode::Text, payload);
             assert_eq!(pushed, &frame[..header]);
+            let want = Frame { opcode: Opcode::Text, header_bytes: header, payload_bytes: payload };
+            assert_eq!(frame_at(&frame), Some(want));
+            assert_eq!((frame_at(&pushed), frame_at(&pushed[..header - 1])), (Some(want), None));
         }
     }
 
