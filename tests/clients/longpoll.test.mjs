@@ -9,7 +9,7 @@ import { collect, connect, join, phoenix, push, VERSIONS } from "./lib/phoenix.m
 import { cast, Server, sleep, until } from "./lib/server.mjs";
 import { metric, range, ROOMY } from "./lib/streams.mjs";
 
-const WINDOW_MS = 500;
+const WINDOW_MS = 1_000;
 const WINDOW = `limits.longpoll_window_ms=${WINDOW_MS}`;
 // No test should wait for this one.
 const LONG_MS = 20_000;
@@ -37,9 +37,10 @@ const isNewSession = (answer) => assert.deepEqual([answer.status, answer.body.st
 const alive = async (poller) => (await poller.post([])).body.status === 200;
 
 describe("long-polling by hand", () => {
-  let server, user, agent;
+  // Under load a client may be away longer than a short window: only what measures the window has one.
+  let server, brief, user, agent;
   before(async () => {
-    server = await start({ set: [WINDOW, ...ROOMY] });
+    [server, brief] = await Promise.all([start({ set: [LONG, ...ROOMY] }), start({ set: [WINDOW, ...ROOMY] })]);
     user = await server.user();
     agent = await server.agent({ owner: user });
   });
@@ -97,17 +98,18 @@ describe("long-polling by hand", () => {
   });
 
   test("R13: a GET with nothing to bring waits for its window, and one with a message does not", async () => {
-    const poller = await open();
-    const { token } = poller;
-    const [waited, nothing] = await took(() => poller.get());
+    const hasty = await Poller.open(brief, AGENT, { api_key: (await brief.agent()).key });
+    const { token } = hasty;
+    const [waited, nothing] = await took(() => hasty.get());
     assert.deepEqual([nothing.status, nothing.body], [200, { messages: [], status: 204, token }]);
-    assert.ok(waited > WINDOW_MS * 0.9 && waited < WINDOW_MS * 4, `${waited} ms`);
-    const hanging = took(() => poller.get());
-    await sleep(WINDOW_MS / 5);
-    await poller.post([heartbeat("1")]);
-    const [brief, answer] = await hanging;
+    assert.ok(waited > WINDOW_MS * 0.9 && waited < LONG_MS / 2, `${waited} ms`);
+    const patient = await open();
+    const hanging = took(() => patient.get());
+    await sleep(100);
+    await patient.post([heartbeat("1")]);
+    const [ms, answer] = await hanging;
     assert.equal(answer.body.status, 200);
-    assert.ok(brief < WINDOW_MS * 0.9, `${brief} ms`);
+    assert.ok(ms < LONG_MS / 2, `${ms} ms`);
   });
 
   test("R13: the token may come by header, which goes before the query", async () => {
@@ -179,7 +181,7 @@ describe("long-polling by hand", () => {
   });
 
   test("R13 R12: an origin that may not connect may neither poll, post, nor ask", async () => {
-    const strict = await start({ set: [WINDOW, 'http.origins=["https://app.example"]'] });
+    const strict = await start({ set: [LONG, 'http.origins=["https://app.example"]'] });
     const agent = await strict.agent();
     const good = await Poller.open(strict, AGENT, { api_key: agent.key }, { headers: { origin: "https://app.example" } });
     assert.ok(await alive(good));
@@ -299,8 +301,9 @@ describe("long-polling by hand", () => {
       await sleep(50);
       given.abort();
       assert.equal(await hanging, "AbortError");
-      // The node notices that the peer is gone when it reads its end.
-      await sleep(20);
+      // The node notices that the peer is gone when it reads its end, which has come before these requests.
+      await sleep(50);
+      for (let n = 0; n < 3; n++) await fetch(`${server.url}/live`);
       await poller.post([heartbeat(String(round))]);
       await poller.get();
     }
@@ -308,14 +311,14 @@ describe("long-polling by hand", () => {
   });
 
   test("R13: a session ends one and a half windows after its last GET, POSTs or not, and its joins with it", async () => {
-    const watcher = await Bare.open(server, "/socket/websocket", { api_key: (await server.agent()).key });
+    const watcher = await Bare.open(brief, "/socket/websocket", { api_key: (await brief.agent()).key });
     await watcher.join("agents:discovery");
     const leaves = () => watcher.events("agents:discovery", "presence_diff").flatMap(({ leaves }) => Object.keys(leaves));
-    const polls = await server.agent();
-    const poller = await Poller.open(server, AGENT, { api_key: polls.key });
+    const polls = await brief.agent();
+    const poller = await Poller.open(brief, AGENT, { api_key: polls.key });
     assert.equal((await poller.join(`agent:${polls.id}`)).status, "ok");
     // As long as a GET waits it lives.
-    for (let quiet = 0; quiet < 5;) {
+    for (let quiet = 0; quiet < 3;) {
       const { status } = (await poller.get()).body;
       assert.ok([200, 204].includes(status), `${status}`);
       if (status === 204) quiet++;
@@ -323,12 +326,12 @@ describe("long-polling by hand", () => {
     assert.ok(!leaves().includes(polls.id));
     const begun = performance.now();
     while (await alive(poller)) {
-      assert.ok(performance.now() - begun < WINDOW_MS * 6, "POSTs do not keep it");
+      assert.ok(performance.now() - begun < LONG_MS, "POSTs do not keep it");
       await sleep(WINDOW_MS / 20);
     }
     const lived = performance.now() - begun;
-    assert.ok(lived > WINDOW_MS * 1.4 && lived < WINDOW_MS * 4, `${lived} ms`);
-    await until("the agent is offline", () => leaves().includes(polls.id), 2_000);
+    assert.ok(lived > WINDOW_MS * 1.4, `${lived} ms`);
+    await until("the agent is offline", () => leaves().includes(polls.id));
     const again = await poller.get();
     isNewSession(again);
     watcher.end();
@@ -482,19 +485,19 @@ describe("long-polling under load", () => {
   });
 
   test("R13: a client that posts and never polls is told 408, and its session ends", async () => {
-    const server = await start({ set: [WINDOW, "limits.outbound_queue_bytes_max=8192"] });
+    // The POST must be over before the session is, which nobody polls.
+    const windowMs = 4_000;
+    const server = await start({ set: [`limits.longpoll_window_ms=${windowMs}`, "limits.outbound_queue_bytes_max=8192"] });
     const agent = await server.agent();
     const poller = await Poller.open(server, AGENT, { api_key: agent.key });
-    const neighbour = await Poller.open(server, AGENT, { api_key: agent.key });
     const flood = range(1, 4_000).map((ref) => heartbeat(String(ref)));
     const [ms, answer] = await took(() => poller.post(flood));
     assert.deepEqual([answer.status, answer.body], [200, { status: 408 }]);
-    assert.ok(ms > WINDOW_MS * 0.4 && ms < WINDOW_MS * 6, `${ms} ms`);
+    assert.ok(ms > windowMs * 0.9 && ms < LONG_MS, `${ms} ms`);
     const floods = await Promise.all(range(1, 20).map(() => poller.post(flood)));
     for (const { body } of floods) assert.deepEqual(body, { status: 410 });
-    await neighbour.post([heartbeat("1")]);
-    await neighbour.get();
-    assert.deepEqual(refs(neighbour), ["1"]);
+    // The session alone has ended: its credential may begin another.
+    assert.ok(await alive(await Poller.open(server, AGENT, { api_key: agent.key })));
     assert.ok((await metric(server, "muster_sockets_overloaded_total")) >= 1);
   });
 
@@ -506,23 +509,26 @@ describe("long-polling under load", () => {
     const content = "x".repeat(60_000);
     for (let n = 0; n < 40; n++) await Promise.all(range(1, 10).map(() => server.emit(task, provider, content)));
     const bytes = content.length * 400;
-    const takeAfter = async (ms) => {
+    const stalled = () => metric(server, "muster_readers_stalled_total");
+    const takeAfter = async (pause) => {
       const delivered = () => metric(server, "muster_chunks_delivered_total");
       const before = await delivered();
       const poller = await Poller.open(server, "/socket/hirer/longpoll", { api_key: user.token });
       await poller.push(`task_stream:${task.id}`, "phx_join", { after_seq: 0 });
       await until("all of it waits", async () => (await delivered()) - before === 400);
       const line = await Line.open(server);
-      line.tcp.pause();
+      const begun = new Promise((resolve) => line.tcp.once("data", () => resolve(line.tcp.pause())));
       line.write(`GET ${poller.target()} HTTP/1.1\r\nHost: x\r\n\r\n`);
-      await sleep(ms);
+      await begun;
+      await pause();
       line.tcp.resume();
-      await until("the end, one or the other", () => line.closed || line.received.endsWith("0\r\n\r\n"));
+      await until("the end, one or the other", () => line.closed || line.received.endsWith("0\r\n\r\n"), 60_000);
       line.end();
       return line.received.length;
     };
-    assert.ok((await takeAfter(200)) > bytes, "who is slow gets all of it");
-    assert.ok((await takeAfter(5_000)) < bytes, "who takes nothing does not");
+    assert.ok((await takeAfter(() => sleep(200))) > bytes, "who is slow gets all of it");
+    assert.equal(await stalled(), 0);
+    assert.ok((await takeAfter(() => until("it is cut off", async () => (await stalled()) === 1, 60_000))) < bytes, "who takes nothing does not");
   });
 
   test("R13: large bodies that wait have a bound together", async () => {
@@ -692,7 +698,7 @@ for (const version of VERSIONS.filter((version) => version.startsWith("1.8"))) {
   });
 
   test(`R13: phoenix ${version} takes up a lost session by itself`, async () => {
-    const server = await start({ set: [WINDOW] });
+    const server = await start({ set: [LONG] });
     const { user, provider, task } = await cast(server);
     const socket = await connectByPolling(version, server.url, "/socket/hirer", { api_key: user.token }, { reconnectAfterMs: () => 50, rejoinAfterMs: () => 50 });
     const joins = [];

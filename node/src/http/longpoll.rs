@@ -96,8 +96,7 @@ async fn get(app: &Arc<App>, asked: &Asked, address: IpAddr, cut: &CancellationT
     if let Some(session) = asked.session(app)
         && let Some(body) = session.poll().await
     {
-        let patience = Duration::from_millis(app.config.limits.reader_stall_timeout_ms);
-        return json(portions(body, cut, patience));
+        return json(portions(app, body, cut));
     }
     match open(app, asked, address).await {
         Ok(session) => json(Body::from(session.begin())),
@@ -198,20 +197,22 @@ const SMALL_ANSWER_BYTES: usize = 64 * 1024;
 
 /// A large answer goes out in portions. A peer that takes none for too long is cut off, as a reader on a WebSocket is:
 /// its session ends by itself, but not its connection, nor what waits there.
-fn portions(body: Vec<u8>, cut: &CancellationToken, patience: Duration) -> Body {
+fn portions(app: &Arc<App>, body: Vec<u8>, cut: &CancellationToken) -> Body {
     if body.len() <= SMALL_ANSWER_BYTES {
         return Body::from(body);
     }
-    let cut = cut.clone();
+    let patience = Duration::from_millis(app.config.limits.reader_stall_timeout_ms);
+    let (app, cut) = (app.clone(), cut.clone());
     let state = (Bytes::from(body), None::<AbortOnDropHandle<()>>);
     Body::from_stream(futures_util::stream::unfold(state, move |(mut rest, watched)| {
         // The portion before has been taken.
         drop(watched);
-        let cut = cut.clone();
+        let (app, cut) = (app.clone(), cut.clone());
         let next = (!rest.is_empty()).then(|| {
             let portion = rest.split_to(rest.len().min(PORTION_BYTES));
             let watched = tokio::spawn(async move {
                 tokio::time::sleep(patience).await;
+                app.core.metrics.readers_stalled.inc();
                 cut.cancel();
             });
             (Ok::<_, Infallible>(portion), (rest, Some(AbortOnDropHandle::new(watched))))
