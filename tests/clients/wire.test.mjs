@@ -527,6 +527,18 @@ describe("joins and leaves", () => {
     assert.deepEqual(await wire.take(3), [ok("5", "5", topic), ok("6", "6", topic), ["5", "5", topic, "phx_close", {}]]);
   });
 
+  test("R3 R36 phoenix 4.3: of joins of a stream in one segment each is answered, and so is a leave behind a join", async () => {
+    const wire = await connect();
+    const refs = Array.from({ length: 6 }, (_, n) => `s${n}`);
+    wire.sendTogether([...refs.map((ref) => [ref, ref, stream, "phx_join", {}]), ["s5", "left", stream, "phx_leave", {}]]);
+    const messages = await wire.take(13);
+    const answers = messages.filter(([, , , event]) => event === "phx_reply").map(([joinRef, ref, , , { status }]) => [joinRef, ref, status]);
+    assert.deepEqual(answers, [...refs.map((ref) => [ref, ref, "ok"]), ["s5", "left", "ok"]]);
+    const closed = messages.filter(([, , , event]) => event === "phx_close").map(([joinRef]) => joinRef);
+    assert.deepEqual(closed, refs);
+    await wire.silence();
+  });
+
   test("phoenix 4.3: joins of one join_ref replace each other just so", async () => {
     const wire = await connect();
     wire.send(["5", "5", topic, "phx_join", {}]);
