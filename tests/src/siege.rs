@@ -19,6 +19,10 @@ pub const MIB: u64 = 1_024 * KIB;
 pub const SOCKET_BYTES: u64 = 48 * KIB;
 /// What a node may grow by besides, whatever is done to it: buffers of threads, pages of the store, arenas.
 pub const NODE_BYTES: u64 = 8 * MIB;
+/// What an answer may take besides a multiple of what it takes in quiet: a build without optimisation unmasks slowly.
+const LATE: Duration = Duration::from_secs(2);
+/// How long the allocator keeps what was freed, as it is told.
+const DECAY: Duration = Duration::from_secs(1);
 /// How long memory may take to come back.
 const RETURN_TIME: Duration = Duration::from_secs(20);
 /// What may stay of what a node grew by, besides half of it: pages that hold a little of something else.
@@ -114,7 +118,8 @@ impl Siege {
     pub async fn lay(name: &'static str, settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // The allocator gives back what was freed a second ago, instead of ten: nobody learns more by waiting longer.
-        let wrapper = ["env", "_RJEM_MALLOC_CONF=dirty_decay_ms:1000,background_thread:true"];
+        let decay = format!("_RJEM_MALLOC_CONF=dirty_decay_ms:{}", DECAY.as_millis());
+        let wrapper = ["env", decay.as_str()];
         let node = Node::start_under(&wrapper, &folder.path().join("data"), settings).await;
         let (agent, innocent) = (node.agent("attacker").await, node.agent("innocent").await);
         // What is made once is made before anything is weighed.
@@ -134,6 +139,8 @@ impl Siege {
     pub async fn attack<T>(&self, bound: u64, mut attack: impl FnMut(&Self) -> T) {
         let pid = self.node.pid();
         until(&self.node, "muster_sockets", 0).await;
+        // What was freed so far has been given back by then.
+        tokio::time::sleep(DECAY + DECAY / 2).await;
         let (idle, open) = (resident(pid), descriptors(pid));
         let mut grown: Vec<u64> = Vec::new();
         let mut latest = Duration::ZERO;
@@ -197,7 +204,7 @@ impl Siege {
 
     /// An innocent client was answered, if perhaps later than when nothing else was going on.
     pub fn served(&self, answered: Duration) {
-        let most = self.quiet * 30 + Duration::from_millis(500);
+        let most = self.quiet * 30 + LATE;
         assert!(answered <= most, "{}: p90 of an innocent: {answered:?}, quiet {:?}", self.name, self.quiet);
     }
 

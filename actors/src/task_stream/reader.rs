@@ -11,6 +11,7 @@ use muster_protocol::error_code::ErrorCode;
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::event::STREAM_CHUNK;
+use tokio::sync::oneshot;
 
 use crate::egress::{Burst, Class, OfOutlet, Outcome, Outlet, OutletId};
 
@@ -37,11 +38,16 @@ pub(super) struct Joining {
     outlet: Arc<Outlet>,
     reference: Ref,
     answered: bool,
+    /// Dropped with the rest once the join has its answer.
+    _until_answered: oneshot::Sender<()>,
 }
 
 impl Joining {
-    pub fn new(principal: Principal, outlet: Arc<Outlet>, reference: Ref) -> Self {
-        Self { principal, outlet, reference, answered: false }
+    /// A join, and what resolves once it has been answered, in one way or the other: until then it is neither left nor
+    /// replaced, for its answer would be lost.
+    pub fn new(principal: Principal, outlet: Arc<Outlet>, reference: Ref) -> (Self, oneshot::Receiver<()>) {
+        let (until_answered, answer) = oneshot::channel();
+        (Self { principal, outlet, reference, answered: false, _until_answered: until_answered }, answer)
     }
 
     /// Answers the join with ok; what comes after `cursor` is to be sent.
