@@ -254,16 +254,14 @@ impl Streams {
         after: Option<u64>,
     ) -> Result<Attachment, Refusal> {
         let mut handle = self.open(task).await?;
-        let (joining, answered) = Joining::new(principal.clone(), outlet.clone(), reference.clone());
+        let joining = Joining::new(principal.clone(), outlet.clone(), reference.clone());
         let mut command = Command::Attach { joining, after };
         while let Err(Refused::Closed(back) | Refused::Full(back)) = handle.inbox.push_always(command) {
             self.registry.forget(&handle);
             handle = self.open(task).await?;
             command = back;
         }
-        let attachment = Attachment { handle, outlet: outlet.id() };
-        let _answered = answered.await;
-        Ok(attachment)
+        Ok(Attachment { handle, outlet: outlet.id() })
     }
 
     /// Reads what comes after `after` (a plain read: what a plain join would get), without staying.

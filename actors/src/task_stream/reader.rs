@@ -11,7 +11,6 @@ use muster_protocol::error_code::ErrorCode;
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::event::STREAM_CHUNK;
-use tokio::sync::oneshot;
 
 use crate::egress::{Burst, Class, OfOutlet, Outcome, Outlet, OutletId};
 
@@ -38,16 +37,11 @@ pub(super) struct Joining {
     outlet: Arc<Outlet>,
     reference: Ref,
     answered: bool,
-    /// Dropped with the rest once the join has its answer.
-    _until_answered: oneshot::Sender<()>,
 }
 
 impl Joining {
-    /// A join, and what resolves once it has been answered, in one way or the other: until then it is neither left nor
-    /// replaced, for its answer would be lost.
-    pub fn new(principal: Principal, outlet: Arc<Outlet>, reference: Ref) -> (Self, oneshot::Receiver<()>) {
-        let (until_answered, answer) = oneshot::channel();
-        (Self { principal, outlet, reference, answered: false, _until_answered: until_answered }, answer)
+    pub fn new(principal: Principal, outlet: Arc<Outlet>, reference: Ref) -> Self {
+        Self { principal, outlet, reference, answered: false }
     }
 
     /// Answers the join with ok; what comes after `cursor` is to be sent.
