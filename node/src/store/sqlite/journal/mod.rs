@@ -30,6 +30,8 @@ use super::{sql_error, streams, tasks};
 
 /// Bytes that a slice of a fold moves at least, as [`Chunk::weight`] counts them.
 const SLICE_BYTES_MIN: usize = 64 * 1024;
+/// Bytes of the buffer of a row that are kept for the next.
+const ROW_KEPT_BYTES: usize = 1024 * 1024;
 /// Journal rows that one transaction drops, if that ends within [`DROP_TRANSACTIONS_MAX`] transactions; else more.
 const DROP_ROWS: i64 = 64;
 /// Transactions in which the journal rows of a fold are dropped, at most: the next fold cannot begin before.
@@ -276,6 +278,7 @@ impl Journal {
             .map_err(sql_error)?;
         self.next_row += 1;
         self.staged.row.clear();
+        self.staged.row.shrink_to(ROW_KEPT_BYTES);
         Ok(())
     }
 
