@@ -145,6 +145,8 @@ pub struct Limits {
     pub store_queue_writes_max: usize,
     /// Rows of one store transaction.
     pub store_batch_rows_max: usize,
+    /// Bytes of chunks that the store holds in memory and in its journal before it moves them to their table.
+    pub store_journal_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -218,6 +220,7 @@ impl Default for Limits {
 
             store_queue_writes_max: 4_096,
             store_batch_rows_max: 1_000,
+            store_journal_bytes_max: 32 * MIB,
         }
     }
 }

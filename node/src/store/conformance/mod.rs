@@ -121,7 +121,7 @@ macro_rules! conformance_of {
                 hirings_are_where_their_task_is, hirings_follow_who_does_and_who_owns, notes_are_bounded, outcomes_count_for_the_provider;
             streams: chunks_are_appended_in_order, old_writers_are_fenced_off, ended_tasks_take_no_chunks,
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
-                appends_and_ends_are_ordered, epochs_rise;
+                appends_and_ends_are_ordered, epochs_rise, streams_grow_side_by_side, keys_are_given_out_once;
         ]);
     };
 }
@@ -132,4 +132,13 @@ async fn sqlite() -> Fixture {
     Fixture { store: Arc::new(store), keep: Box::new(folder) }
 }
 
+/// Chunks are moved to their table as soon as can be.
+async fn sqlite_folding() -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { store_journal_bytes_max: 0, ..Limits::default() };
+    let store = crate::store::sqlite::SqliteStore::open(folder.path(), &limits).unwrap();
+    Fixture { store: Arc::new(store), keep: Box::new(folder) }
+}
+
 conformance_of!(on_sqlite, super::sqlite);
+conformance_of!(on_sqlite_folding, super::sqlite_folding);

@@ -153,3 +153,60 @@ pub async fn epochs_rise(store: &dyn Store) {
     let first = store.next_epoch().await.unwrap();
     assert!(store.next_epoch().await.unwrap() > first);
 }
+
+pub async fn streams_grow_side_by_side(store: &dyn Store) {
+    let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
+    let mut ids = Vec::new();
+    for n in 1..=5 {
+        let order = task(n, &client, &provider);
+        store.create_task(order.clone(), None).await.unwrap();
+        ids.push(order.id);
+    }
+    for round in 0..30_u64 {
+        for (id, grows_by) in ids.iter().zip(1..) {
+            let (first, last) = (round * grows_by + 1, (round + 1) * grows_by);
+            assert_eq!(append(store, chunks_of(*id, 1, first..=last)).await, Ok(()));
+        }
+    }
+    for (id, grows_by) in ids.iter().zip(1_u64..) {
+        let last = 30 * grows_by;
+        let chunks = store.read_chunks(*id, 0, u64::MAX >> 1, usize::MAX).await.unwrap();
+        assert_eq!(chunks, (1..=last).map(chunk).collect::<Vec<_>>());
+        assert_eq!(seqs(store, *id, last - 2, last, usize::MAX).await, [last - 1, last]);
+        let head = store.open_stream(*id, 2, 100_000).await.unwrap();
+        assert_eq!((head.last_seq, head.newest), (last, vec![chunk(last - 1), chunk(last)]));
+        assert!(store.finish_task(cancel(*id, last, 60)).await.is_ok());
+        assert_eq!(append(store, chunks_of(*id, 1, last + 1..=last + 1)).await, Err(StoreError::Fenced));
+    }
+    let mut dropped = 0;
+    loop {
+        match store.purge_streams(at(61), 20).await.unwrap() {
+            0 => break,
+            some => dropped += some,
+        }
+    }
+    assert!(dropped >= 450, "{dropped} of 30 times 15 chunks");
+    for id in ids {
+        assert_eq!(seqs(store, id, 0, 999, usize::MAX).await, Vec::<u64>::new());
+    }
+}
+
+pub async fn keys_are_given_out_once(store: &dyn Store) {
+    let id = pending_task(store).await;
+    let mut twice = chunks_of(id, 1, 1..=2);
+    twice.chunks[0].idempotency_key = Some("k2".into());
+    assert_eq!(append(store, twice).await, Err(StoreError::Fenced), "in one append");
+    assert_eq!(store.task(id).await.unwrap().status, TaskStatus::Pending, "what was refused begins nothing");
+    append(store, chunks_of(id, 1, 1..=20)).await.unwrap();
+    for key in ["k2", "k20"] {
+        let mut again = chunks_of(id, 1, 21..=22);
+        again.chunks[1].idempotency_key = Some(key.into());
+        assert_eq!(append(store, again).await, Err(StoreError::Fenced), "{key}, of another append");
+    }
+    assert_eq!(append(store, chunks_of(id, 1, 21..=22)).await, Ok(()));
+    let gap = Append { chunks: vec![chunk(23), chunk(25)], ..chunks_of(id, 1, 23..=23) };
+    assert_eq!(append(store, gap).await, Err(StoreError::Fenced), "a gap within one append");
+    let nothing = Append { chunks: vec![], ..chunks_of(id, 1, 23..=23) };
+    assert_eq!(append(store, nothing).await, Ok(()));
+    assert_eq!(seqs(store, id, 0, 99, usize::MAX).await, (1..=22).collect::<Vec<_>>());
+}

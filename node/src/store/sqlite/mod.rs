@@ -2,7 +2,7 @@
 //! readers.
 //!
 //! # Layout
-//! * [`writer`]: group commit; [`readers`]: the pool; [`schema`]: migrations
+//! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
@@ -10,6 +10,7 @@
 pub mod accounts;
 pub mod agents;
 pub mod columns;
+pub mod journal;
 pub mod readers;
 pub mod schema;
 pub mod streams;
@@ -36,17 +37,21 @@ use muster_protocol::limits::Limits;
 use muster_protocol::task::{Note, Task, TimelineEntry};
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
+use self::journal::{Journal, Memtable};
 use self::readers::Readers;
-use self::writer::{Answer, Write, Writer};
+use self::writer::{Answer, AppendAnswer, Write, Writer};
 
 /// The embedded store.
 pub struct SqliteStore {
     writer: Writer,
     readers: Arc<Readers>,
+    /// Chunks that are durable but not in their table yet.
+    memtable: Arc<Mutex<Memtable>>,
     /// Held as long as the store is open: two processes on one folder would fence each other off in turns.
     _lock: File,
 }
@@ -87,9 +92,11 @@ impl SqliteStore {
         configure(&connection)?;
         schema::migrate(&mut connection)?;
         let readers = Arc::new(Readers::open(&path, READERS)?);
-        let writer = Writer::start(connection, limits.store_queue_writes_max, limits.store_batch_rows_max)
+        let journal = Journal::load(&connection, limits.store_journal_bytes_max)?;
+        let memtable = journal.memtable();
+        let writer = Writer::start(connection, journal, limits)
             .map_err(|error| failed("cannot start a thread for", error))?;
-        Ok(Self { writer, readers, _lock: lock })
+        Ok(Self { writer, readers, memtable, _lock: lock })
     }
 
     /// Runs a write and gives its result once it is durable.
@@ -97,24 +104,30 @@ impl SqliteStore {
         &self,
         run: impl FnOnce(&Connection) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
+        self.write_settled(None, run).await
+    }
+
+    /// Runs a write before which every chunk of a task is moved to the table.
+    async fn write_settled<T: Send + 'static>(
+        &self,
+        settled: Option<TaskId>,
+        run: impl FnOnce(&Connection) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
         let (reply, answer) = oneshot::channel();
-        let write = Write {
-            rows: 1,
-            run: Box::new(move |connection| {
-                let result = run(connection);
-                let outcome = result.as_ref().map(|_| ()).map_err(Clone::clone);
-                let answer: Answer = Box::new(move |failed| {
-                    // A refusal stands whether or not the rest was committed.
-                    let result = match (result, failed) {
-                        (Ok(_), Some(error)) => Err(error.clone()),
-                        (result, _) => result,
-                    };
-                    let _caller_gone = reply.send(result);
-                });
-                (outcome, answer)
-            }),
-        };
-        self.writer.submit(write).await;
+        let run = Box::new(move |connection: &Connection| {
+            let result = run(connection);
+            let outcome = result.as_ref().map(|_| ()).map_err(Clone::clone);
+            let answer: Answer = Box::new(move |failed| {
+                // A refusal stands whether or not the rest was committed.
+                let result = match (result, failed) {
+                    (Ok(_), Some(error)) => Err(error.clone()),
+                    (result, _) => result,
+                };
+                let _caller_gone = reply.send(result);
+            });
+            (outcome, answer)
+        });
+        self.writer.submit(Write::Rows { settled, run }).await;
         answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("closed".into())))
     }
 
@@ -329,7 +342,7 @@ impl TaskStore for SqliteStore {
     }
 
     async fn finish_task(&self, finish: Finish) -> StoreResult<Task> {
-        self.write(move |c| tasks::finish_task(c, &finish)).await
+        self.write_settled(Some(finish.task), move |c| tasks::finish_task(c, &finish)).await
     }
 
     async fn reassign_task(
@@ -386,22 +399,11 @@ impl StreamStore for SqliteStore {
         // Whoever asks for tasks that are not there costs no place in the queue.
         self.read(move |c| tasks::task(c, task)).await?;
         // Behind the appends that wait: those of an earlier life of this stream, which has just crashed, belong to it.
-        self.write(move |c| streams::open_stream(c, task, chunks_max, bytes_max)).await
+        self.write_settled(Some(task), move |c| streams::open_stream(c, task, chunks_max, bytes_max)).await
     }
 
     async fn append_chunks(&self, append: Append, done: AppendDone) {
-        let done = AppendAnswer(Some(done));
-        let write = Write {
-            rows: append.chunks.len(),
-            run: Box::new(move |connection| {
-                let result = streams::append_chunks(connection, &append);
-                let outcome = result.clone();
-                let answer: Answer =
-                    Box::new(move |failed| done.answer(result.and(failed.cloned().map_or(Ok(()), Err))));
-                (outcome, answer)
-            }),
-        };
-        self.writer.submit(write).await;
+        self.writer.submit(Write::Append { append, done: AppendAnswer::new(done) }).await;
     }
 
     async fn read_chunks(
@@ -411,35 +413,37 @@ impl StreamStore for SqliteStore {
         upto: u64,
         bytes_max: usize,
     ) -> StoreResult<Vec<Chunk>> {
-        self.read(move |c| streams::read_chunks(c, task, (after, upto), bytes_max)).await
+        // First what the table may not have yet; the snapshot of the table is taken later.
+        let fresh = self.memtable.lock().read(task, (after, upto), bytes_max);
+        let before = match fresh.first() {
+            Some(first) if first.seq == after + 1 => return Ok(fresh),
+            Some(first) => first.seq - 1,
+            None => upto,
+        };
+        let stored = self.read(move |c| streams::read_chunks(c, task, (after, before), bytes_max)).await?;
+        Ok(journal::joined(stored, &fresh, bytes_max))
     }
 
     async fn seqs_of_keys(&self, task: TaskId, keys: &[SmolStr]) -> StoreResult<Vec<(SmolStr, u64)>> {
-        let keys = keys.to_vec();
-        self.read(move |c| streams::seqs_of_keys(c, task, &keys)).await
+        let fresh: Vec<Option<u64>> = {
+            let memtable = self.memtable.lock();
+            let tail = memtable.tail(task);
+            keys.iter().map(|key| tail.and_then(|tail| tail.seq_of_key(key))).collect()
+        };
+        let keys: Vec<_> = keys.iter().cloned().zip(fresh).collect();
+        let found = move |c: &Connection| {
+            let mut found = Vec::new();
+            for (key, fresh) in keys {
+                let seq = if fresh.is_some() { fresh } else { streams::seq_of_key(c, task, &key)? };
+                found.extend(seq.map(|seq| (key, seq)));
+            }
+            Ok(found)
+        };
+        self.read(found).await
     }
 
     async fn purge_streams(&self, ended_before: Timestamp, rows_max: usize) -> StoreResult<usize> {
         self.write(move |c| streams::purge_streams(c, ended_before, rows_max)).await
-    }
-}
-
-/// The answer of an append: given even when the writer is gone.
-struct AppendAnswer(Option<AppendDone>);
-
-impl AppendAnswer {
-    fn answer(mut self, result: StoreResult<()>) {
-        if let Some(done) = self.0.take() {
-            done(result);
-        }
-    }
-}
-
-impl Drop for AppendAnswer {
-    fn drop(&mut self) {
-        if let Some(done) = self.0.take() {
-            done(Err(StoreError::Unavailable("closed".into())));
-        }
     }
 }
 

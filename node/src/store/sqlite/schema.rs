@@ -6,7 +6,8 @@ use rusqlite::Connection;
 use super::sql_error;
 
 /// Migrations in order; their numbers are their places, from 1, the same for every backend.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_initial.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("../migrations/0001_initial.sql"), include_str!("../migrations/0002_chunk_journal.sql")];
 
 /// Brings the database to the newest version.
 ///

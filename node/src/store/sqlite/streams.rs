@@ -1,14 +1,14 @@
-//! The logs of task streams, as SQL.
+//! The logs of task streams, as SQL: the tables, beyond which the journal may hold newer chunks.
 
-use muster_actors::store::{Append, StoreError, StoreResult, StreamHead};
+use muster_actors::store::{StoreError, StoreResult, StreamHead};
 use muster_protocol::ids::TaskId;
 use muster_protocol::json::Json;
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use smol_str::SmolStr;
 
 use super::columns::exists;
+use super::journal::Head;
 use super::{sql_error, tasks};
 
 /// An epoch higher than any before.
@@ -33,7 +33,7 @@ fn read_chunk(row: &Row<'_>) -> rusqlite::Result<Chunk> {
     })
 }
 
-/// A stream and its newest chunks.
+/// A stream that is settled, and its newest chunks.
 pub fn open_stream(
     c: &Connection,
     id: TaskId,
@@ -64,56 +64,51 @@ pub fn open_stream(
     Ok(StreamHead { task, last_seq, newest, first_seq })
 }
 
-/// Appends chunks behind the last one, if nobody newer has, and the task has not ended.
-pub fn append_chunks(c: &Connection, append: &Append) -> StoreResult<()> {
-    let (Some(first), Some(last)) = (append.chunks.first(), append.chunks.last()) else {
-        return Ok(());
-    };
-    let task = append.task.as_bytes();
-    let advanced = c
-        .prepare_cached(
-            "UPDATE streams SET last_seq = ?1, epoch = ?2
-             WHERE task = ?3 AND last_seq = ?4 AND epoch <= ?2 AND closed = 0",
-        )
-        .and_then(|mut s| s.execute(params![last.seq, append.epoch, task, first.seq - 1]))
+/// Where the log of a task ends in the tables; none: it never began.
+pub fn head(c: &Connection, task: TaskId) -> StoreResult<Option<Head>> {
+    c.prepare_cached("SELECT epoch, last_seq, closed FROM streams WHERE task = ?1")
+        .and_then(|mut s| {
+            let read =
+                |row: &Row<'_>| Ok(Head { epoch: row.get(0)?, last_seq: row.get(1)?, closed: row.get(2)? });
+            s.query_row([task.as_bytes()], read).optional()
+        })
+        .map_err(sql_error)
+}
+
+/// Adds a stream, with the first chunk of its task.
+pub fn begin(c: &Connection, task: TaskId, epoch: u64) -> StoreResult<()> {
+    c.prepare_cached("INSERT INTO streams (task, epoch, first_seq, last_seq) VALUES (?1, ?2, 1, 0)")
+        .and_then(|mut s| s.execute(params![task.as_bytes(), epoch]))
         .map_err(sql_error)?;
-    if advanced == 0 {
-        begin_stream(c, append, first.seq, last.seq)?;
-    }
-    if append.begins_task {
-        tasks::begin(c, append.task, append.now)?;
+    c.prepare_cached("UPDATE tasks SET has_chunks = 1 WHERE id = ?1")
+        .and_then(|mut s| s.execute([task.as_bytes()]))
+        .map_err(sql_error)?;
+    Ok(())
+}
+
+/// Adds chunks that follow those of the table, after which the log ends at this head.
+pub fn store_chunks(c: &Connection, task: TaskId, head: Head, chunks: &[Chunk]) -> StoreResult<()> {
+    if chunks.is_empty() {
+        return Ok(());
     }
     let mut insert = c
         .prepare_cached("INSERT INTO chunks (task, seq, key, body) VALUES (?1, ?2, ?3, ?4)")
         .map_err(sql_error)?;
-    for chunk in &append.chunks {
+    for chunk in chunks {
         let key = chunk.idempotency_key.as_deref();
-        insert.execute(params![task, chunk.seq, key, chunk.body.as_bytes()]).map_err(
-            |error| match sql_error(error) {
-                // Another writer gave out this seq or key: this one is not the owner any more.
-                StoreError::AlreadyExists => StoreError::Fenced,
-                other => other,
-            },
-        )?;
+        insert.execute(params![task.as_bytes(), chunk.seq, key, chunk.body.as_bytes()]).map_err(sql_error)?;
     }
-    Ok(())
+    let moved = c
+        .prepare_cached("UPDATE streams SET last_seq = ?1, epoch = ?2 WHERE task = ?3 AND last_seq = ?4")
+        .and_then(|mut s| s.execute(params![head.last_seq, head.epoch, task.as_bytes(), chunks[0].seq - 1]))
+        .map_err(sql_error)?;
+    if moved == 1 {
+        return Ok(());
+    }
+    Err(StoreError::Unavailable("chunks do not follow those of the table".into()))
 }
 
-fn begin_stream(c: &Connection, append: &Append, first_seq: u64, last_seq: u64) -> StoreResult<()> {
-    let task = append.task.as_bytes();
-    if first_seq != 1 || exists(c, "SELECT 1 FROM streams WHERE task = ?1", &[task])? {
-        return Err(StoreError::Fenced);
-    }
-    c.prepare_cached("INSERT INTO streams (task, epoch, first_seq, last_seq) VALUES (?1, ?2, 1, ?3)")
-        .and_then(|mut s| s.execute(params![task, append.epoch, last_seq]))
-        .map_err(sql_error)?;
-    c.prepare_cached("UPDATE tasks SET has_chunks = 1 WHERE id = ?1")
-        .and_then(|mut s| s.execute([task]))
-        .map_err(sql_error)?;
-    Ok(())
-}
-
-/// Closes a stream at the end of its task, if the store has every chunk that was given out.
+/// Closes a stream that is settled at the end of its task, if the store has every chunk that was given out.
 pub fn close(c: &Connection, task: TaskId, last_seq: u64) -> StoreResult<()> {
     let closed = c
         .prepare_cached("UPDATE streams SET closed = 1 WHERE task = ?1 AND last_seq = ?2")
@@ -133,7 +128,7 @@ pub fn close(c: &Connection, task: TaskId, last_seq: u64) -> StoreResult<()> {
     Ok(())
 }
 
-/// Chunks with `after < seq <= upto`.
+/// Chunks of the table with `after < seq <= upto`.
 pub fn read_chunks(
     c: &Connection,
     task: TaskId,
@@ -158,19 +153,11 @@ pub fn read_chunks(
     Ok(chunks)
 }
 
-/// Seqs of the chunks of those keys.
-pub fn seqs_of_keys(c: &Connection, task: TaskId, keys: &[SmolStr]) -> StoreResult<Vec<(SmolStr, u64)>> {
-    let mut statement =
-        c.prepare_cached("SELECT seq FROM chunks WHERE task = ?1 AND key = ?2").map_err(sql_error)?;
-    let mut found = Vec::new();
-    for key in keys {
-        let seq: Option<u64> = statement
-            .query_row(params![task.as_bytes(), key.as_str()], |row| row.get(0))
-            .optional()
-            .map_err(sql_error)?;
-        found.extend(seq.map(|seq| (key.clone(), seq)));
-    }
-    Ok(found)
+/// Seq of the chunk of a key.
+pub fn seq_of_key(c: &Connection, task: TaskId, key: &str) -> StoreResult<Option<u64>> {
+    c.prepare_cached("SELECT seq FROM chunks WHERE task = ?1 AND key = ?2")
+        .and_then(|mut s| s.query_row(params![task.as_bytes(), key], |row| row.get(0)).optional())
+        .map_err(sql_error)
 }
 
 /// Drops chunks of a task that ended before a time, a bounded number of rows; gives how many it dropped.

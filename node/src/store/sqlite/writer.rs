@@ -1,16 +1,24 @@
 //! The one writer: a thread that takes all writes that wait, runs them in one transaction, and answers them when it is
 //! durable. One fsync serves many: that is what makes an acknowledgement after fsync affordable.
 //!
-//! Each write has a savepoint of its own, so one that is refused takes nothing with it.
+//! Chunks go through the [`Journal`]. Any other write has a savepoint of its own, so one that is refused takes nothing with
+//! it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use muster_actors::store::{StoreError, StoreResult};
+use muster_actors::store::{Append, AppendDone, StoreError, StoreResult};
+use muster_protocol::ids::TaskId;
+use muster_protocol::limits::Limits;
+use muster_protocol::task_stream::Chunk;
 use parking_lot::Mutex;
 use rusqlite::Connection;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
+use super::journal::Journal;
 use super::sql_error;
 
 /// Answers a write: its argument is why nothing was committed, if nothing was.
@@ -19,12 +27,80 @@ pub type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
 /// Changes rows and gives what is to be said.
 pub type Run = Box<dyn FnOnce(&Connection) -> (StoreResult<()>, Answer) + Send>;
 
-/// A write: changes rows and gives what is to be said once that is durable.
-pub struct Write {
+/// A write.
+pub enum Write {
+    /// Chunks of a stream.
+    Append {
+        /// Which.
+        append: Append,
+        /// Told when they are durable, or why they are not.
+        done: AppendAnswer,
+    },
+    /// Any other.
+    Rows {
+        /// The task of which every chunk must be in the table before.
+        settled: Option<TaskId>,
+        /// Changes the rows and gives what is to be said once that is durable; an error undoes what it changed.
+        run: Run,
+    },
+}
+
+impl Write {
     /// Rows it changes, roughly: what a transaction is bounded by.
-    pub rows: usize,
-    /// Changes the rows; an error undoes what it changed.
-    pub run: Run,
+    fn rows(&self) -> usize {
+        match self {
+            Self::Append { append, .. } => append.chunks.len(),
+            Self::Rows { .. } => 1,
+        }
+    }
+
+    /// What it adds to the journal, as [`Chunk::weight`] counts it.
+    fn appended_bytes(&self) -> usize {
+        match self {
+            Self::Append { append, .. } => append.chunks.iter().map(Chunk::weight).sum(),
+            Self::Rows { .. } => 0,
+        }
+    }
+}
+
+/// The answer of an append: given even when the writer is gone.
+pub struct AppendAnswer(Option<AppendDone>);
+
+impl AppendAnswer {
+    /// Will be given by this.
+    #[must_use]
+    pub fn new(done: AppendDone) -> Self {
+        Self(Some(done))
+    }
+
+    fn give(mut self, result: StoreResult<()>) {
+        if let Some(done) = self.0.take() {
+            done(result);
+        }
+    }
+}
+
+impl Drop for AppendAnswer {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err(StoreError::Unavailable("closed".into())));
+        }
+    }
+}
+
+/// What is to be said when the transaction has ended.
+enum Pending {
+    Append(AppendAnswer, StoreResult<()>),
+    Rows(Answer),
+}
+
+impl Pending {
+    fn give(self, failed: Option<&StoreError>) {
+        match self {
+            Self::Append(done, result) => done.give(result.and(failed.cloned().map_or(Ok(()), Err))),
+            Self::Rows(answer) => answer(failed),
+        }
+    }
 }
 
 /// The way to the writer thread.
@@ -37,12 +113,21 @@ impl Writer {
     /// Starts the thread.
     ///
     /// # Errors
-    /// No thread can be started.
-    pub fn start(connection: Connection, queue_max: usize, rows_max: usize) -> std::io::Result<Self> {
-        let (queue, writes) = mpsc::channel(queue_max);
-        let thread = std::thread::Builder::new()
-            .name("store-writer".into())
-            .spawn(move || run(&connection, writes, rows_max))?;
+    /// No thread, or no timer for it, can be started.
+    pub fn start(connection: Connection, journal: Journal, limits: &Limits) -> std::io::Result<Self> {
+        let (queue, writes) = mpsc::channel(limits.store_queue_writes_max);
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let work = Work { connection, journal, is_in_doubt: false, rows_max: limits.store_batch_rows_max };
+        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || {
+            match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+                Ok(timer) => {
+                    let _waits = ready.send(Ok(()));
+                    work.run(&timer, writes);
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })?;
+        started.recv().map_err(std::io::Error::other)??;
         Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
     }
 
@@ -68,55 +153,139 @@ impl Writer {
     }
 }
 
-fn run(connection: &Connection, mut writes: mpsc::Receiver<Write>, rows_max: usize) {
-    while let Some(first) = writes.blocking_recv() {
-        let mut batch = vec![first];
-        let mut rows = batch[0].rows;
-        while rows < rows_max {
-            let Ok(write) = writes.try_recv() else { break };
-            rows += write.rows;
-            batch.push(write);
-        }
-        commit(connection, batch);
-    }
-    // So that the next start has nothing to recover.
-    if let Err(error) = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
-        tracing::warn!(%error, "checkpoint at close");
-    }
+/// How long chunks wait in the journal for company, if there are few.
+const FOLD_EVERY: Duration = Duration::from_secs(60);
+/// Bytes that a transaction moves from the journal to the table when there is nothing else to do.
+const IDLE_SLICE_BYTES: usize = 256 * 1024;
+
+/// What the thread works with.
+struct Work {
+    connection: Connection,
+    journal: Journal,
+    /// Whether a transaction has failed, and the journal could not be read again since.
+    is_in_doubt: bool,
+    /// Rows of one transaction.
+    rows_max: usize,
 }
 
-fn commit(connection: &Connection, batch: Vec<Write>) {
-    let mut answers = Vec::with_capacity(batch.len());
-    let committed = transaction(connection, batch, &mut answers);
-    if let Err(error) = &committed {
-        tracing::error!(%error, writes = answers.len(), "store transaction failed");
-        // It may have ended by itself: then there is nothing to undo.
-        let _ended = execute(connection, "ROLLBACK");
-    }
-    for answer in answers {
-        answer(committed.as_ref().err());
-    }
-}
-
-fn transaction(connection: &Connection, batch: Vec<Write>, answers: &mut Vec<Answer>) -> StoreResult<()> {
-    execute(connection, "BEGIN IMMEDIATE")?;
-    for write in batch {
-        execute(connection, "SAVEPOINT write")?;
-        // One that panics is undone, and answered by the drop of what would have answered it; the others go on.
-        let ran = catch_unwind(AssertUnwindSafe(|| (write.run)(connection)));
-        let keeps = match ran {
-            Ok((result, answer)) => {
-                answers.push(answer);
-                result.is_ok()
-            }
-            Err(_panicked) => false,
+impl Work {
+    fn run(mut self, timer: &Runtime, mut writes: mpsc::Receiver<Write>) {
+        let mut due = {
+            let _timers = timer.enter();
+            tokio::time::interval(FOLD_EVERY)
         };
-        if !keeps {
-            execute(connection, "ROLLBACK TO write")?;
+        // Whether a fold goes on without writes that would take it along.
+        let mut folds_alone = false;
+        loop {
+            folds_alone &= self.journal.is_folding();
+            let mut batch = Vec::new();
+            match writes.try_recv() {
+                Ok(write) => batch.push(write),
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) if folds_alone => {}
+                Err(TryRecvError::Empty) => {
+                    let arrived = timer.block_on(async {
+                        tokio::select! {
+                            biased;
+                            write = writes.recv() => Some(write),
+                            _ = due.tick() => None,
+                        }
+                    });
+                    match arrived {
+                        Some(Some(write)) => batch.push(write),
+                        Some(None) => break,
+                        None => {
+                            self.journal.begin_fold(true);
+                            folds_alone = true;
+                            continue;
+                        }
+                    }
+                }
+            }
+            let mut rows: usize = batch.iter().map(Write::rows).sum();
+            while rows < self.rows_max {
+                let Ok(write) = writes.try_recv() else { break };
+                rows += write.rows();
+                batch.push(write);
+            }
+            // One that fails is tried again when it is due, not at once.
+            folds_alone &= self.commit(batch);
+            self.journal.begin_fold(false);
         }
-        execute(connection, "RELEASE write")?;
+        self.end();
     }
-    execute(connection, "COMMIT")
+
+    /// Leaves nothing that the next start has to recover.
+    fn end(&mut self) {
+        loop {
+            self.journal.begin_fold(true);
+            if !self.journal.is_folding() || !self.commit(Vec::new()) {
+                break;
+            }
+        }
+        if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            tracing::warn!(%error, "checkpoint at close");
+        }
+    }
+
+    /// Runs one transaction and gives its answers. Without writes it moves a slice of the fold under way.
+    fn commit(&mut self, batch: Vec<Write>) -> bool {
+        let mut answers = Vec::with_capacity(batch.len());
+        // Whatever panics outside of a single write's savepoint fails the transaction.
+        let ran = catch_unwind(AssertUnwindSafe(|| self.transaction(batch, &mut answers)));
+        let committed = ran.unwrap_or_else(|_| Err(StoreError::Unavailable("a transaction crashed".into())));
+        if let Err(error) = &committed {
+            tracing::error!(%error, writes = answers.len(), "store transaction failed");
+            // It may have ended by itself: then there is nothing to undo.
+            let _ended = execute(&self.connection, "ROLLBACK");
+            self.is_in_doubt = true;
+        }
+        for answer in answers {
+            answer.give(committed.as_ref().err());
+        }
+        committed.is_ok()
+    }
+
+    fn transaction(&mut self, batch: Vec<Write>, answers: &mut Vec<Pending>) -> StoreResult<()> {
+        let (connection, journal) = (&self.connection, &mut self.journal);
+        if self.is_in_doubt {
+            journal.reload(connection)?;
+            self.is_in_doubt = false;
+        }
+        execute(connection, "BEGIN IMMEDIATE")?;
+        let appended = batch.iter().map(Write::appended_bytes).sum();
+        journal.fold(connection, if batch.is_empty() { IDLE_SLICE_BYTES } else { appended })?;
+        for write in batch {
+            match write {
+                Write::Append { append, done } => {
+                    let result = journal.append(connection, append);
+                    answers.push(Pending::Append(done, result));
+                }
+                Write::Rows { settled, run } => {
+                    if let Some(task) = settled {
+                        journal.settle(connection, task)?;
+                    }
+                    answers.extend(changed_rows(connection, run)?.map(Pending::Rows));
+                }
+            }
+        }
+        journal.write(connection)?;
+        execute(connection, "COMMIT")?;
+        journal.committed();
+        Ok(())
+    }
+}
+
+/// Runs a write in a savepoint of its own; gives its answer, or none if it panicked.
+fn changed_rows(connection: &Connection, run: Run) -> StoreResult<Option<Answer>> {
+    execute(connection, "SAVEPOINT write")?;
+    // One that panics is undone, and answered by the drop of what would have answered it; the others go on.
+    let ran = catch_unwind(AssertUnwindSafe(|| run(connection))).ok();
+    if !ran.as_ref().is_some_and(|(result, _)| result.is_ok()) {
+        execute(connection, "ROLLBACK TO write")?;
+    }
+    execute(connection, "RELEASE write")?;
+    Ok(ran.map(|(_, answer)| answer))
 }
 
 fn execute(connection: &Connection, sql: &str) -> StoreResult<()> {
