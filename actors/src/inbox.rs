@@ -33,6 +33,8 @@ pub struct Inbox<T> {
 struct Inner<T> {
     items: Vec<T>,
     actor: Option<ActorRef<Wake>>,
+    /// Whether the actor has been woken for what waits.
+    woken: bool,
     closed: bool,
 }
 
@@ -40,13 +42,17 @@ impl<T> Inbox<T> {
     /// For so many items at most.
     #[must_use]
     pub fn new(items_max: usize) -> Self {
-        Self { inner: Mutex::new(Inner { items: Vec::new(), actor: None, closed: false }), items_max }
+        Self {
+            inner: Mutex::new(Inner { items: Vec::new(), actor: None, woken: false, closed: false }),
+            items_max,
+        }
     }
 
     /// Names the actor to wake: when it starts, and again when it is restarted.
     pub fn attach(&self, actor: ActorRef<Wake>) {
         let mut inner = self.inner.lock();
-        if !inner.items.is_empty() {
+        inner.woken = !inner.items.is_empty();
+        if inner.woken {
             wake(&actor);
         }
         inner.actor = Some(actor);
@@ -57,7 +63,7 @@ impl<T> Inbox<T> {
     /// # Errors
     /// See [`Refused`].
     pub fn push(&self, item: T) -> Result<(), Refused<T>> {
-        self.push_within(item, self.items_max)
+        self.push_within(item, self.items_max, true)
     }
 
     /// Adds an item that must not be refused for want of room: those that make room, and those bounded elsewhere.
@@ -65,10 +71,18 @@ impl<T> Inbox<T> {
     /// # Errors
     /// Only [`Refused::Closed`].
     pub fn push_always(&self, item: T) -> Result<(), Refused<T>> {
-        self.push_within(item, usize::MAX)
+        self.push_within(item, usize::MAX, true)
     }
 
-    fn push_within(&self, item: T, items_max: usize) -> Result<(), Refused<T>> {
+    /// The same for what the actor need not know before it wakes for something else.
+    ///
+    /// # Errors
+    /// Only [`Refused::Closed`].
+    pub fn push_quietly(&self, item: T) -> Result<(), Refused<T>> {
+        self.push_within(item, usize::MAX, false)
+    }
+
+    fn push_within(&self, item: T, items_max: usize, wakes: bool) -> Result<(), Refused<T>> {
         let mut inner = self.inner.lock();
         if inner.closed {
             return Err(Refused::Closed(item));
@@ -77,10 +91,26 @@ impl<T> Inbox<T> {
             return Err(Refused::Full(item));
         }
         inner.items.push(item);
-        if let (1, Some(actor)) = (inner.items.len(), &inner.actor) {
+        if wakes
+            && !inner.woken
+            && let Some(actor) = &inner.actor
+        {
             wake(actor);
+            inner.woken = true;
         }
         Ok(())
+    }
+
+    /// Wakes the actor for what waits, unless it has been.
+    pub fn wake(&self) {
+        let mut inner = self.inner.lock();
+        if !inner.woken
+            && !inner.items.is_empty()
+            && let Some(actor) = &inner.actor
+        {
+            wake(actor);
+            inner.woken = true;
+        }
     }
 
     /// Items that wait.
@@ -98,7 +128,9 @@ impl<T> Inbox<T> {
     /// Takes everything that waits.
     #[must_use]
     pub fn take(&self) -> Vec<T> {
-        std::mem::take(&mut self.inner.lock().items)
+        let mut inner = self.inner.lock();
+        inner.woken = false;
+        std::mem::take(&mut inner.items)
     }
 
     /// Closes, unless something waits; whether it is closed now.
@@ -132,8 +164,9 @@ mod tests {
         assert_eq!(inbox.push(2), Ok(()));
         assert_eq!(inbox.push(3), Err(Refused::Full(3)));
         assert_eq!(inbox.push_always(3), Ok(()));
+        assert_eq!(inbox.push_quietly(4), Ok(()));
         assert!(!inbox.close_if_empty());
-        assert_eq!(inbox.take(), [1, 2, 3]);
+        assert_eq!(inbox.take(), [1, 2, 3, 4]);
         assert!(inbox.close_if_empty());
         assert_eq!(inbox.push_always(4), Err(Refused::Closed(4)));
     }

@@ -116,6 +116,8 @@ pub struct Append {
     pub chunks: Vec<Chunk>,
     /// Whether this begins the task: it moves from pending to in progress.
     pub begins_task: bool,
+    /// Whether somebody waits until they are durable; else they may wait some milliseconds for company.
+    pub is_awaited: bool,
     /// When.
     pub now: Timestamp,
 }

@@ -177,6 +177,13 @@ impl StreamLog {
         before - self.bytes
     }
 
+    /// Whether it holds so much more than the bounds that trimming is worth a turn: an eighth more.
+    #[must_use]
+    pub fn is_over(&self, retain: Retain) -> bool {
+        let slack = |max: usize| max.saturating_add(max / 8);
+        self.chunks.len() > slack(retain.chunks_max) || self.bytes > slack(retain.bytes_max)
+    }
+
     /// What comes after `after`, at most about `bytes_max` bytes of it, but at least one chunk.
     #[must_use]
     pub fn read(&self, after: u64, bytes_max: usize) -> Read<'_> {

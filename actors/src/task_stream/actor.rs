@@ -3,6 +3,7 @@
 
 mod delivery;
 mod gathering;
+mod storing;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
 use self::gathering::Gathering;
-use super::ack::{Ack, AckBatch};
+use super::ack::Ack;
 use super::reader::{Joining, Reader};
 use super::{Handle, Registry, Tail};
 use crate::egress::{OfOutlet, OutletId, Roster};
@@ -146,7 +147,11 @@ impl Actor for StreamActor {
     ) -> Result<(), ActorProcessingErr> {
         match wake {
             Wake::Work => state.work(&myself).await,
-            Wake::Tick => state.tick(&myself),
+            Wake::Tick => {
+                // What was told quietly.
+                state.work(&myself).await;
+                state.tick(&myself);
+            }
         }
         Ok(())
     }
@@ -165,6 +170,9 @@ impl State {
     async fn work(&mut self, myself: &ActorRef<Wake>) {
         self.gather().await;
         let commands = self.handle.inbox.take();
+        if commands.is_empty() {
+            return;
+        }
         self.active_at_ms = self.registry.environment.monotonic_ms();
         let emitted = commands.iter().filter(|command| matches!(command, Command::Emit { .. })).count();
         self.gathering.took(emitted);
@@ -182,6 +190,7 @@ impl State {
         self.send_out().await;
         // Last: keys that were looked up in memory above stay there for as long as this batch needs them.
         self.trim();
+        self.note_waiting(myself);
     }
 
     async fn obey(&mut self, myself: &ActorRef<Wake>, command: Command) {
@@ -294,36 +303,15 @@ impl State {
             epoch: self.registry.epoch,
             chunks: fresh,
             begins_task: std::mem::take(&mut self.begins_task),
+            is_awaited: self.acks.iter().any(|(seq, _)| *seq <= upto),
             now,
         };
         self.appends_pending += 1;
-        let handle = self.handle.clone();
-        let done = Box::new(move |result| {
-            let _stream_gone = handle.inbox.push_always(Command::Stored { upto, result });
-        });
+        let first = append.chunks.first().map_or(0, |chunk| chunk.seq);
+        let of_this = self.acks.extract_if(.., |(seq, _)| *seq >= first).collect();
+        let done = self.when_stored(upto, of_this);
         self.registry.store.append_chunks(append, done).await;
         self.count_bytes();
-    }
-
-    fn stored(&mut self, myself: &ActorRef<Wake>, upto: u64, result: Result<(), StoreError>) {
-        self.appends_pending -= 1;
-        if let Err(error) = result {
-            self.give_up(myself, &error);
-            return;
-        }
-        self.log.confirm(upto);
-        let now_ms = self.active_at_ms;
-        let mut batch = AckBatch::default();
-        let (due, waiting) = std::mem::take(&mut self.acks).into_iter().partition(|(seq, _)| *seq <= upto);
-        self.acks = waiting;
-        let due: Vec<(u64, Ack)> = due;
-        for (seq, ack) in due {
-            #[allow(clippy::cast_precision_loss, reason = "milliseconds of one acknowledgement")]
-            let seconds = now_ms.saturating_sub(ack.received_at_ms) as f64 / 1_000.0;
-            self.registry.metrics.chunk_ack_seconds.observe(seconds);
-            batch.ok(ack, seq);
-        }
-        drop(batch);
     }
 
     /// The store did not take a write: what is in memory is not to be trusted any more. Producers are told to try again,
@@ -406,14 +394,16 @@ impl State {
     }
 
     fn trim(&mut self) {
-        let limits = &self.registry.limits;
-        let crowded = self.registry.memory_is_short();
-        let retain = Retain {
-            chunks_max: if crowded { 0 } else { limits.stream_buffer_chunks_max },
-            bytes_max: if crowded { 0 } else { limits.stream_buffer_bytes_max },
-        };
-        self.log.trim(retain);
+        self.log.trim(self.retain());
         self.count_bytes();
+    }
+
+    fn retain(&self) -> Retain {
+        let limits = &self.registry.limits;
+        if self.registry.memory_is_short() {
+            return Retain { chunks_max: 0, bytes_max: 0 };
+        }
+        Retain { chunks_max: limits.stream_buffer_chunks_max, bytes_max: limits.stream_buffer_bytes_max }
     }
 
     fn count_bytes(&mut self) {

@@ -14,7 +14,7 @@ mod reader;
 mod registry;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use muster_protocol::account::Principal;
 use muster_protocol::error_code::{ErrorCode, Refusal};
@@ -59,6 +59,8 @@ struct Handle {
     task: TaskId,
     parties: RwLock<TaskParties>,
     inbox: Inbox<Command>,
+    /// Whether an acknowledgement waits for what the store was given before.
+    awaits_store: AtomicBool,
     bucket: Mutex<TokenBucket>,
     tail: watch::Sender<Tail>,
     /// The actor, for crash supervision.

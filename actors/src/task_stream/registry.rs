@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, TaskId};
@@ -96,6 +96,7 @@ impl Registry {
             task: head.task.id,
             parties: RwLock::new(head.task.parties()),
             inbox: Inbox::new(INBOX_COMMANDS_MAX),
+            awaits_store: AtomicBool::new(false),
             bucket: Mutex::new(TokenBucket::new(self.limits.chunks_per_stream, now_ms)),
             tail: watch::Sender::new(tail),
             actor: RwLock::default(),

@@ -25,7 +25,7 @@ async fn append(store: &dyn Store, append: Append) -> StoreResult<()> {
 
 fn chunks_of(task: TaskId, epoch: u64, seqs: std::ops::RangeInclusive<u64>) -> Append {
     let begins_task = *seqs.start() == 1;
-    Append { task, epoch, chunks: seqs.map(chunk).collect(), begins_task, now: at(50) }
+    Append { task, epoch, chunks: seqs.map(chunk).collect(), begins_task, is_awaited: true, now: at(50) }
 }
 
 async fn pending_task(store: &dyn Store) -> TaskId {

@@ -54,6 +54,14 @@ impl Write {
         }
     }
 
+    /// Whether somebody waits for it.
+    fn is_awaited(&self) -> bool {
+        match self {
+            Self::Append { append, .. } => append.is_awaited,
+            Self::Rows { .. } => true,
+        }
+    }
+
     /// What it adds to the journal, as [`Chunk::weight`] counts it.
     fn appended_bytes(&self) -> usize {
         match self {
@@ -155,6 +163,8 @@ impl Writer {
 
 /// How long chunks wait in the journal for company, if there are few.
 const FOLD_EVERY: Duration = Duration::from_secs(60);
+/// How long writes that nobody waits for may wait for others, so that they share an fsync.
+const COMPANY: Duration = Duration::from_millis(5);
 /// Bytes that a transaction moves from the journal to the table when there is nothing else to do.
 const IDLE_SLICE_BYTES: usize = 256 * 1024;
 
@@ -207,6 +217,9 @@ impl Work {
                 let Ok(write) = writes.try_recv() else { break };
                 rows += write.rows();
                 batch.push(write);
+            }
+            if !batch.is_empty() && !batch.iter().any(Write::is_awaited) {
+                timer.block_on(company(&mut writes, &mut batch, self.rows_max - rows.min(self.rows_max)));
             }
             // One that fails is tried again when it is due, not at once.
             folds_alone &= self.commit(batch);
@@ -273,6 +286,26 @@ impl Work {
         execute(connection, "COMMIT")?;
         journal.committed();
         Ok(())
+    }
+}
+
+/// Lets writes that nobody waits for have company: until somebody waits for one, or there are enough.
+async fn company(writes: &mut mpsc::Receiver<Write>, batch: &mut Vec<Write>, mut rows_left: usize) {
+    let until = tokio::time::sleep(COMPANY);
+    tokio::pin!(until);
+    while rows_left > 0 {
+        let write = tokio::select! {
+            biased;
+            write = writes.recv() => write,
+            () = &mut until => return,
+        };
+        let Some(write) = write else { return };
+        rows_left = rows_left.saturating_sub(write.rows());
+        let is_awaited = write.is_awaited();
+        batch.push(write);
+        if is_awaited {
+            return;
+        }
     }
 }
 

@@ -24,7 +24,7 @@ fn chunk(seq: u64, key: Option<String>, letters: usize) -> Chunk {
 }
 
 fn appended(task: TaskId, epoch: u64, chunks: Vec<Chunk>) -> Append {
-    Append { task, epoch, chunks, begins_task: false, now: Timestamp::from_unix_ms(0) }
+    Append { task, epoch, chunks, begins_task: false, is_awaited: true, now: Timestamp::from_unix_ms(0) }
 }
 
 #[derive(Clone, Debug)]
