@@ -11,7 +11,7 @@ const LISTENER: Token = Token(usize::MAX);
 pub const FRAME_BYTES: usize = 197;
 
 /// Serves until it is killed. A connection whose first byte is `P` publishes: each further byte of it is one frame to each
-/// reader. A connection whose first byte is `R` reads.
+/// reader. A connection whose first byte is `R` reads. A byte `e` is one frame to the connection itself.
 pub fn run(address: &str) {
     let mut poll = Poll::new().unwrap();
     let mut events = Events::with_capacity(1_024);
@@ -49,6 +49,10 @@ pub fn run(address: &str) {
                     if buffer[0] == b'R' {
                         readers.push(at);
                         stream.write_all(b"ok").unwrap();
+                    }
+                    let asked = buffer[..count].iter().filter(|byte| **byte == b'e').count();
+                    if asked > 0 {
+                        stream.write_all(&frame.repeat(asked)).unwrap();
                     }
                     if publications > 0 {
                         let burst = frame.repeat(publications);

@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::{CONTENT, Measured, Scale, chunk_frame, drive, measure};
 use crate::door::{self, Entry};
 use crate::fleet::Fleet;
-use crate::node::{Node, cpu_of};
+use crate::node::{self, Node, cpu_of};
 use crate::wire::client_frame;
 
 /// Many streams with one reader each.
 pub fn streams(scale: &Scale) -> Vec<Measured> {
-    let mut rows = Vec::new();
+    let mut rows = vec![one_frame_each(scale, scale.many.min(2_000))];
     for (ack, name) in [("memory", "from memory"), ("durable", "from disk")] {
         let mut node = Node::start(&[&format!("stream.ack={ack}")]);
         let (client, count) = (node.agent(), scale.many.min(2_000));
@@ -43,6 +43,18 @@ pub fn streams(scale: &Scale) -> Vec<Measured> {
         ));
     }
     rows
+}
+
+/// The floor of it: one small message comes, and one frame goes to one of as many connections.
+fn one_frame_each(scale: &Scale, count: usize) -> Measured {
+    let floor = node::floor();
+    let mut fleet = Fleet::of((0..count).map(|number| door::connect(floor.address, number)).collect());
+    let (server, own) = (floor.cpu(), cpu_of("self"));
+    let driven = drive(&mut fleet, (1, 200), scale.time, |fleet, n| {
+        fleet.send(usize::try_from(n).unwrap() % count, b"e");
+    });
+    let used = (floor.cpu() - server, cpu_of("self") - own);
+    measure(format!("the floor, one frame to one of {count} connections"), driven, used)
 }
 
 /// One socket that asks and waits for the answer.
