@@ -1,11 +1,10 @@
 //! JSON that is passed on untouched, and the checks that untrusted JSON goes through.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
-use serde::de::{DeserializeOwned, Visitor};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -191,6 +190,31 @@ pub fn deeper_than(text: &[u8], depth_max: usize) -> bool {
     false
 }
 
+/// The fields of an object as they stand, those included that a later one of the same name replaces.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(All)
+    }
+}
+
 /// Keys that some JavaScript readers confuse with an object's own machinery when they merge (agrenting.md R11).
 const POISONED_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
 
@@ -198,7 +222,7 @@ const POISONED_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
 #[must_use]
 pub fn has_poisoned_key(value: &Json) -> bool {
     fn poisoned(raw: &RawValue) -> bool {
-        if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(raw.get()) {
+        if let Ok(Fields(fields)) = serde_json::from_str(raw.get()) {
             return fields
                 .iter()
                 .any(|(key, inner)| POISONED_KEYS.contains(&key.as_str()) || poisoned(inner));
@@ -389,6 +413,7 @@ mod tests {
             (r#"{"a":{"b":[{"__proto__":1}]}}"#, true),
             (r#"{"constructor":{}}"#, true),
             (r#"[1E400,{"a":{"\u0070rototype":1}}]"#, true),
+            (r#"{"a":{"__proto__":1},"a":1}"#, true),
             (r#"{"a":"__proto__"}"#, false),
             ("[]", false),
         ] {
