@@ -10,7 +10,7 @@ use muster_protocol::limits::Limits;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
 use serde::{Deserialize, Serialize};
 
-pub use self::layers::{Sources, load};
+pub use self::layers::{Sources, combine, load};
 use crate::http::addresses::Networks;
 
 /// The configuration of a node.
