@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -242,6 +242,10 @@ pub fn read_object<T: DeserializeOwned>(text: &str) -> Result<T, Refusal> {
         return Err(Refusal::invalid("expected an object"));
     }
     serde_json::from_str(text).or_else(|_| {
+        // Where JSON breaks off says nothing about a field: it may be inside one that nobody knows.
+        if serde_json::from_str::<IgnoredAny>(text).is_err() {
+            return Err(Refusal::invalid("not valid JSON"));
+        }
         // Read once more, this time keeping track of where.
         let mut reader = serde_json::Deserializer::from_str(text);
         serde_path_to_error::deserialize(&mut reader).map_err(|error| misfit(&error))
@@ -405,6 +409,8 @@ mod tests {
         }
         let refusal = read_object::<Outer>(r#"{"secret":1}"#).unwrap_err();
         assert_eq!(refusal.message.as_deref(), Some("has a field that is not known"));
+        let refusal = read_object::<Inner>(r#"{"secret":tru"#).unwrap_err();
+        assert_eq!((refusal.field, refusal.message.as_deref()), (None, Some("not valid JSON")));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Every file of the fuzzer's corpora holds, in the ordinary tests too: what was written by hand, what the fuzzer kept
 //! because it reached new code, and what once broke something. And some bytes around them, at random.
+#![allow(clippy::disallowed_methods, reason = "tests read the environment")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on ends")]
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use proptest::test_runner::TestRunner;
 /// Files of one corpus at most, and their bytes: it is cloned by everybody.
 const FILES_MAX: usize = 200;
 const BYTES_MAX: usize = 200 * 1024;
-/// Random inputs of one target.
+/// Random inputs of one target, unless `PROPTEST_CASES` says otherwise.
 const CASES: u32 = 200;
 
 /// The files of a target, by name.
@@ -83,6 +84,7 @@ fn corpora_binaries_and_targets_are_the_same() {
 /// A file of the corpus with a part replaced, or bytes of nobody.
 #[test]
 fn corpora_hold_with_random_changes() {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
     for (target, run) in TARGETS {
         let files: Vec<Vec<u8>> = corpus(target).into_iter().map(|(_, bytes)| bytes).collect();
         let input = (
@@ -92,11 +94,13 @@ fn corpora_hold_with_random_changes() {
             prop::collection::vec(any::<u8>(), 0..8),
             prop::collection::vec(any::<u8>(), 0..64),
         );
-        let mut runner = TestRunner::new(ProptestConfig {
-            cases: CASES,
+        let config = ProptestConfig {
+            cases,
             failure_persistence: None,
+            max_shrink_iters: 100,
             ..ProptestConfig::default()
-        });
+        };
+        let mut runner = TestRunner::new(config);
         let outcome = runner.run(&input, |(file, at, cut, new, alone)| {
             run(&alone);
             let mut bytes = files[file.index(files.len())].clone();

@@ -42,8 +42,9 @@ fn query(text: &str) {
         }
     }
     // What is appended to a list replaces nothing in it.
-    let list = segments.iter().find_map(|segment| segment.split_once("%5B").map(|(name, _)| name));
-    if let (Some(name), true) = (list, segments.len() < SEGMENTS_MAX) {
+    let list = params.iter().find(|(_, value)| matches!(value, Param::Map(_)));
+    if let (Some((name, _)), true) = (list, segments.len() < SEGMENTS_MAX) {
+        let name = percent(name);
         let longer = Params::parse(&format!("{written}&{name}[]=new")).expect("still UTF-8");
         let mut after = Vec::new();
         write(&longer, &mut String::new(), 1, &mut after);

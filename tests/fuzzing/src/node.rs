@@ -202,6 +202,13 @@ fn is_usable(config: &Config, hops: &str) {
         assert_eq!(bucket.take(rate, 1, 0), Ok(()), "the first is let in");
         assert!(bucket.remaining(rate, u64::MAX) >= rate.burst.saturating_sub(1));
     }
+    let limits = &config.limits;
+    for places in [limits.connections_max, limits.http_requests_in_flight_max, limits.store_queue_writes_max]
+    {
+        // What a semaphore of tokio counts, above which it panics.
+        assert!((1..=usize::MAX >> 3).contains(&places));
+    }
+    assert!(config.accounts.session_ttl_ms > 0, "a session is over before it is had");
     let trusted = Networks::parse(&config.http.trusted_proxies).expect("it was checked");
     let mut headers = http::HeaderMap::new();
     if let Ok(value) = hops.parse() {
