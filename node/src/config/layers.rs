@@ -188,6 +188,17 @@ mod tests {
             ),
             (
                 Sources {
+                    flags: vec![pair("limits.connections_max", "9223372036854775807")],
+                    ..Sources::default()
+                },
+                "at most",
+            ),
+            (
+                Sources { flags: vec![pair("accounts.session_ttl_ms", "-5")], ..Sources::default() },
+                "session_ttl_ms",
+            ),
+            (
+                Sources {
                     flags: vec![pair("limits.chunks_per_stream", "{tokens=0,period_ms=0,burst=0}")],
                     ..Sources::default()
                 },
