@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use crate::agent::{Agent, AgentStatus};
 use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::AgentId;
+use crate::json::{Json, read_object};
 use crate::money::Amount;
 use crate::presence::Facts;
 
@@ -113,7 +114,7 @@ impl Query {
             #[serde(borrow, default)]
             filters: Option<&'a RawValue>,
         }
-        let query = crate::json::read_object(payload)?;
+        let query = read_object(payload)?;
         // Filters are named: a list, which derived readers would take value by value, is none.
         match serde_json::from_str(payload) {
             Ok(Shape { filters: Some(filters) }) if filters.get().starts_with('[') => {
@@ -212,7 +213,7 @@ pub struct PresenceFields<'a> {
     /// DID.
     pub did: &'a str,
     /// What it says of itself.
-    pub metadata: &'a crate::json::Json,
+    pub metadata: &'a Json,
 }
 
 /// How much of presence a join of `agents:discovery` asks for: telling everybody about everybody costs the square of the
@@ -250,18 +251,21 @@ impl View {
     /// It is something else, or has a condition that is not known.
     pub fn parse(payload: &str) -> Result<Self, Refusal> {
         #[derive(Deserialize)]
-        struct Payload<'a> {
-            #[serde(borrow, default)]
-            presence: Option<&'a RawValue>,
+        struct Payload {
+            #[serde(default)]
+            presence: Option<Json>,
         }
         // Whatever is no object asks for nothing: Phoenix takes any payload at a join.
-        let Ok(Payload { presence: Some(presence) }) = serde_json::from_str(payload) else {
+        if !payload.trim_start().starts_with('{') {
+            return Ok(Self::Full);
+        }
+        let Payload { presence: Some(presence) } = read_object(payload)? else {
             return Ok(Self::Full);
         };
-        match presence.get() {
-            "null" | "\"full\"" => Ok(Self::Full),
+        match presence.as_str() {
+            "\"full\"" => Ok(Self::Full),
             "\"none\"" => Ok(Self::Nobody),
-            object if object.starts_with('{') => crate::json::read_object(object).map(Self::Some),
+            object if object.starts_with('{') => read_object(object).map(Self::Some),
             _ => {
                 let message = "\"full\", \"none\", or an object of conditions";
                 Err(Refusal::field(ErrorCode::InvalidPayload, "presence", message))
@@ -357,6 +361,7 @@ mod tests {
         for (payload, shown) in [
             ("{}", [true, true, true]),
             ("[]", [true, true, true]),
+            (r#"["none"]"#, [true, true, true]),
             (r#"{"presence":null}"#, [true, true, true]),
             (r#"{"presence":"full"}"#, [true, true, true]),
             (r#"{"presence":"none"}"#, [false, false, false]),
@@ -371,6 +376,7 @@ mod tests {
         for payload in [
             r#"{"presence":"some"}"#,
             r#"{"presence":7}"#,
+            r#"{"presence":"none","presence":"none"}"#,
             r#"{"presence":{"status":"online"}}"#,
             r#"{"presence":["code"]}"#,
         ] {

@@ -1,11 +1,10 @@
 //! JSON that is passed on untouched, and the checks that untrusted JSON goes through.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
-use serde::de::{DeserializeOwned, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -191,6 +190,31 @@ pub fn deeper_than(text: &[u8], depth_max: usize) -> bool {
     false
 }
 
+/// The fields of an object as they stand, those included that a later one of the same name replaces.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(All)
+    }
+}
+
 /// Keys that some JavaScript readers confuse with an object's own machinery when they merge (agrenting.md R11).
 const POISONED_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
 
@@ -198,7 +222,7 @@ const POISONED_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
 #[must_use]
 pub fn has_poisoned_key(value: &Json) -> bool {
     fn poisoned(raw: &RawValue) -> bool {
-        if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(raw.get()) {
+        if let Ok(Fields(fields)) = serde_json::from_str(raw.get()) {
             return fields
                 .iter()
                 .any(|(key, inner)| POISONED_KEYS.contains(&key.as_str()) || poisoned(inner));
@@ -218,6 +242,10 @@ pub fn read_object<T: DeserializeOwned>(text: &str) -> Result<T, Refusal> {
         return Err(Refusal::invalid("expected an object"));
     }
     serde_json::from_str(text).or_else(|_| {
+        // Where JSON breaks off says nothing about a field: it may be inside one that nobody knows.
+        if serde_json::from_str::<IgnoredAny>(text).is_err() {
+            return Err(Refusal::invalid("not valid JSON"));
+        }
         // Read once more, this time keeping track of where.
         let mut reader = serde_json::Deserializer::from_str(text);
         serde_path_to_error::deserialize(&mut reader).map_err(|error| misfit(&error))
@@ -381,6 +409,8 @@ mod tests {
         }
         let refusal = read_object::<Outer>(r#"{"secret":1}"#).unwrap_err();
         assert_eq!(refusal.message.as_deref(), Some("has a field that is not known"));
+        let refusal = read_object::<Inner>(r#"{"secret":tru"#).unwrap_err();
+        assert_eq!((refusal.field, refusal.message.as_deref()), (None, Some("not valid JSON")));
     }
 
     #[test]
@@ -389,6 +419,7 @@ mod tests {
             (r#"{"a":{"b":[{"__proto__":1}]}}"#, true),
             (r#"{"constructor":{}}"#, true),
             (r#"[1E400,{"a":{"\u0070rototype":1}}]"#, true),
+            (r#"{"a":{"__proto__":1},"a":1}"#, true),
             (r#"{"a":"__proto__"}"#, false),
             ("[]", false),
         ] {

@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
+use crate::error_code::{ErrorCode, Refusal};
 use crate::json::{self, Json};
 use crate::time::Timestamp;
 
@@ -238,6 +239,28 @@ impl StreamLog {
         }
         self.chunks.push_back(chunk);
     }
+}
+
+/// Where a reader who joins wants to go on: `after_seq` of its payload. Whatever is no object asks for nothing, as Phoenix
+/// takes any payload at a join.
+///
+/// # Errors
+/// `invalid_payload` when it is no whole number.
+pub fn join_cursor(payload: &str) -> Result<Option<u64>, Refusal> {
+    #[derive(Deserialize)]
+    struct JoinPayload {
+        // Raw, so that a refusal names this field and nothing inside it.
+        #[serde(default)]
+        after_seq: Option<Json>,
+    }
+    if !payload.trim_start().starts_with('{') {
+        return Ok(None);
+    }
+    let JoinPayload { after_seq } = json::read_object(payload)?;
+    after_seq
+        .map(|seq| seq.parse())
+        .transpose()
+        .map_err(|_| Refusal::field(ErrorCode::InvalidPayload, "after_seq", "a whole number from 0"))
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
 
-/// Latest time that has an ISO-8601 form of four year digits: 9999-12-31T23:59:59.999Z.
-const UNIX_MS_MAX: i64 = 253_402_300_799_999;
+/// Latest time that has an ISO-8601 form of four year digits at every offset, which is the latest that can be read again:
+/// 9999-12-30T22:00:00.999Z.
+const UNIX_MS_MAX: i64 = 253_402_207_200_999;
 
 impl Timestamp {
     /// From milliseconds since the epoch; clamped to the years 1970 to 9999.
@@ -141,7 +142,12 @@ mod tests {
     fn iso_form_has_milliseconds_and_z() {
         assert_eq!(Timestamp::from_unix_ms(0).to_string(), "1970-01-01T00:00:00.000Z");
         assert_eq!(Timestamp::from_unix_ms(951_827_696_789).to_string(), "2000-02-29T12:34:56.789Z");
-        assert_eq!(Timestamp::from_unix_ms(i64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+        assert_eq!(Timestamp::from_unix_ms(i64::MAX).to_string(), "9999-12-30T22:00:00.999Z");
+        // What is written can be read again, to the very end.
+        for ms in [0, UNIX_MS_MAX, i64::MAX] {
+            let time = Timestamp::from_unix_ms(ms);
+            assert_eq!(Timestamp::parse(&time.to_string()), Ok(time));
+        }
     }
 
     proptest! {

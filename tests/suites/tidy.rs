@@ -20,7 +20,8 @@ fn files(folders: &[&str], endings: &[&str]) -> Vec<(String, String)> {
     while let Some(path) = pending.pop() {
         if path.is_dir() {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if !["node_modules", "target", ".git"].contains(&name.as_str()) {
+            // The fuzzer's corpora are anything at all.
+            if !["node_modules", "target", ".git", "corpus", "artifacts"].contains(&name.as_str()) {
                 pending.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
             continue;
@@ -36,7 +37,7 @@ fn files(folders: &[&str], endings: &[&str]) -> Vec<(String, String)> {
 }
 
 fn sources() -> Vec<(String, String)> {
-    files(&["protocol/src", "actors/src", "node/src"], &[".rs"])
+    files(&["protocol/src", "actors/src", "node/src", "tests/fuzzing/src"], &[".rs"])
 }
 
 fn none(what: &str, problems: &[String]) {
@@ -96,7 +97,7 @@ fn nothing_is_left_over() {
     let mut problems = Vec::new();
     for (path, text) in files(
         &["protocol", "actors", "node", "tests", "scripts", "deploy", ".ci"],
-        &[".rs", ".mjs", ".sql", ".toml", "test", "run"],
+        &[".rs", ".mjs", ".sql", ".toml", "test", "run", "fuzz"],
     ) {
         for (number, line) in text.lines().enumerate() {
             if leftovers.iter().any(|leftover| line.contains(leftover.as_str())) {
@@ -196,8 +197,10 @@ fn the_project_stands_alone() {
         .map(|(a, b)| format!("{a}{b}"))
         .collect();
     let mut problems = Vec::new();
-    let endings =
-        [".rs", ".mjs", ".md", ".toml", ".sql", ".json", ".yaml", ".yml", "test", "run", "bench", "chaos"];
+    let endings = [
+        ".rs", ".mjs", ".md", ".toml", ".sql", ".json", ".yaml", ".yml", "test", "run", "bench", "chaos",
+        "fuzz",
+    ];
     for (path, text) in files(&["."], &endings) {
         if path.ends_with("package-lock.json") {
             continue;

@@ -1,7 +1,6 @@
 //! Putting the configuration together from its sources.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use toml::{Table, Value};
 
@@ -28,19 +27,41 @@ const OTHER_VARIABLES: [&str; 3] = ["MUSTER_ADMIN_TOKEN", "MUSTER_CONFIG", "MUST
 /// # Errors
 /// A source cannot be read, or names something unknown, or gives a value that cannot be used.
 pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
-    let mut table = match &sources.file {
-        Some(path) => read_file(path)?,
+    let file = match &sources.file {
+        Some(path) => {
+            let name = path.display().to_string();
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| ConfigError(format!("cannot read {name}: {error}")))?;
+            Some((name, text))
+        }
+        None => None,
+    };
+    let file = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+    combine(file, &sources.environment, &sources.flags)
+}
+
+/// The same from a file that was read, by its name and its text.
+///
+/// # Errors
+/// As [`load`].
+pub fn combine(
+    file: Option<(&str, &str)>,
+    environment: &[(String, String)],
+    flags: &[(String, String)],
+) -> Result<Config, ConfigError> {
+    let mut table: Table = match file {
+        Some((name, text)) => text.parse().map_err(|error| ConfigError(format!("{name}: {error}")))?,
         None => Table::new(),
     };
     let names = known_names()?;
-    for (variable, text) in &sources.environment {
+    for (variable, text) in environment {
         if !variable.starts_with(PREFIX) || OTHER_VARIABLES.contains(&variable.as_str()) {
             continue;
         }
         let path = names.get(variable).ok_or_else(|| ConfigError(format!("{variable}: unknown variable")))?;
         set(&mut table, path, value_of(text));
     }
-    for (name, text) in &sources.flags {
+    for (name, text) in flags {
         let path: Vec<String> = name.split('.').map(str::to_owned).collect();
         if !names.values().any(|known| *known == path) {
             return Err(ConfigError(format!("{name}: unknown setting")));
@@ -50,12 +71,6 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let config: Config = Value::Table(table).try_into().map_err(|error| ConfigError(format!("{error}")))?;
     config.check()?;
     Ok(config)
-}
-
-fn read_file(path: &Path) -> Result<Table, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| ConfigError(format!("cannot read {}: {error}", path.display())))?;
-    text.parse().map_err(|error| ConfigError(format!("{}: {error}", path.display())))
 }
 
 /// Every setting by the name of its variable: `http.listen` is `MUSTER_HTTP_LISTEN`.
@@ -170,6 +185,17 @@ mod tests {
             (
                 Sources { flags: vec![pair("limits.socket_idle_timeout_ms", "0")], ..Sources::default() },
                 "at least",
+            ),
+            (
+                Sources {
+                    flags: vec![pair("limits.connections_max", "9223372036854775807")],
+                    ..Sources::default()
+                },
+                "at most",
+            ),
+            (
+                Sources { flags: vec![pair("accounts.session_ttl_ms", "-5")], ..Sources::default() },
+                "session_ttl_ms",
             ),
             (
                 Sources {

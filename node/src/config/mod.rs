@@ -10,7 +10,7 @@ use muster_protocol::limits::Limits;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
 use serde::{Deserialize, Serialize};
 
-pub use self::layers::{Sources, load};
+pub use self::layers::{Sources, combine, load};
 use crate::http::addresses::Networks;
 
 /// The configuration of a node.
@@ -167,6 +167,9 @@ pub struct DrillsConfig {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
+/// Most that can be let in at once: more than a semaphore counts would end the node at its start.
+const PLACES_MAX: usize = tokio::sync::Semaphore::MAX_PERMITS;
+
 /// Shortest time limit that makes sense: below it a client on a slow line never gets in.
 const TIMEOUT_MS_MIN: u64 = 100;
 
@@ -239,6 +242,24 @@ impl Config {
             if value < least {
                 return Err(named(name, format!("at least {least}, not {value}")));
             }
+        }
+        self.check_most()
+    }
+
+    fn check_most(&self) -> Result<(), ConfigError> {
+        let places = [
+            ("limits.connections_max", self.limits.connections_max),
+            ("limits.http_large_bodies_max", self.limits.http_large_bodies_max),
+            ("limits.http_requests_in_flight_max", self.limits.http_requests_in_flight_max),
+            ("limits.store_queue_writes_max", self.limits.store_queue_writes_max),
+        ];
+        for (name, value) in places {
+            if value > PLACES_MAX {
+                return Err(ConfigError(format!("{name}: at most {PLACES_MAX}, not {value}")));
+            }
+        }
+        if self.accounts.session_ttl_ms < 1 {
+            return Err(ConfigError("accounts.session_ttl_ms: at least 1".into()));
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ const REFUSED: i32 = -32_000;
 
 /// Which protocol a message is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Era {
+pub enum Era {
     /// Up to 2025-11-25: `initialize`, and sessions.
     Sessions,
     /// From 2026-07-28 on: every request stands alone.
@@ -61,12 +61,25 @@ struct Call<'a> {
 }
 
 /// What a message is.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
     /// It opens a session.
     Initialize,
     /// Anything else.
     Other,
+}
+
+/// What is answered instead of handing a message on.
+#[derive(Debug)]
+pub struct Rejected {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// The message's id, as it came, where it has one.
+    pub id: Option<Box<RawValue>>,
+    /// JSON-RPC error code.
+    pub code: i32,
+    /// What is wrong.
+    pub message: &'static str,
 }
 
 /// Brings a body into the form the library reads, and says what it is.
@@ -78,12 +91,26 @@ pub(super) fn check(
     era: Era,
     depth_max: usize,
 ) -> Result<Kind, Box<Response<Body>>> {
-    let fail = |code, message: &str| Err(Box::new(error(StatusCode::BAD_REQUEST, None, code, message)));
-    let body = request.body().clone();
-    let Ok(text) = std::str::from_utf8(&body) else {
+    let (kind, clean) = read(request.body(), era, depth_max).map_err(|rejected| {
+        let Rejected { status, id, code, message } = rejected;
+        Box::new(error(status, id.as_deref(), code, message))
+    })?;
+    if let Some(clean) = clean {
+        *request.body_mut() = clean;
+    }
+    Ok(kind)
+}
+
+/// What a body is, and its form for the library where that is another.
+///
+/// # Errors
+/// It is no message, or one that can be refused by itself.
+pub fn read(body: &[u8], era: Era, depth_max: usize) -> Result<(Kind, Option<Bytes>), Rejected> {
+    let fail = |code, message| Err(Rejected { status: StatusCode::BAD_REQUEST, id: None, code, message });
+    let Ok(text) = std::str::from_utf8(body) else {
         return fail(PARSE_ERROR, "the body is not UTF-8");
     };
-    if deeper_than(&body, depth_max) {
+    if deeper_than(body, depth_max) {
         return fail(PARSE_ERROR, "the body nests too deep");
     }
     let clean = without_lone_surrogates(text);
@@ -99,14 +126,17 @@ pub(super) fn check(
         Ok(envelope) => classify(&envelope, era)?,
         Err(_) => return fail(INVALID_REQUEST, "not a JSON-RPC message"),
     };
-    if let Cow::Owned(clean) = clean {
-        *request.body_mut() = clean.into();
-    }
-    Ok(kind)
+    let clean = match clean {
+        Cow::Owned(clean) => Some(clean.into()),
+        Cow::Borrowed(_) => None,
+    };
+    Ok((kind, clean))
 }
 
-fn classify(envelope: &Envelope<'_>, era: Era) -> Result<Kind, Box<Response<Body>>> {
-    let refuse = |status, id, code, message: &str| Err(Box::new(error(status, id, code, message)));
+fn classify(envelope: &Envelope<'_>, era: Era) -> Result<Kind, Rejected> {
+    let refuse = |status, id: Option<&RawValue>, code, message| {
+        Err(Rejected { status, id: id.map(ToOwned::to_owned), code, message })
+    };
     let id_fits = envelope.id.is_none_or(|id| {
         let text = id.get();
         text.starts_with('"') || text.parse::<i64>().is_ok()

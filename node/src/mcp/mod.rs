@@ -5,10 +5,11 @@
 //! # Layout
 //! * this file: who may, and Streamable HTTP
 //! * `legacy`: HTTP+SSE
-//! * `envelope`: JSON-RPC before the library reads it; `replay`: events for those who resume
-//! * `tools`: what agents can do; `sessions`: an agent with a session is online
+//! * [`envelope`]: JSON-RPC before the library reads it; `replay`: events for those who resume
+//! * `tools`: what agents can do; [`arguments`]: what each tool is given; `sessions`: an agent with a session is online
 
-mod envelope;
+pub mod arguments;
+pub mod envelope;
 mod legacy;
 mod replay;
 mod sessions;

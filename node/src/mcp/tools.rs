@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use muster_actors::store::{PageRequest, TaskFilter};
 use muster_protocol::account::Scope;
-use muster_protocol::error_code::{ErrorCode, Refusal};
-use muster_protocol::hiring::{FailureReason, failure};
+use muster_protocol::hiring::failure;
 use muster_protocol::ids::{HiringId, TaskId};
 use muster_protocol::json::{Json, read_object};
-use muster_protocol::task::{ChunkRequest, Ending, TaskStatus};
+use muster_protocol::task::{ChunkRequest, Ending};
 use parking_lot::Mutex;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, Implementation,
@@ -18,10 +17,9 @@ use rmcp::model::{
 };
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::arguments::{Failure, HiringFailure, ListTasks, Message, OfHiring, OfTask, Output, id};
 use super::sessions::{Opened, Session};
 use crate::app::App;
 use crate::auth::Caller;
@@ -194,15 +192,8 @@ impl AgentTools {
     }
 
     async fn list_tasks(&self, caller: &Caller, arguments: &str) -> Outcome {
-        #[derive(Deserialize)]
-        struct Arguments {
-            #[serde(default)]
-            status: Option<TaskStatus>,
-            #[serde(default)]
-            limit: Option<usize>,
-        }
         caller.principal.require(Scope::Read)?;
-        let Arguments { status, limit } = read_object(arguments)?;
+        let ListTasks { status, limit } = read_object(arguments)?;
         let limits = &self.app.config.limits;
         let limit = limit.unwrap_or(limits.page_items_default).clamp(1, limits.page_items_max);
         let filter = TaskFilter { status, provider: caller.principal.agent, ..TaskFilter::default() };
@@ -218,12 +209,7 @@ impl AgentTools {
     }
 
     async fn complete(&self, caller: &Caller, arguments: &str) -> Outcome {
-        #[derive(Deserialize)]
-        struct Arguments {
-            #[serde(default)]
-            output: Option<Json>,
-        }
-        let Arguments { output } = read_object(arguments)?;
+        let Output { output } = read_object(arguments)?;
         self.end_task(
             caller,
             id::<OfTask, _>(arguments)?,
@@ -233,12 +219,7 @@ impl AgentTools {
     }
 
     async fn fail(&self, caller: &Caller, arguments: &str) -> Outcome {
-        #[derive(Deserialize)]
-        struct Arguments {
-            #[serde(default)]
-            reason: Option<String>,
-        }
-        let Arguments { reason } = read_object(arguments)?;
+        let Failure { reason } = read_object(arguments)?;
         let error = match reason {
             Some(reason) => json!({ "type": "failed", "message": reason }),
             None => json!({ "type": "failed" }),
@@ -260,75 +241,27 @@ impl AgentTools {
     }
 
     async fn hiring_result(&self, caller: &Caller, arguments: &str) -> Outcome {
-        #[derive(Deserialize)]
-        struct Arguments {
-            #[serde(default)]
-            output: Option<Json>,
-        }
-        let Arguments { output } = read_object(arguments)?;
+        let Output { output } = read_object(arguments)?;
         let task = self.hiring_task(arguments).await?;
         self.end_task(caller, task, Ending::completed(output.unwrap_or_else(Json::null))).await
     }
 
     async fn hiring_failure(&self, caller: &Caller, arguments: &str) -> Outcome {
-        #[derive(Deserialize)]
-        struct Arguments {
-            reason: FailureReason,
-            #[serde(default)]
-            message: Option<String>,
-        }
-        let Arguments { reason, message } = read_object(arguments)?;
+        let HiringFailure { reason, message } = read_object(arguments)?;
         let document = failure(reason, message.as_deref(), &self.app.config.limits)?;
         let task = self.hiring_task(arguments).await?;
         self.end_task(caller, task, Ending::failed(document)).await
     }
 
     async fn hiring_message(&self, caller: &Caller, arguments: &str) -> Outcome {
-        #[derive(Deserialize)]
-        struct Arguments {
-            content: String,
-        }
         caller.principal.require(Scope::Write)?;
-        let Arguments { content } = read_object(arguments)?;
+        let Message { content } = read_object(arguments)?;
         let task = self.hiring_task(arguments).await?;
         let (task, _) = visible(&self.app, caller, task).await?;
         let from = (caller.principal.agent, None);
         let note = self.app.core.tasks.add_note(&task, from, content).await?;
         Ok(Json::of(&note))
     }
-}
-
-/// Which field names the id.
-trait IdField: DeserializeOwned {
-    fn text(self) -> String;
-}
-
-#[derive(Deserialize)]
-struct OfTask {
-    task_id: String,
-}
-
-#[derive(Deserialize)]
-struct OfHiring {
-    hiring_id: String,
-}
-
-impl IdField for OfTask {
-    fn text(self) -> String {
-        self.task_id
-    }
-}
-
-impl IdField for OfHiring {
-    fn text(self) -> String {
-        self.hiring_id
-    }
-}
-
-/// An id among the arguments; one that is none names nothing.
-fn id<F: IdField, T: std::str::FromStr>(arguments: &str) -> Result<T, Refusal> {
-    let text = read_object::<F>(arguments)?.text();
-    text.parse().map_err(|_| Refusal::new(ErrorCode::NotFound))
 }
 
 fn result(outcome: Outcome) -> CallToolResult {

@@ -278,7 +278,7 @@ impl Connection {
                     return bytes.len();
                 }
                 Decoded::Text { consumed, text } => (consumed, decode::text(version, text, &core.limits)),
-                Decoded::Binary { consumed, data } => (consumed, decode::binary(version, data)),
+                Decoded::Binary { consumed, data } => (consumed, decode::binary(version, data, &core.limits)),
             };
             match message {
                 Ok(message) => self.socket.receive(&message),

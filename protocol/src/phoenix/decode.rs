@@ -28,6 +28,11 @@ pub fn text<'a>(version: Version, text: &'a str, limits: &Limits) -> Result<Inbo
         Version::V1 => v1(text),
         Version::V2 => v2(text),
     }?;
+    within_bounds(inbound, limits)
+}
+
+/// References are kept and echoed, so they are bounded in the form they are kept in.
+fn within_bounds<'a>(inbound: Inbound<'a>, limits: &Limits) -> Result<Inbound<'a>, Undecodable> {
     if inbound.reference.as_json().len() > limits.ref_bytes_max
         || inbound.join_ref.as_json().len() > limits.ref_bytes_max
     {
@@ -141,8 +146,9 @@ const KIND_PUSH: u8 = 0;
 /// Decodes a binary message: `00 | lengths of join_ref, ref, topic, event | the four | data`.
 ///
 /// # Errors
-/// V1 has no binary form; another kind; lengths that exceed the message; names that are not UTF-8.
-pub fn binary(version: Version, message: &[u8]) -> Result<Inbound<'_>, Undecodable> {
+/// V1 has no binary form; another kind; lengths that exceed the message; names that are not UTF-8; a reference over its
+/// bound.
+pub fn binary<'a>(version: Version, message: &'a [u8], limits: &Limits) -> Result<Inbound<'a>, Undecodable> {
     if version == Version::V1 {
         return Err(Undecodable("V1 has no binary messages"));
     }
@@ -158,14 +164,15 @@ pub fn binary(version: Version, message: &[u8]) -> Result<Inbound<'_>, Undecodab
     };
     let (join_ref, reference, topic, event) =
         (name(*join_ref_len)?, name(*ref_len)?, name(*topic_len)?, name(*event_len)?);
-    Ok(Inbound {
+    let inbound = Inbound {
         // An empty field is the empty string, not null (phoenix.md §2.3).
         join_ref: Ref::from_text(join_ref),
         reference: Ref::from_text(reference),
         topic: Some(Cow::Borrowed(topic)),
         event: Some(Cow::Borrowed(event)),
         payload: Payload::Binary(rest),
-    })
+    };
+    within_bounds(inbound, limits)
 }
 
 #[cfg(test)]
@@ -240,28 +247,42 @@ mod tests {
 
     #[test]
     fn the_recorded_binary_push_decodes() {
+        let limits = Limits::default();
         let bytes =
             [&[0x00, 0x02, 0x03, 0x06, 0x03][..], b"12", b"123", b"room:b", b"bin", &[0x65, 0x66, 0x67]]
                 .concat();
-        let inbound = binary(Version::V2, &bytes).unwrap();
+        let inbound = binary(Version::V2, &bytes, &limits).unwrap();
         assert_eq!((inbound.join_ref.as_json(), inbound.reference.as_json()), ("\"12\"", "\"123\""));
         assert_eq!((inbound.topic.as_deref(), inbound.event.as_deref()), (Some("room:b"), Some("bin")));
         assert!(matches!(inbound.payload, Payload::Binary(b"efg")));
         for end in 0..bytes.len() - 3 {
-            assert!(binary(Version::V2, &bytes[..end]).is_err(), "{end}");
+            assert!(binary(Version::V2, &bytes[..end], &limits).is_err(), "{end}");
         }
-        assert!(binary(Version::V1, &bytes).is_err());
+        assert!(binary(Version::V1, &bytes, &limits).is_err());
         for kind in 1..=255 {
             let mut other = bytes.clone();
             other[0] = kind;
-            assert!(binary(Version::V2, &other).is_err());
+            assert!(binary(Version::V2, &other, &limits).is_err());
         }
     }
 
     #[test]
     fn an_empty_binary_join_ref_is_the_empty_string() {
-        let inbound = binary(Version::V2, &[0, 0, 0, 1, 1, b't', b'e']).unwrap();
+        let inbound = binary(Version::V2, &[0, 0, 0, 1, 1, b't', b'e'], &Limits::default()).unwrap();
         assert_eq!(inbound.join_ref.as_json(), "\"\"");
         assert!(!inbound.join_ref.is_null());
+    }
+
+    #[test]
+    fn a_binary_ref_has_the_bound_of_a_text_one() {
+        let push = |reference: &[u8]| {
+            let length = u8::try_from(reference.len()).unwrap();
+            let message = [&[0, 0, length, 1, 1], reference, b"te"].concat();
+            binary(Version::V2, &message, &Limits::default()).map(|inbound| inbound.reference.as_json().len())
+        };
+        assert_eq!(push(&[b'r'; 253]), Ok(255));
+        assert_eq!(push(&[b'r'; 254]), Err(Undecodable("ref too long")));
+        // Kept as JSON, where a control character takes six bytes.
+        assert_eq!(push(&[1; 43]), Err(Undecodable("ref too long")));
     }
 }

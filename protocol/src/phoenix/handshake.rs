@@ -168,7 +168,9 @@ fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority[host_end..].find(':') {
         Some(colon) => {
             let (host, port) = authority.split_at(host_end + colon);
-            (host, Some(port[1..].parse().ok()?))
+            // Digits only: the standard reader takes a sign too.
+            let port = Some(&port[1..]).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))?;
+            (host, Some(port.parse().ok()?))
         }
         None => (authority, None),
     };
@@ -238,7 +240,7 @@ mod tests {
         }
         assert!(only.allows(None));
         assert!(OriginPolicy::Any.allows(Some("null")));
-        for bad in ["example.com", "https:/x", "//", "//*", "//*.*.com", "://x", "//x:99999"] {
+        for bad in ["example.com", "https:/x", "//", "//*", "//*.*.com", "://x", "//x:99999", "//x:+80"] {
             assert!(OriginPattern::parse(bad).is_err(), "{bad}");
         }
     }

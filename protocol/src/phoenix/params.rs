@@ -58,6 +58,20 @@ impl Params {
         self.0.get(name)
     }
 
+    /// The key of what `a[]=x` appends: it replaces nothing, gaps or not.
+    fn free_index(&self) -> String {
+        let mut index = self.0.len();
+        while self.0.contains_key(&index.to_string()) {
+            index += 1;
+        }
+        index.to_string()
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Param)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
     fn insert(&mut self, name: &str, keys: &[&str], value: String) {
         let Some((key, deeper)) = keys.split_first() else {
             self.0.insert(name.to_owned(), Param::Text(value));
@@ -68,9 +82,11 @@ impl Params {
             *slot = Param::Map(Self::default());
         }
         if let Param::Map(inner) = slot {
-            // `a[]=x` appends: the next free index is its key.
-            let index = inner.0.len().to_string();
-            inner.insert(if key.is_empty() { &index } else { key }, deeper, value);
+            if key.is_empty() {
+                inner.insert(&inner.free_index(), deeper, value);
+            } else {
+                inner.insert(key, deeper, value);
+            }
         }
     }
 }
@@ -131,6 +147,9 @@ mod tests {
         assert_eq!(params.text("s"), Some("a b"));
         let Some(Param::Map(list)) = params.get("a") else { panic!("a") };
         assert_eq!(list.text("1"), Some("2"));
+        let params = Params::parse("a[1]=x&a[]=y").unwrap();
+        let Some(Param::Map(list)) = params.get("a") else { panic!("a") };
+        assert_eq!((list.text("1"), list.text("2")), (Some("x"), Some("y")));
         assert_eq!(Params::parse("x=%ff"), Err(NotUtf8));
     }
 

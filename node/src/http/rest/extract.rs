@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Request};
+use http::{Method, Request, Uri};
 use muster_actors::store::PageRequest;
 use muster_protocol::account::Scope;
 use muster_protocol::agent::Agent;
@@ -97,7 +97,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     }
 }
 
-fn read_body<T: DeserializeOwned>(bytes: &[u8], depth_max: usize) -> Result<T, Refusal> {
+/// Reads a body.
+///
+/// # Errors
+/// `malformed_request` for what is not UTF-8, no JSON, or nested deeper than `depth_max`; what
+/// [`read_object`] refuses.
+pub fn read_body<T: DeserializeOwned>(bytes: &[u8], depth_max: usize) -> Result<T, Refusal> {
     let malformed =
         |message: String| Refusal { message: Some(message), ..ErrorCode::MalformedRequest.into() };
     let text = std::str::from_utf8(bytes).map_err(|_| malformed("the body is not UTF-8".into()))?;
@@ -131,11 +136,32 @@ pub struct Params<T>(pub T);
 impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Params<T> {
     type Rejection = Refused;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refused> {
-        let Query(params) = Query::<T>::from_request_parts(parts, app)
-            .await
-            .map_err(|error| Refused(Refusal::invalid(error.body_text())))?;
-        Ok(Self(params))
+    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, Refused> {
+        Ok(Self(read_query(&parts.uri)?))
+    }
+}
+
+/// Reads a query string.
+///
+/// # Errors
+/// `invalid_payload` with the parameter and what it must be, never with what it is.
+pub fn read_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Refusal> {
+    let Query(params) = Query::try_from_uri(uri).map_err(|error| query_misfit(&error.body_text()))?;
+    Ok(params)
+}
+
+/// From `Failed to deserialize query string: status: unknown variant `x`, expected `a``, which tells the value too.
+fn query_misfit(said: &str) -> Refusal {
+    let wanted = match said.rsplit_once(", expected ") {
+        Some((_, wanted)) => format!("expected {wanted}"),
+        None => "does not fit".to_owned(),
+    };
+    let is_name = |text: &&str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    match said.split(": ").nth(1).filter(is_name) {
+        Some(name) => {
+            Refusal { field: Some(name.to_owned().into()), ..Refusal::invalid(format!("{name}: {wanted}")) }
+        }
+        None => Refusal::invalid(format!("the query string: {wanted}")),
     }
 }
 
@@ -177,7 +203,9 @@ pub fn write_cursor(after: [u8; 16]) -> String {
     URL_SAFE_NO_PAD.encode(after)
 }
 
-fn read_cursor(cursor: &str) -> Option<[u8; 16]> {
+/// Reads what [`write_cursor`] wrote; `None` for everything else.
+#[must_use]
+pub fn read_cursor(cursor: &str) -> Option<[u8; 16]> {
     URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()
 }
 
@@ -202,6 +230,20 @@ mod tests {
         assert_eq!(read(b"[7]"), Err(ErrorCode::InvalidPayload));
         assert_eq!(read(b"{\"n\":\"x\"}"), Err(ErrorCode::InvalidPayload));
         assert_eq!(read(b"{\"n\":9999999999999999999999}"), Err(ErrorCode::InvalidPayload));
+    }
+
+    #[test]
+    fn a_parameter_that_does_not_fit_is_named_but_not_repeated() {
+        let read = |query: &'static str| {
+            let uri = Uri::from_static(query);
+            let refusal = read_query::<crate::http::rest::tasks::ListParams>(&uri).err().unwrap();
+            (refusal.field.unwrap_or_default().into_owned(), refusal.message.unwrap_or_default())
+        };
+        let named = |field: &str, message: &str| (field.to_owned(), format!("{field}: {message}"));
+        assert_eq!(read("/?limit=secret"), named("limit", "does not fit"));
+        assert_eq!(read("/?role=secret"), named("role", "expected `client` or `provider`"));
+        assert_eq!(read("/?role=a:%20b,%20expected%20c").0, "role");
+        assert!(!read("/?limit=1&limit=2").1.contains('1'));
     }
 
     #[test]
