@@ -47,7 +47,7 @@ impl Session {
                 Ok(Posted::Text(text)) => decode::text(version, text, &limits),
                 Ok(Posted::Binary(bytes)) => {
                     binary = bytes;
-                    decode::binary(version, &binary)
+                    decode::binary(version, &binary, &limits)
                 }
                 Err(error) => {
                     self.socket.close(error.code, error.reason);

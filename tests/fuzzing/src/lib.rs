@@ -5,7 +5,8 @@
 //! A new parser gets a target here, an entry in [`TARGETS`], a binary in `tests/fuzz` and a corpus.
 //!
 //! # Layout
-//! * [`frames`]: WebSocket; [`phoenix`]: messages; [`connection`]: what opens a connection
+//! * [`frames`]: WebSocket; [`phoenix`]: messages; [`connection`]: what opens a connection;
+//! [`longpoll`]: what is posted
 //! * [`values`]: JSON, and what is written as text; [`payloads`]: what channels take
 //! * `node`: REST, MCP, configuration
 //! * [`echo`]: that refusals do not repeat what was sent
@@ -19,6 +20,7 @@
 pub mod connection;
 pub mod echo;
 pub mod frames;
+pub mod longpoll;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod payloads;
@@ -27,6 +29,7 @@ pub mod values;
 
 pub use connection::connection;
 pub use frames::websocket_frames;
+pub use longpoll::longpoll;
 #[cfg(feature = "node")]
 pub use node::{config, mcp_messages, request_bodies};
 pub use payloads::channel_payloads;
@@ -43,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     ("phoenix_v2", phoenix_v2),
     ("phoenix_binary", phoenix_binary),
     ("connection", connection),
+    ("longpoll", longpoll),
     ("json_values", json_values),
     ("names", names),
     ("channel_payloads", channel_payloads),
