@@ -71,7 +71,7 @@ pub struct Limits {
     pub topic_bytes_max: usize,
     /// Bytes of an event name.
     pub event_bytes_max: usize,
-    /// Bytes of one `ref` or `join_ref`.
+    /// Bytes of one `ref` or `join_ref`, as JSON; in a binary message, of its text.
     pub ref_bytes_max: usize,
     /// Messages of one socket; over it each push answers `rate_limited`.
     pub messages_per_socket: Rate,

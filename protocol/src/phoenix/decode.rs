@@ -164,15 +164,18 @@ pub fn binary<'a>(version: Version, message: &'a [u8], limits: &Limits) -> Resul
     };
     let (join_ref, reference, topic, event) =
         (name(*join_ref_len)?, name(*ref_len)?, name(*topic_len)?, name(*event_len)?);
-    let inbound = Inbound {
+    // As text before it is JSON: 255 bytes always fit the default bound.
+    if reference.len().max(join_ref.len()) > limits.ref_bytes_max {
+        return Err(Undecodable("ref too long"));
+    }
+    Ok(Inbound {
         // An empty field is the empty string, not null (phoenix.md §2.3).
         join_ref: Ref::from_text(join_ref),
         reference: Ref::from_text(reference),
         topic: Some(Cow::Borrowed(topic)),
         event: Some(Cow::Borrowed(event)),
         payload: Payload::Binary(rest),
-    };
-    within_bounds(inbound, limits)
+    })
 }
 
 #[cfg(test)]
@@ -274,15 +277,17 @@ mod tests {
     }
 
     #[test]
-    fn a_binary_ref_has_the_bound_of_a_text_one() {
-        let push = |reference: &[u8]| {
+    fn a_binary_ref_is_bounded_as_text() {
+        let push = |limits: &Limits, reference: &[u8]| {
             let length = u8::try_from(reference.len()).unwrap();
             let message = [&[0, 0, length, 1, 1], reference, b"te"].concat();
-            binary(Version::V2, &message, &Limits::default()).map(|inbound| inbound.reference.as_json().len())
+            binary(Version::V2, &message, limits).map(|inbound| inbound.reference.to_binary_text().len())
         };
-        assert_eq!(push(&[b'r'; 253]), Ok(255));
-        assert_eq!(push(&[b'r'; 254]), Err(Undecodable("ref too long")));
-        // Kept as JSON, where a control character takes six bytes.
-        assert_eq!(push(&[1; 43]), Err(Undecodable("ref too long")));
+        let mut limits = Limits::default();
+        assert_eq!(push(&limits, &[b'r'; 255]), Ok(255));
+        assert_eq!(push(&limits, &[1; 255]), Ok(255));
+        limits.ref_bytes_max = 43;
+        assert_eq!(push(&limits, &[1; 43]), Ok(43));
+        assert_eq!(push(&limits, &[b'r'; 44]), Err(Undecodable("ref too long")));
     }
 }

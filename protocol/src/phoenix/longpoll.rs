@@ -157,12 +157,16 @@ impl<'a> PostedMessages<'a> {
     fn read(&self, line: &'a [u8]) -> Result<Posted<'a>, ProtocolError> {
         let refuse = |code, reason| Err(ProtocolError { code, reason });
         let is_text = self.form == BodyForm::Whole || matches!(line, [b'[' | b'{', ..]);
-        let bytes = if is_text { line.len() } else { line.len() / 4 * 3 };
+        // Of base64 it is known to three bytes before it is decoded.
+        let bytes = if is_text { line.len() } else { (line.len() / 4 * 3).saturating_sub(2) };
         if bytes > self.message_bytes_max {
             return refuse(CloseCode::TooBig, "message too big");
         }
         if !is_text {
             return match BASE64.decode(line) {
+                Ok(bytes) if bytes.len() > self.message_bytes_max => {
+                    refuse(CloseCode::TooBig, "message too big")
+                }
                 Ok(bytes) => Ok(Posted::Binary(bytes)),
                 Err(_) => refuse(CloseCode::Undecodable, "a line that is neither JSON nor base64"),
             };

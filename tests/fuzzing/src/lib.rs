@@ -5,8 +5,8 @@
 //! A new parser gets a target here, an entry in [`TARGETS`], a binary in `tests/fuzz` and a corpus.
 //!
 //! # Layout
-//! * [`frames`]: WebSocket; [`phoenix`]: messages; [`connection`]: what opens a connection;
-//! [`longpoll`]: what is posted
+//! * [`frames`]: WebSocket; [`phoenix`]: messages; [`connection`]: what opens a connection
+//! * [`longpoll`]: what clients that poll post
 //! * [`values`]: JSON, and what is written as text; [`payloads`]: what channels take
 //! * `node`: REST, MCP, configuration
 //! * [`echo`]: that refusals do not repeat what was sent

@@ -34,7 +34,7 @@ fn posted(form: BodyForm, body: &[u8]) {
             }
             Ok(Posted::Binary(bytes)) => {
                 assert_eq!(form, BodyForm::Lines);
-                assert!(bytes.len() <= MESSAGE_BYTES_MAX + 2);
+                assert!(bytes.len() <= MESSAGE_BYTES_MAX);
                 again.extend_from_slice(BASE64.encode(&bytes).as_bytes());
                 read.push(Posted::Binary(bytes));
             }
