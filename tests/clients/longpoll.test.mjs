@@ -1,6 +1,8 @@
 // The long-poll transport: by hand, request by request, and with each version of the npm client.
 
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import net from "node:net";
 import { after, afterEach, before, describe, test } from "node:test";
 import WebSocket from "ws";
 import { Bare, Line } from "./lib/bare.mjs";
@@ -412,6 +414,50 @@ describe("long-polling and what ends it", () => {
 });
 
 describe("long-polling under load", () => {
+  test("R13 R45: a peer that reads no answers, however small, is cut off, without a credential too", async () => {
+    const limited = await Server.start({ set: ["limits.reader_stall_timeout_ms=1500"] });
+    const deaf = [];
+    try {
+      for (let n = 0; n < 10; n++) {
+        const socket = net.connect(limited.port, "127.0.0.1");
+        socket.on("error", () => {});
+        await once(socket, "connect");
+        socket.pause();
+        socket.write("POST /socket/agent/longpoll?token=x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n\n\n".repeat(40_000));
+        deaf.push(socket);
+      }
+      await until("some are held", async () => (await metric(limited, "muster_connections")) >= 10);
+      // The one that asks is left.
+      await until("they are cut off", async () => (await metric(limited, "muster_connections")) <= 2, 15_000);
+    } finally {
+      for (const socket of deaf) socket.destroy();
+      await limited.end();
+    }
+  });
+
+  test("R13: lengths that are announced and do not come keep nobody's large body out", async () => {
+    const roomy = await Server.start();
+    const silent = [];
+    try {
+      const [liar, honest] = [await roomy.agent(), await roomy.agent()];
+      const poller = await Poller.open(roomy, "/socket/agent/longpoll", { api_key: liar.key });
+      for (let n = 0; n < 60; n++) {
+        const socket = net.connect(roomy.port, "127.0.0.1");
+        socket.on("error", () => {});
+        await once(socket, "connect");
+        socket.write(`POST /socket/agent/longpoll?vsn=2.0.0&api_key=${liar.key}&token=${poller.token} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 8000000\r\n\r\n`);
+        silent.push(socket);
+      }
+      await sleep(300);
+      const other = await Poller.open(roomy, "/socket/agent/longpoll", { api_key: honest.key });
+      const answer = await other.post([[null, "1", "phoenix", "heartbeat", { padding: "x".repeat(100_000) }]]);
+      assert.deepEqual(answer.body, { status: 200 });
+    } finally {
+      for (const socket of silent) socket.destroy();
+      await roomy.end();
+    }
+  });
+
   test("R13 R43: an answer has a bound, and messages come whole and in order", async () => {
     const server = await start({ set: [LONG, "limits.longpoll_answer_bytes_max=1024", ...ROOMY] });
     const { user, provider, task } = await cast(server);

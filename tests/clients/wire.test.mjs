@@ -699,6 +699,28 @@ describe("joins and leaves", () => {
     await diff("leaves");
   });
 
+  test("phoenix 10.5: a leave behind a push that crashes is answered", async () => {
+    const wire = await connect();
+    const task = await server.task(client, agent);
+    for (let round = 0; round < 10; round++) {
+      const joinRef = `l${round}`;
+      wire.send([joinRef, joinRef, topic, "phx_join", {}]);
+      for (let message = await wire.next(); message[1] !== joinRef; message = await wire.next());
+      wire.sendTogether([
+        // The first makes the join wait for the store, so that the others wait behind it.
+        [joinRef, "a", topic, "task.stream_chunk", { task_id: round === 0 ? task.id : "01890000-0000-7000-8000-000000000000", content: "x" }],
+        [joinRef, "b", topic, "muster.drill.crash", {}],
+        [joinRef, "left", topic, "phx_leave", {}],
+      ]);
+      for (;;) {
+        const message = await wire.next();
+        if (message[1] !== "left") continue;
+        assert.deepEqual([message[3], message[4].status], ["phx_reply", "ok"]);
+        break;
+      }
+    }
+  });
+
   test("phoenix 10.5: a crash with pushes behind it: the error once, and no answer that names the dead join", async () => {
     const wire = await connect();
     for (let round = 0; round < 20; round++) {

@@ -226,15 +226,15 @@ impl Outlet {
         Outcome::Taken
     }
 
-    /// Ends the join at the client's wish: reply, then `phx_close`.
-    pub fn leave(&self, reference: &Ref) {
+    /// Ends the join at the client's wish: reply, then `phx_close`. Whether it did: not if it had ended.
+    pub fn leave(&self, reference: &Ref) -> bool {
         self.end(|| {
             let refs = (&self.push_ref, reference);
             vec![
                 reply_frame(self.version, refs, Some(&self.topic), Status::Ok, &Json::empty_object()),
                 end_frame(self.version, self.end_ref(), &self.topic, event::CLOSE, &Json::empty_object()),
             ]
-        });
+        })
     }
 
     /// Ends the join by a fault: the client joins again.
@@ -273,14 +273,17 @@ impl Outlet {
         if self.version == Version::V1 { &self.join_ref } else { &self.push_ref }
     }
 
-    fn end(&self, frames: impl FnOnce() -> Vec<Bytes>) {
+    fn end(&self, frames: impl FnOnce() -> Vec<Bytes>) -> bool {
+        let mut ended = false;
         self.sink.write_with(Class::Control, || {
             if self.state.swap(CLOSED, Ordering::AcqRel) == CLOSED {
                 return Vec::new();
             }
+            ended = true;
             drop(self.held.lock().release());
             frames()
         });
+        ended
     }
 }
 

@@ -21,6 +21,11 @@ pub trait Transport: Send + Sync + 'static {
     /// # Errors
     /// `WouldBlock` when nothing can be written now; anything else means that the connection is dead.
     fn try_write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Whether it holds bytes that it took and could not pass on, as TLS does; the connection's loop brings them out.
+    fn holds_back(&self) -> bool {
+        false
+    }
 }
 
 /// Which bound a write is held to.
@@ -177,7 +182,7 @@ impl Sink {
     pub fn uncork(&self) -> bool {
         let mut inner = self.inner.lock();
         inner.corked = false;
-        !inner.queue.is_empty() || inner.state != State::Open
+        !inner.queue.is_empty() || inner.state != State::Open || self.transport.holds_back()
     }
 
     fn has_room(&self, inner: &Inner) -> bool {
@@ -229,6 +234,9 @@ impl Sink {
         match self.transport.try_write(&slices[..parts.len()]) {
             Ok(written) => {
                 self.taken.fetch_add(written as u64, Ordering::Relaxed);
+                if self.transport.holds_back() {
+                    wake(inner);
+                }
                 written
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -371,7 +379,7 @@ impl Sink {
         if !inner.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
             inner.waker = Some(context.waker().clone());
         }
-        if inner.state != State::Open {
+        if inner.state != State::Open || self.transport.holds_back() {
             return Work::Now;
         }
         let unhurried = std::mem::take(&mut inner.unhurried);

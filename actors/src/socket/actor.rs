@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::json::Json;
+use muster_protocol::phoenix::encode::Status;
 use muster_protocol::websocket::CloseCode;
 use parking_lot::RwLock;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
 
 use super::Socket;
-use super::join::{JoinActor, Turn};
+use super::join::{JoinActor, JoinMessage, Turn};
 use crate::inbox::Wake;
 use crate::metric_definitions::Metrics;
 use crate::supervisor::ChildSpec;
@@ -153,16 +155,22 @@ impl Socket {
 
     /// A join has crashed: its client is told, and nobody else notices.
     pub(super) fn join_crashed(&self, join: &JoinActor) {
-        join.crash();
-        // A join that was replaced in between has nobody to tell.
-        if self.forget(join.outlet.id()).is_none() {
-            return;
-        }
+        let waiting = join.crash();
+        let is_joined = self.forget(join.outlet.id()).is_some();
         if join.outlet.is_pending() {
             let reference = join.outlet.push_ref().clone();
             join.outlet.refuse(&reference, &Refusal::new(ErrorCode::JoinCrashed).response());
-        } else {
+        } else if is_joined {
             join.outlet.fail(ErrorCode::ChannelCrash.reason());
+        } else {
+            // It was replaced or is being left: its end is told with that.
+            join.outlet.silence();
+        }
+        for message in waiting {
+            if let JoinMessage::Leave { refs: (join_ref, reference), permit: _until_answered } = message {
+                let refs = (&join_ref, &reference);
+                self.reply(refs, Some(join.outlet.topic()), Status::Ok, &Json::empty_object());
+            }
         }
     }
 }

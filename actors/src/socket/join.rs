@@ -149,13 +149,14 @@ impl JoinActor {
         }
     }
 
-    /// Ends it at once; what waits for it is dropped.
-    pub fn crash(&self) {
+    /// Ends it at once; gives what it was told and did not come to.
+    pub fn crash(&self) -> VecDeque<JoinMessage> {
         let mut inner = self.inner.lock();
         let phase = std::mem::replace(&mut inner.phase, Phase::Ended);
         let queue = std::mem::take(&mut inner.queue);
         drop(inner);
-        drop((phase, queue));
+        drop(phase);
+        queue
     }
 
     fn turn(self: &Arc<Self>, socket: &Arc<Socket>, channel: Option<Channel>, message: JoinMessage) -> Turn {
@@ -231,14 +232,12 @@ impl JoinActor {
     }
 
     fn leave(&self, socket: &Socket, channel: Option<Channel>, (join_ref, reference): &(Ref, Ref)) {
-        if channel.is_none() {
-            // It came behind a refused join or another leave.
+        socket.forget(self.outlet.id());
+        // Else it came behind a refused join or another leave, or the join has been closed meanwhile.
+        if channel.is_none() || !self.outlet.leave(reference) {
             let empty = Json::empty_object();
             socket.reply((join_ref, reference), Some(self.outlet.topic()), Status::Ok, &empty);
-            return;
         }
-        socket.forget(self.outlet.id());
-        self.outlet.leave(reference);
         drop(channel);
         self.end();
     }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::front::{self, Front};
+use super::patience::Patient;
 use crate::app::App;
 
 /// Connections waiting to be accepted.
@@ -143,6 +144,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limits = &front.app.config.limits;
+    let patience = Duration::from_millis(limits.reader_stall_timeout_ms);
+    let stream = TokioIo::new(Patient::new(stream, patience));
     let mut builder = http1::Builder::new();
     builder
         // Without a timer the header timeout does nothing (A5).
@@ -155,7 +158,7 @@ where
         let (front, peer) = (front.clone(), peer.clone());
         async move { Ok::<_, Infallible>(front::serve(front, request, peer).await) }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let connection = builder.serve_connection(stream, service).with_upgrades();
     tokio::pin!(connection);
     // How a connection ends is its peer's business; a request that went wrong has had its answer.
     tokio::select! {

@@ -16,7 +16,7 @@ use http::header::{
     ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN,
 };
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body as _, Incoming};
 use muster_actors::socket::SocketParts;
 use muster_protocol::account::{Secret, SecretHash};
@@ -26,6 +26,7 @@ use muster_protocol::phoenix::longpoll::{
 };
 use muster_protocol::phoenix::params::Params;
 use muster_protocol::topic::Mount;
+use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -171,18 +172,31 @@ async fn take(
     if hint.lower() > bytes_max as u64 {
         return Err(StatusCode::BAD_REQUEST);
     }
-    let bytes = hint.upper().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(bytes_max);
-    // Held until the messages have been taken, which may be a while.
-    let _place = app.longpolls.body_place(bytes).map_err(|_full| StatusCode::SERVICE_UNAVAILABLE)?;
-    let timeout = Duration::from_millis(limits.handshake_timeout_ms);
-    let collected = tokio::time::timeout(timeout, Limited::new(body, bytes_max).collect()).await;
-    let body: Bytes = match collected {
-        Err(_) => return Err(StatusCode::REQUEST_TIMEOUT),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(StatusCode::BAD_REQUEST),
-        Ok(Err(_)) => return Err(StatusCode::BAD_REQUEST),
-        Ok(Ok(body)) => body.to_bytes(),
+    // One POST of a session after another, as clients do it: the others stay unread.
+    let Some(_turn) = session.turn().await else {
+        return Ok(Status::NotTaken);
     };
+    let timeout = Duration::from_millis(limits.handshake_timeout_ms);
+    let read = tokio::time::timeout(timeout, read_body(&app.longpolls, Limited::new(body, bytes_max))).await;
+    // The place is held until the messages have been taken, which may be a while.
+    let (body, _place) = read.map_err(|_elapsed| StatusCode::REQUEST_TIMEOUT)??;
     Ok(session.post(form, &body).await)
+}
+
+/// Reads a body, and takes a place for what has come of it: what is only announced costs nothing.
+async fn read_body(
+    longpolls: &LongPolls,
+    mut body: Limited<Incoming>,
+) -> Result<(Vec<u8>, Option<SemaphorePermit<'_>>), StatusCode> {
+    let (mut read, mut place) = (Vec::new(), None);
+    while let Some(frame) = body.frame().await {
+        // Too long, or cut off.
+        let frame = frame.map_err(|_| StatusCode::BAD_REQUEST)?;
+        let Ok(data) = frame.into_data() else { continue };
+        read.extend_from_slice(&data);
+        longpolls.grow(&mut place, read.len()).map_err(|_full| StatusCode::SERVICE_UNAVAILABLE)?;
+    }
+    Ok((read, place))
 }
 
 /// An answer that says its outcome and nothing else.

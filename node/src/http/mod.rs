@@ -14,6 +14,7 @@ pub mod event_stream;
 pub mod front;
 pub mod listener;
 pub mod longpoll;
+pub mod patience;
 pub mod phoenix_client;
 pub mod rest;
 pub mod tls;

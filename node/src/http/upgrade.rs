@@ -27,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 use super::addresses::client_address;
 use super::front::presented_secret;
 use super::listener::Peer;
+use super::patience::Patient;
 use crate::app::App;
 use crate::websocket::Connection;
 use crate::websocket::io::{Io, Plain, Tls, WayOut};
@@ -248,11 +249,11 @@ async fn begin(app: Arc<App>, upgraded: UpgradeFut, opening: Opening, peer: Peer
 /// The stream below an upgraded connection, and what the peer sent right behind its handshake (A6).
 async fn take_apart(upgraded: UpgradeFut) -> Option<(Arc<dyn Io>, Bytes)> {
     let upgraded = upgraded.await.ok()?.into_inner().into_inner();
-    match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => Some((Arc::new(Plain(parts.io.into_inner())), parts.read_buf)),
+    match upgraded.downcast::<TokioIo<Patient<TcpStream>>>() {
+        Ok(parts) => Some((Arc::new(Plain(parts.io.into_inner().into_inner())), parts.read_buf)),
         Err(upgraded) => {
-            let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>().ok()?;
-            let (tcp, session) = parts.io.into_inner().into_inner();
+            let parts = upgraded.downcast::<TokioIo<Patient<TlsStream<TcpStream>>>>().ok()?;
+            let (tcp, session) = parts.io.into_inner().into_inner().into_inner();
             Some((Arc::new(Tls::new(tcp, session)), parts.read_buf))
         }
     }

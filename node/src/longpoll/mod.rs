@@ -36,7 +36,7 @@ pub use self::post::Taken;
 use crate::app::App;
 
 /// Bodies up to this are held without a place.
-const SMALL_BODY_BYTES: usize = 64 * 1024;
+const SMALL_BODY_BYTES: usize = 4 * 1024;
 /// Unit in which places for larger bodies are counted, in bytes.
 const BODY_UNIT_BYTES: usize = 1_024;
 /// How long a session that has ended keeps what waits for its client.
@@ -71,17 +71,23 @@ impl LongPolls {
         self.places.clone().try_acquire_owned().ok()
     }
 
-    /// A place for a request body of so many bytes, as long as it is held. `Ok(None)`: it is small enough for none.
+    /// Makes the place of a request body as large as so many bytes; small bodies need none.
     ///
     /// # Errors
     /// Too much is held already.
-    pub fn body_place(&self, bytes: usize) -> Result<Option<SemaphorePermit<'_>>, Full> {
+    pub fn grow<'a>(&'a self, place: &mut Option<SemaphorePermit<'a>>, bytes: usize) -> Result<(), Full> {
         if bytes <= SMALL_BODY_BYTES {
-            return Ok(None);
+            return Ok(());
         }
         let units = bytes.div_ceil(BODY_UNIT_BYTES).min(self.body_units);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
-        self.bodies.try_acquire_many(units).map(Some).map_err(|_| Full)
+        let held = place.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let more = u32::try_from(units.saturating_sub(held)).unwrap_or(u32::MAX);
+        let more = self.bodies.try_acquire_many(more).map_err(|_| Full)?;
+        match place {
+            Some(place) => place.merge(more),
+            None => *place = Some(more),
+        }
+        Ok(())
     }
 
     /// The session of a token, unless the request shows that it is somebody else's: by its mount, or by a credential that

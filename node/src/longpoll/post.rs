@@ -13,6 +13,19 @@ const MESSAGES_PER_TURN: usize = 64;
 pub type Taken = Status;
 
 impl Session {
+    /// Waits for those that post before, one window long at most; no: the session has ended, as they took too long.
+    pub async fn turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let turn = tokio::time::timeout(self.window, self.posting.lock()).await;
+        if turn.is_err() {
+            self.not_taken();
+        }
+        turn.ok()
+    }
+
+    fn not_taken(&self) {
+        self.socket.close(CloseCode::Overloaded, "messages were not taken in time");
+    }
+
     /// Hands the messages of a body to the socket. Each waits until there are few enough in work and the client has
     /// taken enough of what it is owed; so a flood waits, and does not grow.
     ///
@@ -25,13 +38,12 @@ impl Session {
         self.socket.heard();
         let taken = tokio::time::timeout(self.window, self.hand_over(form, body)).await;
         taken.unwrap_or_else(|_elapsed| {
-            self.socket.close(CloseCode::Overloaded, "messages were not taken in time");
+            self.not_taken();
             Status::NotTaken
         })
     }
 
     async fn hand_over(&self, form: BodyForm, body: &[u8]) -> Taken {
-        let _one_at_a_time = self.posting.lock().await;
         let limits = self.socket.core.limits.clone();
         let version = self.socket.version();
         let messages = PostedMessages::new(form, body, limits.message_bytes_max);

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use muster_actors::egress::Transport;
 use parking_lot::Mutex;
@@ -28,6 +29,11 @@ pub trait Io: Send + Sync + 'static {
     /// The connection is dead.
     fn flush(&self) -> io::Result<bool> {
         Ok(true)
+    }
+
+    /// Whether something was taken but has not left.
+    fn holds_back(&self) -> bool {
+        false
     }
 
     /// Says that nothing more will be written.
@@ -71,6 +77,8 @@ fn shut_write(tcp: &TcpStream) {
 pub struct Tls {
     tcp: TcpStream,
     session: Mutex<ServerConnection>,
+    /// Whether the session holds bytes that the kernel did not take.
+    holds_back: AtomicBool,
 }
 
 /// Bytes a TLS session holds that have not left.
@@ -81,10 +89,16 @@ impl Tls {
     #[must_use]
     pub fn new(tcp: TcpStream, mut session: ServerConnection) -> Self {
         session.set_buffer_limit(Some(TLS_BUFFER_BYTES_MAX));
-        Self { tcp, session: Mutex::new(session) }
+        Self { tcp, session: Mutex::new(session), holds_back: AtomicBool::new(false) }
     }
 
     fn push_out(&self, session: &mut ServerConnection) -> io::Result<bool> {
+        let out = self.push_while_taken(session);
+        self.holds_back.store(matches!(out, Ok(false)), Ordering::Release);
+        out
+    }
+
+    fn push_while_taken(&self, session: &mut ServerConnection) -> io::Result<bool> {
         while session.wants_write() {
             match session.write_tls(&mut Nonblocking(&self.tcp)) {
                 Ok(_) => {}
@@ -127,6 +141,10 @@ impl Io for Tls {
         self.push_out(&mut self.session.lock())
     }
 
+    fn holds_back(&self) -> bool {
+        self.holds_back.load(Ordering::Acquire)
+    }
+
     fn shut(&self) {
         let mut session = self.session.lock();
         session.send_close_notify();
@@ -164,5 +182,54 @@ pub struct WayOut(pub Arc<dyn Io>);
 impl Transport for WayOut {
     fn try_write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         self.0.try_write(parts)
+    }
+
+    fn holds_back(&self) -> bool {
+        self.0.holds_back()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_tls_took_and_the_kernel_did_not_is_held_back_until_it_is_flushed() {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
+        let server = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let client = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let connecting = TlsConnector::from(Arc::new(client)).connect("localhost".try_into().unwrap(), tcp);
+        let acceptor = TlsAcceptor::from(Arc::new(server));
+        let accepting = async { acceptor.accept(listener.accept().await.unwrap().0).await };
+        let (peer, accepted) = tokio::join!(connecting, accepting);
+        let (mut peer, (tcp, session)) = (peer.unwrap(), accepted.unwrap().into_inner());
+        let tls = Tls::new(tcp, session);
+        assert!(!tls.holds_back());
+        let mut written = 0;
+        while !tls.holds_back() {
+            written += tls.try_write(&[IoSlice::new(&[7; 5_000])]).unwrap();
+        }
+        let reading = tokio::spawn(async move {
+            let mut read = vec![0; written];
+            peer.read_exact(&mut read).await.map(|count| (count, peer))
+        });
+        while !tls.flush().unwrap() {
+            tls.tcp().writable().await.unwrap();
+        }
+        assert!(!tls.holds_back());
+        assert_eq!(reading.await.unwrap().unwrap().0, written);
     }
 }

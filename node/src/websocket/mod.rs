@@ -113,9 +113,10 @@ impl Connection {
 
     /// Writes and reads as much as can be; ready when the connection is over.
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        match self.socket.sink().poll_work(context) {
+        let work = self.socket.sink().poll_work(context);
+        match work {
             Work::Nothing => {}
-            // Behind all that is ready to run.
+            // Written in the next turn, behind all that is ready to run.
             Work::Soon => context.waker().wake_by_ref(),
             Work::Now => {
                 if self.write(context).is_ready() {
@@ -127,7 +128,8 @@ impl Connection {
         self.socket.sink().cork();
         let over = self.read(context).is_ready();
         let answered = self.socket.sink().uncork();
-        if answered && self.write(context).is_ready() || over {
+        let writes = answered && (over || work != Work::Soon);
+        if writes && self.write(context).is_ready() || over {
             return Poll::Ready(());
         }
         if self.choked && self.socket.may_read() {

@@ -6,7 +6,7 @@ use super::*;
 
 /// A connection whose kernel takes so many bytes and no more.
 #[derive(Clone, Default)]
-pub(crate) struct Pipe(Arc<Mutex<(Vec<u8>, usize)>>);
+pub(crate) struct Pipe(Arc<Mutex<(Vec<u8>, usize)>>, Arc<std::sync::atomic::AtomicBool>);
 
 impl Pipe {
     pub(crate) fn allow(&self, bytes: usize) {
@@ -29,6 +29,10 @@ impl Transport for Pipe {
             inner.0.extend_from_slice(&part[..take]);
         }
         if written == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(written) }
+    }
+
+    fn holds_back(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
     }
 }
 
@@ -127,4 +131,42 @@ fn the_drained_call_comes_when_there_is_room() {
     pipe.allow(30);
     sink.flush().unwrap();
     assert_eq!(called.load(Ordering::Relaxed), 2);
+}
+
+struct Woken(std::sync::atomic::AtomicUsize);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn the_loop_is_woken_for_what_the_transport_holds_back_and_for_what_is_written_soon() {
+    let (pipe, woken) = (Pipe::default(), Arc::new(Woken(std::sync::atomic::AtomicUsize::new(0))));
+    let sink = sink(&pipe, 1_000);
+    let waker = Waker::from(woken.clone());
+    let context = Context::from_waker(&waker);
+    let wakes = || woken.0.swap(0, Ordering::Relaxed);
+    pipe.allow(100);
+    let part = [Bytes::from_static(b"x")];
+    assert_eq!(sink.poll_work(&context), Work::Nothing);
+    sink.write(Class::Stream, &part);
+    assert_eq!((wakes(), sink.poll_work(&context)), (0, Work::Nothing), "the kernel has it");
+    pipe.1.store(true, Ordering::Relaxed);
+    sink.write(Class::Stream, &part);
+    assert_eq!((wakes(), sink.poll_work(&context)), (1, Work::Now), "as under TLS");
+    pipe.1.store(false, Ordering::Relaxed);
+    pipe.taken();
+    assert_eq!(sink.poll_work(&context), Work::Nothing);
+    sink.write_soon(Class::Control, &part);
+    sink.write_soon(Class::Control, &part);
+    assert_eq!((wakes(), sink.poll_work(&context)), (1, Work::Soon));
+    assert_eq!((pipe.taken(), sink.poll_work(&context)), (vec![], Work::Now));
+    assert_eq!(sink.flush().unwrap(), Flushed::Empty);
+    assert_eq!(pipe.taken(), b"xx");
+    sink.cork();
+    sink.write(Class::Control, &part);
+    assert_eq!((wakes(), pipe.taken()), (0, vec![]), "its own loop knows");
+    assert!(sink.uncork());
 }

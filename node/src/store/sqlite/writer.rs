@@ -254,7 +254,11 @@ impl Work {
             self.is_in_doubt = true;
         }
         for answer in answers {
-            answer.give(committed.as_ref().err());
+            // Whoever is told may fail; the others are told, and the writer goes on.
+            let told = catch_unwind(AssertUnwindSafe(|| answer.give(committed.as_ref().err())));
+            if told.is_err() {
+                tracing::error!("the answer of a write crashed");
+            }
         }
         committed.is_ok()
     }
@@ -272,7 +276,13 @@ impl Work {
             match write {
                 Write::Append { append, done } => {
                     let result = journal.append(connection, append);
+                    let failed =
+                        result.clone().err().filter(|error| matches!(error, StoreError::Unavailable(_)));
                     answers.push(Pending::Append(done, result));
+                    // Not refused but broken: nobody knows what is left of the transaction.
+                    if let Some(error) = failed {
+                        return Err(error);
+                    }
                 }
                 Write::Rows { settled, run } => {
                     if let Some(task) = settled {

@@ -50,6 +50,8 @@ pub struct Journal {
     first_row: i64,
     /// Id of the next row.
     next_row: i64,
+    /// Bytes of the rows written since the last fold began.
+    bytes_since_fold: usize,
 }
 
 /// What a transaction will have changed once it is committed.
@@ -90,6 +92,7 @@ impl Journal {
             fold: None,
             first_row: 1,
             next_row: 1,
+            bytes_since_fold: 0,
         };
         journal.reload(c)?;
         Ok(journal)
@@ -113,12 +116,13 @@ impl Journal {
             c.prepare_cached("SELECT id, data FROM chunk_journal ORDER BY id").map_err(sql_error)?;
         let mut rows = statement.query([]).map_err(sql_error)?;
         let (mut first_row, mut next_row) = (None, 1);
-        let mut heads = HashMap::new();
+        let (mut heads, mut bytes) = (HashMap::new(), 0);
         while let Some(row) = rows.next().map_err(sql_error)? {
             let id: i64 = row.get(0).map_err(sql_error)?;
             first_row.get_or_insert(id);
             next_row = id + 1;
             let data = row.get_ref(1).and_then(|data| Ok(data.as_blob()?)).map_err(sql_error)?;
+            bytes += data.len();
             let records =
                 codec::decode(data).map_err(|damaged| StoreError::Unavailable(damaged.to_string()))?;
             for record in records {
@@ -127,6 +131,7 @@ impl Journal {
         }
         self.first_row = first_row.unwrap_or(next_row);
         self.next_row = next_row;
+        self.bytes_since_fold = bytes;
         *self.memtable.lock() = read;
         Ok(())
     }
@@ -210,7 +215,8 @@ impl Journal {
         streams::store_chunks(c, task, head, &chunks)
     }
 
-    /// Begins a fold if the memtable holds more than its bound, or, if it `is_due`, anything.
+    /// Begins a fold if the memtable holds more than its bound, or the rows twice as much, or, if it `is_due`, at all. Chunks
+    /// that are in the table before a fold, because their tasks ended, leave rows behind that only a fold drops.
     pub fn begin_fold(&mut self, is_due: bool) {
         if self.fold.is_some() {
             return;
@@ -219,13 +225,16 @@ impl Journal {
         let mut tasks = {
             let memtable = self.memtable.lock();
             let is_due = is_due && (rows > 0 || !memtable.is_empty());
-            if memtable.bytes() <= self.bytes_max && !is_due {
+            let is_full =
+                memtable.bytes() > self.bytes_max || self.bytes_since_fold > self.bytes_max.saturating_mul(2);
+            if !is_full && !is_due {
                 return;
             }
             memtable.tasks()
         };
         // As the table is sorted; the next one is taken from the end.
         tasks.sort_unstable_by(|a, b| b.cmp(a));
+        self.bytes_since_fold = 0;
         let drop_rows = DROP_ROWS.max(rows / DROP_TRANSACTIONS_MAX);
         self.fold = Some(Fold { tasks, rows_end: self.next_row, drop_rows });
     }
@@ -273,10 +282,15 @@ impl Journal {
         if self.staged.row.is_empty() {
             return Ok(());
         }
+        // SQLite ends a transaction by itself when it cannot go on: the row would be all that is left of it.
+        if c.is_autocommit() {
+            return Err(StoreError::Unavailable("the transaction has ended by itself".into()));
+        }
         c.prepare_cached("INSERT INTO chunk_journal (id, data) VALUES (?1, ?2)")
             .and_then(|mut s| s.execute(params![self.next_row, self.staged.row]))
             .map_err(sql_error)?;
         self.next_row += 1;
+        self.bytes_since_fold += self.staged.row.len();
         self.staged.row.clear();
         self.staged.row.shrink_to(ROW_KEPT_BYTES);
         Ok(())
