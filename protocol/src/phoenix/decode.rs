@@ -16,6 +16,8 @@ use crate::limits::Limits;
 #[error("{0}")]
 pub struct Undecodable(pub &'static str);
 
+const REF_TOO_LONG: Undecodable = Undecodable("ref too long");
+
 /// Decodes a text message.
 ///
 /// # Errors
@@ -28,15 +30,10 @@ pub fn text<'a>(version: Version, text: &'a str, limits: &Limits) -> Result<Inbo
         Version::V1 => v1(text),
         Version::V2 => v2(text),
     }?;
-    within_bounds(inbound, limits)
-}
-
-/// References are kept and echoed, so they are bounded in the form they are kept in.
-fn within_bounds<'a>(inbound: Inbound<'a>, limits: &Limits) -> Result<Inbound<'a>, Undecodable> {
     if inbound.reference.as_json().len() > limits.ref_bytes_max
         || inbound.join_ref.as_json().len() > limits.ref_bytes_max
     {
-        return Err(Undecodable("ref too long"));
+        return Err(REF_TOO_LONG);
     }
     Ok(inbound)
 }
@@ -164,9 +161,8 @@ pub fn binary<'a>(version: Version, message: &'a [u8], limits: &Limits) -> Resul
     };
     let (join_ref, reference, topic, event) =
         (name(*join_ref_len)?, name(*ref_len)?, name(*topic_len)?, name(*event_len)?);
-    // As text before it is JSON: 255 bytes always fit the default bound.
-    if reference.len().max(join_ref.len()) > limits.ref_bytes_max {
-        return Err(Undecodable("ref too long"));
+    if join_ref.len() > limits.ref_bytes_max || reference.len() > limits.ref_bytes_max {
+        return Err(REF_TOO_LONG);
     }
     Ok(Inbound {
         // An empty field is the empty string, not null (phoenix.md §2.3).
@@ -277,17 +273,15 @@ mod tests {
     }
 
     #[test]
-    fn a_binary_ref_is_bounded_as_text() {
-        let push = |limits: &Limits, reference: &[u8]| {
+    fn the_bound_of_a_ref_holds_for_binary_messages() {
+        let push = |ref_bytes_max, reference: &[u8]| {
             let length = u8::try_from(reference.len()).unwrap();
             let message = [&[0, 0, length, 1, 1], reference, b"te"].concat();
-            binary(Version::V2, &message, limits).map(|inbound| inbound.reference.to_binary_text().len())
+            binary(Version::V2, &message, &Limits { ref_bytes_max, ..Limits::default() }).map(drop)
         };
-        let mut limits = Limits::default();
-        assert_eq!(push(&limits, &[b'r'; 255]), Ok(255));
-        assert_eq!(push(&limits, &[1; 255]), Ok(255));
-        limits.ref_bytes_max = 43;
-        assert_eq!(push(&limits, &[1; 43]), Ok(43));
-        assert_eq!(push(&limits, &[b'r'; 44]), Err(Undecodable("ref too long")));
+        // By default it is what the form has room for.
+        assert_eq!(push(Limits::default().ref_bytes_max, &[b'r'; 255]), Ok(()));
+        assert_eq!(push(16, &[b'r'; 16]), Ok(()));
+        assert_eq!(push(16, &[b'r'; 17]), Err(Undecodable("ref too long")));
     }
 }

@@ -139,8 +139,12 @@ fn answers(version: Version, inbound: &Inbound<'_>) {
 
 /// A binary message of V2, and the server's own.
 pub fn phoenix_binary(data: &[u8]) {
-    let limits = Limits::default();
-    assert!(binary(Version::V1, data, &limits).is_err(), "V1 has no binary messages");
+    binary_message(data, &Limits::default());
+    binary_message(data, &Limits { ref_bytes_max: 4, ..Limits::default() });
+}
+
+fn binary_message(data: &[u8], limits: &Limits) {
+    assert!(binary(Version::V1, data, limits).is_err(), "V1 has no binary messages");
     let names = || -> Option<Vec<&str>> {
         let (head, mut rest) = data.split_at_checked(5)?;
         if head[0] != 0 {
@@ -157,7 +161,7 @@ pub fn phoenix_binary(data: &[u8]) {
     let names = names();
     let bound = |name: &str| name.len() <= limits.ref_bytes_max;
     let fits = names.as_ref().is_some_and(|names| bound(names[0]) && bound(names[1]));
-    let decoded = binary(Version::V2, data, &limits);
+    let decoded = binary(Version::V2, data, limits);
     assert_eq!(decoded.is_ok(), fits, "{names:?}");
     let (Ok(inbound), Some(names)) = (decoded, names) else { return };
     let Payload::Binary(payload) = inbound.payload else { panic!("a binary push has data") };
