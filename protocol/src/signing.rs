@@ -103,11 +103,14 @@ mod tests {
         let signer = SigningKey::from_bytes(&[1; 32]);
         let bytes = signer.verifying_key().to_bytes();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        for text in [BASE64.encode(bytes), BASE64URL.encode(bytes).trim_end_matches('=').to_owned(), hex] {
+        for text in
+            [BASE64.encode(bytes), BASE64URL.encode(bytes).trim_end_matches('=').to_owned(), hex.clone()]
+        {
             assert_eq!(PublicKey::parse(&text).unwrap().as_bytes(), &bytes, "{text}");
         }
-        let signed =
-            format!("{}+c", &"8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c"[..62]);
+        // The same key with a sign in the place of a zero.
+        let signed = hex.replacen("09", "+9", 1);
+        assert_ne!(signed, hex);
         for bad in
             ["", "AAAA", &signed, &"zz".repeat(32), &BASE64.encode([0; 32]), &BASE64.encode([0xFF; 32])]
         {
