@@ -295,7 +295,7 @@ describe("long-polling by hand", () => {
     }
   });
 
-  test("R13: a GET that is given up has taken nothing", async () => {
+  test("R13: a GET that is given up takes nothing once the node has noticed", async () => {
     const poller = await open();
     for (let round = 0; round < 10; round++) {
       const given = new AbortController();
