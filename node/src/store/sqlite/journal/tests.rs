@@ -264,6 +264,36 @@ fn rows_are_dropped_in_parts_once_all_of_them_is_moved() {
 }
 
 #[test]
+fn a_transaction_that_ended_by_itself_leaves_no_row() {
+    let mut subject = Subject::new(usize::MAX);
+    subject.append(appended(task(1), 1, vec![chunk(1, None, 10)])).unwrap();
+    // As SQLite does when it cannot go on.
+    subject.connection.execute_batch("ROLLBACK").unwrap();
+    assert!(matches!(subject.journal.write(&subject.connection), Err(StoreError::Unavailable(_))));
+    let rows: i64 =
+        subject.connection.query_row("SELECT count(*) FROM chunk_journal", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 0);
+    assert!(Journal::load(&subject.connection, 0).is_ok());
+}
+
+#[test]
+fn rows_of_tasks_that_ended_are_dropped_too() {
+    let mut subject = Subject::new(2_000);
+    let mut most = 0;
+    for number in 1..=200 {
+        subject.append(appended(task(number), 1, vec![chunk(1, None, 100)])).unwrap();
+        subject.commit(0);
+        // Its task ends at once: the memtable never holds much.
+        subject.journal.settle(&subject.connection, task(number)).unwrap();
+        subject.commit(0);
+        let count = "SELECT count(*) FROM chunk_journal";
+        let rows: i64 = subject.connection.query_row(count, [], |row| row.get(0)).unwrap();
+        most = most.max(rows);
+    }
+    assert!(most < 80, "{most} rows");
+}
+
+#[test]
 fn a_journal_that_does_not_fit_is_refused() {
     let mut subject = Subject::new(usize::MAX);
     subject.append(appended(task(1), 1, vec![chunk(1, None, 10)])).unwrap();
