@@ -101,6 +101,17 @@ impl Raw {
         String::from_utf8(head).unwrap()
     }
 
+    /// Reads until what came ends so.
+    pub fn read_until(&mut self, end: &str) -> String {
+        let mut read = Vec::new();
+        while !read.ends_with(end.as_bytes()) {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte).unwrap();
+            read.push(byte[0]);
+        }
+        String::from_utf8(read).unwrap()
+    }
+
     /// Status of the answer, if one comes soon.
     pub fn status_if_any(&mut self) -> Option<u16> {
         self.0.set_read_timeout(Some(Duration::from_millis(100))).unwrap();

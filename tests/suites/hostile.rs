@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use http::Method;
 use muster_protocol::limits::{Limits, OUTBOUND_RESERVE_BYTES};
 use muster_tests::raw::{CONTINUATION, PING, Raw, TEXT, frame, text};
-use muster_tests::siege::{KIB, MIB, NODE_BYTES, SOCKET_BYTES, Siege, metric, resident, while_beating};
+use muster_tests::siege::{
+    KIB, MIB, NODE_BYTES, SOCKET_BYTES, Siege, metric, resident, until, while_beating,
+};
 use serde_json::json;
 
 /// No rate stands in the way of an attack on memory.
@@ -319,6 +321,66 @@ async fn connection_storms() {
         .await;
     assert_eq!(metric(&siege.node, "muster_joins").await, 0);
     assert_eq!(metric(&siege.node, "muster_agents_online").await, 0);
+}
+
+/// R13 R169: sessions of clients that never poll again end by themselves, and bodies posted to one wait unread.
+#[tokio::test(flavor = "multi_thread")]
+async fn polling_sessions_that_are_left() {
+    const SESSIONS: u64 = 300;
+    const BODIES: u64 = 100;
+    const BODY_BYTES: usize = 60_000;
+    let siege = Siege::lay("polling sessions that are left", &["limits.longpoll_window_ms=1000"]).await;
+    let path = format!("/socket/agent/longpoll?vsn=2.0.0&api_key={}", siege.agent.key);
+    // One body of a session is read at a time, and what the kernel holds is not the node's.
+    siege
+        .attack((SESSIONS + BODIES) * SOCKET_BYTES + 4 * bytes(BODY_BYTES) + NODE_BYTES, |siege| {
+            let begin = |_| {
+                let mut connection = Raw::connect(&siege.node.address);
+                connection.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
+                let answer = connection.read_until("\"}");
+                let token = answer.split("\"token\":\"").nth(1).and_then(|rest| rest.split('"').next());
+                (connection, token.expect("a token").to_owned())
+            };
+            let sessions: Vec<(Raw, String)> = (0..SESSIONS).map(begin).collect();
+            let token = &sessions[0].1;
+            let head = format!(
+                "POST {path}&token={token} HTTP/1.1\r\nHost: test\r\nContent-Type: application/x-ndjson\r\n\
+                 Content-Length: {BODY_BYTES}\r\n\r\n"
+            );
+            let mut bodies: Vec<Raw> = (0..BODIES).map(|_| Raw::connect(&siege.node.address)).collect();
+            for connection in &mut bodies {
+                connection.send(head.as_bytes());
+                connection.send(&vec![b' '; BODY_BYTES - 1]);
+            }
+            (sessions, bodies)
+        })
+        .await;
+    until(&siege.node, "muster_longpoll_sessions", 0).await;
+    until(&siege.node, "muster_sockets", 0).await;
+}
+
+/// R13 R45: peers that ask by HTTP and read no answer are cut off, with a credential or without.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads() {
+    const COUNT: u64 = 12;
+    let siege = Siege::lay("answers that nobody reads", &["limits.reader_stall_timeout_ms=2000"]).await;
+    let ask = b"POST /socket/agent/longpoll?token=x HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n"
+        .repeat(2_000);
+    siege
+        .attack(COUNT * 2 * SOCKET_BYTES + NODE_BYTES, |siege| {
+            let mut deaf: Vec<Raw> = (0..COUNT).map(|_| Raw::connect_deaf(&siege.node.address)).collect();
+            for connection in &mut deaf {
+                connection.pour(&ask, 50, CLOGGED);
+            }
+            deaf
+        })
+        .await;
+    let mut deaf: Vec<Raw> = (0..COUNT).map(|_| Raw::connect_deaf(&siege.node.address)).collect();
+    for connection in &mut deaf {
+        connection.pour(&ask, 50, CLOGGED);
+    }
+    // The one that asks for the metrics is left.
+    until(&siege.node, "muster_connections", 1).await;
 }
 
 /// R169: of large bodies so many are read at once; the others are refused, and hold nothing.
