@@ -362,7 +362,7 @@ async fn polling_sessions_that_are_left() {
 /// R13 R45: peers that ask by HTTP and read no answer are cut off, with a credential or without.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_reads() {
-    const COUNT: u64 = 12;
+    const COUNT: u64 = 6;
     let siege = Siege::lay("answers that nobody reads", &["limits.reader_stall_timeout_ms=2000"]).await;
     let ask = b"POST /socket/agent/longpoll?token=x HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n"
         .repeat(2_000);
