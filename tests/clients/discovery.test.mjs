@@ -361,8 +361,9 @@ describe("presence", () => {
       if (wires.length > 0 && random(2) === 0) wires.splice(random(wires.length), 1)[0].close();
       else wires.push(await appear(server, agent));
     };
+    // On a slow machine longer, until there are watchers enough.
     const churn = (async () => {
-      for (let n = 0; n < 80; n++) await Promise.all(Array.from({ length: 10 }, step));
+      for (let n = 0; n < 80 || watchers.length < 10; n++) await Promise.all(Array.from({ length: 10 }, step));
     })();
     let churning = true;
     churn.finally(() => (churning = false));
@@ -372,7 +373,6 @@ describe("presence", () => {
     }
     await churn;
     const truth = Object.fromEntries([...live].filter(([, wires]) => wires.length > 0).map(([id, wires]) => [id, wires.length]).sort());
-    assert.ok(watchers.length >= 10, `${watchers.length} watchers`);
     const mine = (roster) => Object.fromEntries(Object.entries(roster.counts()).filter(([id]) => live.has(id)));
     await until(
       "every watcher knows the truth",
