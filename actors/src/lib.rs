@@ -1,7 +1,7 @@
 //! Who says it: the supervised actors of a node, and the ports they need. Knows no HTTP, no SQL, no Redis.
 //!
 //! # Layout
-//! * from outside: [`ports`] (time, randomness), [`store`], [`settings`]
+//! * from outside: [`ports`] (time, randomness), [`store`], [`cluster`], [`settings`]
 //! * the way out: [`egress`]
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
@@ -10,6 +10,7 @@
 
 pub mod blocks;
 pub mod channels;
+pub mod cluster;
 pub mod connections;
 pub mod core;
 pub mod egress;

@@ -102,6 +102,42 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
+/// For `#[serde(with = …)]` in formats that are not JSON: the text as bytes, checked when it is read.
+pub mod as_bytes {
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    use super::Json;
+
+    /// Writes the text.
+    ///
+    /// # Errors
+    /// Those of the format.
+    pub fn serialize<S: Serializer>(json: &Json, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(json.as_bytes())
+    }
+
+    /// Reads the text.
+    ///
+    /// # Errors
+    /// It is not one JSON value.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Json, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Json;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("JSON text as bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Json, E> {
+                serde_json::from_slice(bytes).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_bytes(Text)
+    }
+}
+
 /// A text that may hold lone surrogate escapes (`"\ud800"`, which JavaScript writes for broken strings): each becomes
 /// U+FFFD instead of failing the message (agrenting.md R47).
 #[derive(Clone, Debug, PartialEq, Eq)]

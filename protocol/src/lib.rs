@@ -7,12 +7,14 @@
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
 //! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
+//! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
 
 pub mod account;
 pub mod agent;
 pub mod catalog;
+pub mod cluster;
 pub mod discovery;
 pub mod error_code;
 pub mod hiring;
