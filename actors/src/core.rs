@@ -92,11 +92,10 @@ impl Core {
     /// Starts the actors of a node.
     ///
     /// # Errors
-    /// The store cannot be written, or an actor does not start.
+    /// An actor does not start.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
         let Parts { environment, limits, streams, store, cluster, metrics, shards, drills } = parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
-        let epoch = store.next_epoch().await?;
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
         let pubsub = Arc::new(PubSub::new(shards, cluster.clone(), metrics.clone()));
@@ -112,7 +111,6 @@ impl Core {
             limits: limits.clone(),
             settings: streams,
             metrics: metrics.clone(),
-            epoch,
         });
         supervisor::start(&supervisor, streams.child()).await?;
         let sockets = Sockets::new(metrics.clone());
