@@ -107,6 +107,7 @@ impl Core {
         let online = Online::new(presence.clone(), environment.clone(), metrics.clone());
         let streams = Streams::new(Needs {
             store: store.clone(),
+            cluster: cluster.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
             settings: streams,
@@ -167,6 +168,7 @@ impl Core {
                 let now = members.borrow_and_update().clone();
                 let Some(core) = weak.upgrade() else { return };
                 core.pubsub.members_changed(&now);
+                core.streams.members_changed();
                 drop(core);
                 if members.changed().await.is_err() {
                     return;
@@ -212,13 +214,17 @@ impl Receiver for Dispatcher {
                     core.pubsub.receive(event);
                 }
                 Message::Notice(ref notice) => core.notices.receive(notice.clone()),
-                Message::Stream(_) => {}
+                Message::Stream(_) => core.streams.receive(event),
             },
             Event::Up(_) | Event::Reset(_) => {
-                core.pubsub.receive(event);
+                core.pubsub.receive(event.clone());
+                core.streams.receive(event);
                 core.notices.missed();
             }
-            Event::Down(_) => core.pubsub.receive(event),
+            Event::Down(_) => {
+                core.pubsub.receive(event.clone());
+                core.streams.receive(event);
+            }
         }
     }
 }

@@ -35,6 +35,10 @@ pub struct Metrics {
     pub chunk_ack_seconds: Histogram,
     /// Streams in memory.
     pub streams: Gauge,
+    /// Streams that went from this node to another.
+    pub streams_moved: Counter,
+    /// Chunks that came to stand where readers had seen another that was lost.
+    pub chunks_replaced: Counter,
     /// Bytes of streams in memory.
     pub stream_bytes: Gauge,
     /// Readers that fell behind and went on from the log.
@@ -71,6 +75,8 @@ impl Metrics {
             chunks_delivered: Counter::default(),
             chunk_ack_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
             streams: Gauge::default(),
+            streams_moved: Counter::default(),
+            chunks_replaced: Counter::default(),
             stream_bytes: Gauge::default(),
             readers_lagged: Counter::default(),
             readers_stalled: Counter::default(),
@@ -137,6 +143,16 @@ impl Metrics {
             self.chunk_ack_seconds.clone(),
         );
         registry.register("streams", "Streams in memory", self.streams.clone());
+        registry.register(
+            "streams_moved",
+            "Streams that went from this node to another",
+            self.streams_moved.clone(),
+        );
+        registry.register(
+            "chunks_replaced",
+            "Chunks that came to stand where readers had seen another, which was lost before it was durable",
+            self.chunks_replaced.clone(),
+        );
         registry.register_with_unit(
             "stream_memory",
             "Memory that stream logs take",
