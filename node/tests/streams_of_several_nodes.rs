@@ -419,6 +419,12 @@ impl Reader {
     }
 }
 
+async fn killed(fleet: &Fleet, node: &str, core: &Arc<Core>) {
+    while fleet.core(node).is_some_and(|now| Arc::ptr_eq(&now, core)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// One after the other until it has a seq, as a producer does that resends what was not acknowledged.
 async fn produce(
     fleet: Arc<Fleet>,
@@ -435,10 +441,12 @@ async fn produce(
         loop {
             let node = &nodes[at % nodes.len()];
             let result = match fleet.core(node) {
-                Some(core) => {
-                    let emitting = emit(&core, &principal, task, &text);
-                    tokio::time::timeout(Duration::from_secs(15), emitting).await.expect("an answer")
-                }
+                Some(core) => tokio::select! {
+                    result = emit(&core, &principal, task, &text) => result,
+                    // Nobody hears from a node that was killed.
+                    () = killed(&fleet, node, &core) => Err(ErrorCode::Draining.into()),
+                    () = tokio::time::sleep(Duration::from_secs(30)) => panic!("no answer from {node}"),
+                },
                 None => Err(ErrorCode::Draining.into()),
             };
             match result {
