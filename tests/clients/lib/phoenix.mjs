@@ -2,6 +2,7 @@
 
 import { createRequire } from "node:module";
 import WebSocket from "ws";
+import { PATIENCE_MS } from "./server.mjs";
 
 const require = createRequire(import.meta.url);
 
@@ -26,7 +27,7 @@ export function connect(version, server, mount, params, options = {}) {
   socket.recorded = { closes, frames };
   return new Promise((resolve, reject) => {
     socket.onOpen(() => resolve(socket));
-    const timer = setTimeout(() => reject(new Error("the socket did not open")), 5_000);
+    const timer = setTimeout(() => reject(new Error("the socket did not open")), PATIENCE_MS);
     socket.onOpen(() => clearTimeout(timer));
     socket.connect();
   });

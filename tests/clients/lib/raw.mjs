@@ -90,6 +90,22 @@ export class RawSocket {
     this.tcp.resume();
   }
 
+  /** Reads on until so many bytes have come, and stops again. */
+  read(bytes) {
+    return new Promise((resolve) => {
+      let left = bytes;
+      const count = (data) => {
+        left -= data.length;
+        if (left > 0) return;
+        this.tcp.off("data", count);
+        this.tcp.pause();
+        resolve();
+      };
+      this.tcp.on("data", count);
+      this.tcp.resume();
+    });
+  }
+
   end() {
     this.tcp.destroy();
   }
