@@ -6,7 +6,7 @@ import { after, afterEach, before, describe, test } from "node:test";
 import { filesIn } from "./lib/cli.mjs";
 import { cast, leniently, Server, sleep, until } from "./lib/server.mjs";
 import { readByFetch } from "./lib/sse.mjs";
-import { rate } from "./lib/streams.mjs";
+import { metric, rate } from "./lib/streams.mjs";
 import { Bare, handshake, handshakeStatus, query } from "./lib/bare.mjs";
 import { within } from "./lib/wire.mjs";
 
@@ -861,6 +861,8 @@ describe("sessions", () => {
     const agent = await own.agent();
     const path = `/socket/agent/websocket${query({ api_key: agent.key })}`;
     const sockets = [await open(own, "/socket/agent/websocket", { api_key: agent.key }), await open(own, "/socket/agent/websocket", { api_key: agent.key })];
+    // A socket is counted behind its handshake, of which the client may know before.
+    await until("both are counted", async () => (await metric(own, "muster_sockets")) === 2);
     assert.equal(await handshakeStatus(own, path), 429);
     const other = await issueKey(agent, {}, { key: agent.key }, own);
     assert.equal(await handshakeStatus(own, `/socket/agent/websocket${query({ api_key: other.api_key })}`), 101, "another key");

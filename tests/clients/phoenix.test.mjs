@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { after, afterEach, before, describe, test } from "node:test";
-import { collect, connect, join, phoenix, push, VERSIONS } from "./lib/phoenix.mjs";
+import { collect, connect, join, phoenix, push, resuming, VERSIONS } from "./lib/phoenix.mjs";
 import { cast, leniently, Server, sleep, until } from "./lib/server.mjs";
 
 for (const version of VERSIONS) {
@@ -133,13 +133,7 @@ for (const version of VERSIONS) {
       const { user, provider, task } = await cast(server);
       await server.emit(task, provider, "before");
       const socket = await open(server, "/socket/hirer", { api_key: user.token });
-      let last = 0;
-      const stream = socket.channel(`task_stream:${task.id}`, () => ({ after_seq: last }));
-      const seen = [];
-      stream.on("stream.chunk", (chunk) => {
-        seen.push(chunk.seq);
-        last = chunk.seq;
-      });
+      const { channel: stream, seen } = resuming(socket, task);
       assert.equal((await join(stream)).status, "ok");
       await until("the first chunk", () => seen.length === 1);
 

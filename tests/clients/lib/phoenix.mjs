@@ -55,6 +55,18 @@ export function push(channel, event, payload, timeout) {
   });
 }
 
+/** A channel of a task's stream that joins again where it was, with the seqs it saw. */
+export function resuming(socket, task) {
+  const seen = [];
+  let last = 0;
+  const channel = socket.channel(`task_stream:${task.id}`, () => ({ after_seq: last }));
+  channel.on("stream.chunk", ({ seq }) => {
+    seen.push(seq);
+    last = seq;
+  });
+  return { channel, seen };
+}
+
 /** Collects an event's payloads. */
 export function collect(channel, event) {
   const seen = [];
