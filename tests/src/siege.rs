@@ -33,8 +33,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Resident bytes of a process.
 #[must_use]
 pub fn resident(pid: u32) -> u64 {
+    memory(pid, "VmRSS")
+}
+
+/// The most resident bytes a process ever had.
+#[must_use]
+pub fn peak(pid: u32) -> u64 {
+    memory(pid, "VmHWM")
+}
+
+fn memory(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * KIB
 }
 
