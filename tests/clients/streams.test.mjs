@@ -1211,17 +1211,20 @@ describe("slow readers and quiet streams", { concurrency: true }, () => {
         raw.stopReading();
       }
       const channel = await connections.agent(server, provider);
-      await flood(channel, task);
-      let drip = true;
-      const noticed = until("the stall is noticed", async () => (await metric(server, "muster_readers_stalled_total")) === 1);
+      // From the first chunk on: the flood alone may take longer than a reader may take nothing.
+      let enough;
+      const isEnough = new Promise((resolve) => (enough = () => resolve("enough")));
       const dripped = (async () => {
-        while (drip) {
-          // As much as makes room: a kernel announces no less than a share of its buffer.
-          await Promise.race([dripping.read(1_048_576), noticed.catch(() => {})]);
-          await sleep(600);
-        }
+        // As much at a time as makes room: a kernel announces no less than a share of its buffer.
+        while ((await Promise.race([dripping.read(1_048_576), isEnough])) !== "enough") await sleep(600);
       })();
-      await noticed.finally(() => (drip = false));
+      const stalls = () => metric(server, "muster_readers_stalled_total");
+      try {
+        await flood(channel, task);
+        await until("the stall is noticed", async () => (await stalls()) >= 1);
+      } finally {
+        enough();
+      }
       await dripped;
       for (const raw of [stalled, dripping]) raw.goOnReading();
       await until("the stalled reader is told", () => stalled.events(topic, "phx_error").length === 1);
@@ -1229,6 +1232,7 @@ describe("slow readers and quiet streams", { concurrency: true }, () => {
       await until("the dripping reader has all", () => dripping.events(topic, "stream.chunk").length === MEGABYTES_20, 2 * PATIENCE_MS);
       assert.deepEqual(dripping.events(topic, "stream.chunk").map((chunk) => chunk.seq), range(1, MEGABYTES_20));
       assert.deepEqual(dripping.events(topic, "phx_error"), []);
+      assert.equal(await stalls(), 1);
       assert.deepEqual([quiet.errors, quiet.channel.state], [[], "joined"], "who has nothing to read stalls nothing");
 
       // The socket lives: the reader joins again where it was.

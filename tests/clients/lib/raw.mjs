@@ -87,6 +87,7 @@ export class RawSocket {
   }
 
   goOnReading() {
+    if (this.counting) this.tcp.off("data", this.counting);
     this.tcp.resume();
   }
 
@@ -94,15 +95,15 @@ export class RawSocket {
   read(bytes) {
     return new Promise((resolve) => {
       let left = bytes;
-      const count = (data) => {
+      this.goOnReading();
+      this.counting = (data) => {
         left -= data.length;
         if (left > 0) return;
-        this.tcp.off("data", count);
+        this.tcp.off("data", this.counting);
         this.tcp.pause();
         resolve();
       };
-      this.tcp.on("data", count);
-      this.tcp.resume();
+      this.tcp.on("data", this.counting);
     });
   }
 
