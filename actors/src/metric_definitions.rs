@@ -166,7 +166,7 @@ impl Metrics {
         );
         registry.register(
             "readers_stalled",
-            "Stream readers closed because they took nothing",
+            "Readers of streams and of answers closed because they took nothing",
             self.readers_stalled.clone(),
         );
     }

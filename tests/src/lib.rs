@@ -82,7 +82,7 @@ impl Node {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         command.env("MUSTER_ADMIN_TOKEN", OPERATOR).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while self.operator.send(Method::GET, "/ready", None).await.is_err() {
             let exited = self.child.as_mut().unwrap().try_wait().unwrap();
             assert!(exited.is_none() && Instant::now() < end, "the node did not start:\n{}", self.log());

@@ -14,7 +14,6 @@ use muster_protocol::phoenix::encode::Status;
 use tokio::sync::oneshot;
 
 use crate::cluster::Cluster;
-use crate::egress::outlet::reply_frame;
 use crate::egress::{Class, Outlet, Sink};
 
 /// Where the answer goes.
@@ -164,14 +163,7 @@ impl AckBatch {
             self.write();
             self.sink = Some(outlet.sink().clone());
         }
-        let refs = (outlet.push_ref(), reference);
-        self.frames.push(reply_frame(
-            outlet.version(),
-            refs,
-            Some(outlet.topic()),
-            Status::Ok,
-            &seq_response(seq),
-        ));
+        self.frames.push(outlet.reply_frame(reference, Status::Ok, &seq_response(seq)));
         ack.to = To::Nobody;
     }
 
