@@ -6,8 +6,11 @@
 //!
 //! # Layout
 //! * [`owner`]: which node a task stream belongs to
+//! * [`presence`]: who is present on the other nodes
 
+mod hash;
 pub mod owner;
+pub mod presence;
 
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
@@ -74,6 +77,8 @@ pub enum Message {
     },
     /// Something changed in the store that nodes keep things of in memory.
     Notice(Notice),
+    /// Who is present.
+    Presence(presence::Message),
 }
 
 /// See [`Message::Interest`].
