@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use muster_protocol::cluster::NodeKey;
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::blocks::Blocks;
+use crate::cluster::{Alone, Cluster};
 use crate::connections::Connections;
 use crate::metric_definitions::Metrics;
 use crate::online::Online;
@@ -79,6 +81,12 @@ pub struct Parts {
     pub drills: bool,
 }
 
+/// No other nodes.
+fn alone(environment: &Environment) -> Arc<dyn Cluster> {
+    let incarnation = u64::try_from(environment.now().unix_ms()).unwrap_or_default();
+    Arc::new(Alone::new(NodeKey { name: "alone".into(), incarnation }))
+}
+
 impl Core {
     /// Starts the actors of a node.
     ///
@@ -94,7 +102,8 @@ impl Core {
         for child in pubsub.children() {
             supervisor::start(&supervisor, child).await?;
         }
-        let presence = Presence::new(environment.clone(), metrics.clone());
+        let cluster = alone(&environment);
+        let presence = Presence::new(environment.clone(), metrics.clone(), cluster, &limits);
         supervisor::start(&supervisor, presence.child()).await?;
         let online = Online::new(presence.clone(), environment.clone(), metrics.clone());
         let streams = Streams::new(Needs {

@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod connections;
 pub mod core;
 pub mod egress;
+mod elsewhere;
 pub mod inbox;
 pub mod metric_definitions;
 pub mod online;

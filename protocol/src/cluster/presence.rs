@@ -131,7 +131,9 @@ pub struct Tell {
 }
 
 impl Tell {
-    fn bytes(&self) -> usize {
+    /// Bytes of its texts.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
         self.topic.len() + self.key.len() + self.event.len() + self.payload.as_bytes().len()
     }
 }
