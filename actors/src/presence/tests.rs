@@ -1,4 +1,6 @@
-//! Watchers whose connections are full.
+//! Watchers whose connections are full; and, in `across`, several nodes.
+
+mod across;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

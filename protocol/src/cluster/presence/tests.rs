@@ -359,6 +359,25 @@ fn equal_content_is_shared() {
 }
 
 #[test]
+fn what_changes_is_encoded_once_for_all_peers() {
+    let mut pair = Pair::new(BOUNDS, 0);
+    (0..3).for_each(|n| pair.nodes[0].up(&key_of(&format!("more {n}"), 1), &mut Outcome::default()));
+    (0..40).for_each(|n| pair.put(n));
+    let mut out = Outcome::default();
+    pair.nodes[0].push(&mut out);
+    let places: std::collections::BTreeSet<*const u8> = out
+        .messages
+        .iter()
+        .map(|(_, message)| match message {
+            Message::Changes { run, .. } => run.place(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(out.messages.len(), 4 * places.len());
+    assert!(!pair.nodes[0].has_news());
+}
+
+#[test]
 fn messages_travel_as_they_are() {
     let mut pair = Pair::new(BOUNDS, 0);
     pair.put(1);

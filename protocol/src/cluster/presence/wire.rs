@@ -32,6 +32,12 @@ impl Run {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Where in memory they are.
+    #[cfg(test)]
+    pub(super) fn place(&self) -> *const u8 {
+        self.0.as_ptr()
+    }
 }
 
 impl Serialize for Run {
