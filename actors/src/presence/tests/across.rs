@@ -68,12 +68,13 @@ impl Node {
         state.flush(&self.presence);
     }
 
-    /// One command after the other, each told at once.
-    fn work_singly(&self) {
+    /// One command after the other, each told at once; after each there is a look.
+    fn work_singly(&self, look: impl Fn()) {
         let mut state = self.presence.state.lock();
         for command in self.presence.inbox.take() {
             state.apply(command, &self.presence);
             state.flush(&self.presence);
+            look();
         }
     }
 
@@ -369,7 +370,7 @@ fn a_node_that_is_gone_takes_its_entries_in_one_diff_for_each_topic() {
     assert_eq!(held, [101, 100, 101]);
     let gone = fleet.kill(0);
     // A flush after every single command shows that it is one.
-    fleet.nodes.iter().for_each(Node::work_singly);
+    fleet.nodes.iter().for_each(|node| node.work_singly(|| ()));
     fleet.settle();
     for (watcher, left) in watchers.iter_mut().zip([1, 0, 1]) {
         assert_eq!(watcher.sync(), ["presence_diff"]);
@@ -566,8 +567,8 @@ fn publishing_an_agent_does_not_take_it_offline_in_between() {
         let changed = Agent { status, updated_at: draft.updated_at.plus_ms(ms), ..draft.clone() };
         fleet.nodes[0].online.refresh(&Arc::new(changed));
         loop {
-            fleet.nodes.iter().for_each(Node::work_singly);
-            assert!(fleet.nodes[1].online.contains(draft.id));
+            let look = || assert!(fleet.nodes[1].online.contains(draft.id));
+            fleet.nodes.iter().for_each(|node| node.work_singly(look));
             if !fleet.deliver() {
                 break;
             }
