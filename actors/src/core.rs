@@ -102,7 +102,7 @@ impl Core {
         for child in pubsub.children() {
             supervisor::start(&supervisor, child).await?;
         }
-        let presence = Presence::new(environment.clone(), metrics.clone());
+        let presence = Presence::new(environment.clone(), metrics.clone(), cluster.clone(), &limits);
         supervisor::start(&supervisor, presence.child()).await?;
         let online = Online::new(presence.clone(), environment.clone(), metrics.clone());
         let streams = Streams::new(Needs {
@@ -215,13 +215,28 @@ impl Receiver for Dispatcher {
                 }
                 Message::Notice(ref notice) => core.notices.receive(notice.clone()),
                 Message::Stream(_) => core.streams.receive(event),
+                Message::Presence(_) => {
+                    if let Event::Message(node, message) = event
+                        && let Message::Presence(message) = *message
+                    {
+                        core.presence.node_said(node, message);
+                    }
+                }
             },
-            Event::Up(_) | Event::Reset(_) => {
+            Event::Up(node) => {
+                core.presence.node_up(node.clone());
                 core.pubsub.receive(event.clone());
                 core.streams.receive(event);
                 core.notices.missed();
             }
-            Event::Down(_) => {
+            Event::Reset(node) => {
+                core.presence.node_reset(node.clone());
+                core.pubsub.receive(event.clone());
+                core.streams.receive(event);
+                core.notices.missed();
+            }
+            Event::Down(node) => {
+                core.presence.node_down(node.clone());
                 core.pubsub.receive(event.clone());
                 core.streams.receive(event);
             }

@@ -154,13 +154,19 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
         let (now, now_ms) = (core.environment.now(), core.environment.monotonic_ms());
         core.connections.sweep(now, now_ms);
         core.blocks.end_due(now).await;
-        core.presence.end_stalled();
+        core.presence.every_second();
         if second.is_multiple_of(LAST_SEEN_EVERY_SECONDS) {
-            for agent in core.online.take_gone() {
-                if let Err(error) = core.store.set_last_seen(agent, now).await {
-                    tracing::warn!(%error, "cannot note when an agent was last seen");
-                }
-            }
+            note_gone(core).await;
+        }
+    }
+}
+
+/// Notes when the agents that went were last seen.
+async fn note_gone(core: &Core) {
+    let now = core.environment.now();
+    for agent in core.online.take_gone() {
+        if let Err(error) = core.store.set_last_seen(agent, now).await {
+            tracing::warn!(%error, "cannot note when an agent was last seen");
         }
     }
 }
@@ -231,6 +237,7 @@ impl Node {
                 "drained for as long as allowed; closing what is left"
             );
         }
+        note_gone(&app.core).await;
         app.core.store.close().await;
         tracing::info!("drained");
     }

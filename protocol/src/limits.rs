@@ -141,6 +141,21 @@ pub struct Limits {
     /// Items of a page at most.
     pub page_items_max: usize,
 
+    /// Entries of presence that a node takes from one other; further ones are not shown here.
+    pub presence_entries_per_peer_max: usize,
+    /// Bytes of presence that a node takes from one other, about; further entries are not shown here.
+    pub presence_bytes_per_peer_max: usize,
+    /// Bytes of changes of presence that a node keeps for others that missed some; who missed more gets all entries.
+    pub presence_history_bytes_max: usize,
+    /// Bytes of presence in one message between nodes; a larger entry is not shown at other nodes.
+    pub presence_piece_bytes_max: usize,
+    /// Messages in which a node answers another that asks for presence; the other asks for more.
+    pub presence_answer_pieces_max: usize,
+    /// Bytes of messages about presence from other nodes that wait here; further ones are dropped, and asked for again.
+    pub presence_inbox_bytes_max: usize,
+    /// Bytes of events about agents at another node that wait for what they follow; further ones are dropped.
+    pub presence_tells_bytes_max: usize,
+
     /// Writes waiting for the store; further ones wait where they are.
     pub store_queue_writes_max: usize,
     /// Rows of one store transaction.
@@ -217,6 +232,14 @@ impl Default for Limits {
             notes_per_task_max: 1_000,
             page_items_default: 20,
             page_items_max: 100,
+
+            presence_entries_per_peer_max: 400_000,
+            presence_bytes_per_peer_max: 512 * MIB,
+            presence_history_bytes_max: 8 * MIB,
+            presence_piece_bytes_max: 64 * KIB,
+            presence_answer_pieces_max: 8,
+            presence_inbox_bytes_max: 32 * MIB,
+            presence_tells_bytes_max: MIB,
 
             store_queue_writes_max: 4_096,
             store_batch_rows_max: 1_000,

@@ -7,10 +7,13 @@
 //! # Layout
 //! * [`interest`]: which topics are wanted where
 //! * [`owner`]: which node a task stream belongs to
+//! * [`presence`]: who is present on the other nodes
 //! * [`stream`]: what its owner and the others say to each other
 
+mod hash;
 pub mod interest;
 pub mod owner;
+pub mod presence;
 pub mod stream;
 
 use serde::{Deserialize, Serialize};
@@ -80,6 +83,8 @@ pub enum Message {
     Notice(Notice),
     /// About the stream of a task.
     Stream(stream::StreamMessage),
+    /// Who is present.
+    Presence(presence::Message),
 }
 
 /// See [`Message::Interest`].
