@@ -5,9 +5,13 @@
 //! it comes right again from there.
 //!
 //! # Layout
+//! * [`frame`]: what travels from one node to another, on every transport
+//! * [`session`]: once and in order, between two processes
 //! * [`owner`]: which node a task stream belongs to
 
+pub mod frame;
 pub mod owner;
+pub mod session;
 
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
