@@ -6,10 +6,12 @@
 //!
 //! # Layout
 //! * [`frame`]: what travels from one node to another, on every transport
+//! * [`membership`]: which nodes are up
 //! * [`session`]: once and in order, between two processes
 //! * [`owner`]: which node a task stream belongs to
 
 pub mod frame;
+pub mod membership;
 pub mod owner;
 pub mod session;
 
