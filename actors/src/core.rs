@@ -8,6 +8,7 @@ use muster_protocol::limits::Limits;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::blocks::Blocks;
+use crate::cluster::Cluster;
 use crate::connections::Connections;
 use crate::metric_definitions::Metrics;
 use crate::online::Online;
@@ -33,6 +34,8 @@ pub struct Core {
     pub limits: Arc<Limits>,
     /// Store.
     pub store: Arc<dyn Store>,
+    /// The other nodes.
+    pub cluster: Arc<dyn Cluster>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Topics.
@@ -71,6 +74,8 @@ pub struct Parts {
     pub streams: StreamSettings,
     /// Store.
     pub store: Arc<dyn Store>,
+    /// The other nodes.
+    pub cluster: Arc<dyn Cluster>,
     /// Metrics.
     pub metrics: Metrics,
     /// Shards of topics: as many as there are processors.
@@ -85,7 +90,7 @@ impl Core {
     /// # Errors
     /// The store cannot be written, or an actor does not start.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, metrics, shards, drills } = parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, shards, drills } = parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let epoch = store.next_epoch().await?;
         let arguments = (environment.clone(), metrics.clone());
@@ -125,6 +130,7 @@ impl Core {
             environment,
             limits,
             store,
+            cluster,
             metrics,
             pubsub,
             presence,
@@ -152,6 +158,7 @@ impl Core {
     /// From now on the node takes nothing new.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.cluster.drain();
     }
 
     /// Whether the node is going away.

@@ -55,6 +55,15 @@ impl Default for StoreConfig {
     }
 }
 
+impl StoreConfig {
+    /// Whether the store is this node's alone.
+    #[must_use]
+    #[allow(clippy::unused_self, reason = "there is one kind of store")]
+    pub fn is_embedded(&self) -> bool {
+        true
+    }
+}
+
 /// `[http]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -170,13 +170,20 @@ impl Session {
         }
         if self.waiting_bytes() + bytes > self.bounds.outbox_bytes_max {
             self.counts.messages_dropped += 1;
-            self.epoch = self.epoch.max(next_epoch);
-            self.begin_anew();
+            self.reset(next_epoch);
             return Err(Refused::Reset);
         }
         self.queue_bytes += bytes;
         self.queue.push_back(message);
         Ok(())
+    }
+
+    /// Begins anew, with a higher epoch; gives how many messages that dropped.
+    pub fn reset(&mut self, next_epoch: u64) -> u64 {
+        let before = self.counts.messages_dropped;
+        self.epoch = self.epoch.max(next_epoch);
+        self.begin_anew();
+        self.counts.messages_dropped - before
     }
 
     /// The next frame for this carrier, if one may leave. The caller hands it over, or calls [`Self::give_back`].
