@@ -36,6 +36,8 @@ pub struct Core {
     pub limits: Arc<Limits>,
     /// Store.
     pub store: Arc<dyn Store>,
+    /// The other nodes.
+    pub cluster: Arc<dyn Cluster>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Topics.
@@ -48,8 +50,6 @@ pub struct Core {
     pub blocks: Arc<Blocks>,
     /// Who is told of changes.
     pub notices: Arc<Notices>,
-    /// The other nodes.
-    pub cluster: Arc<dyn Cluster>,
     /// Changes of agents' records on this node, one at a time for each agent.
     changing: [tokio::sync::Mutex<()>; CHANGE_STRIPES],
     /// Task streams.

@@ -162,6 +162,17 @@ pub struct Limits {
     pub store_batch_rows_max: usize,
     /// Bytes of chunks that the store holds in memory and in its journal before it moves them to their table.
     pub store_journal_bytes_max: usize,
+
+    /// Other nodes that are known at once; further ones are refused.
+    pub cluster_peers_max: usize,
+    /// Connections from other nodes that have not said yet who they are; a further one is closed at accept.
+    pub cluster_handshakes_max: usize,
+    /// Bytes of messages that wait for one node, or are under way to it; more reset the session with it.
+    pub cluster_outbox_bytes_max: usize,
+    /// Bytes under way to one node that it has not acknowledged: what is held for one that has stopped.
+    pub cluster_window_bytes_max: usize,
+    /// Bytes of one message to another node.
+    pub cluster_message_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -244,6 +255,12 @@ impl Default for Limits {
             store_queue_writes_max: 4_096,
             store_batch_rows_max: 1_000,
             store_journal_bytes_max: 32 * MIB,
+
+            cluster_peers_max: 256,
+            cluster_handshakes_max: 64,
+            cluster_outbox_bytes_max: 16 * MIB,
+            cluster_window_bytes_max: 512 * KIB,
+            cluster_message_bytes_max: 4 * MIB,
         }
     }
 }
