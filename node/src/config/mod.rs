@@ -2,6 +2,7 @@
 //! error, wherever it stands. `muster config` prints what comes out.
 
 mod layers;
+mod store_url;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
 use serde::{Deserialize, Serialize};
 
 pub use self::layers::{Sources, combine, load};
+pub use self::store_url::StoreUrl;
 use crate::http::addresses::Networks;
 
 /// The configuration of a node.
@@ -43,11 +45,17 @@ pub struct Config {
 pub struct StoreConfig {
     /// Folder of the embedded store.
     pub data_dir: PathBuf,
+    /// PostgreSQL instead of the embedded store: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…`, where `sslmode` is
+    /// `disable`, `prefer`, `require` or `verify-full`. The nodes of a cluster share one database. It holds a password:
+    /// better in the environment or a file than among the arguments.
+    pub url: Option<StoreUrl>,
+    /// PEM file with the certificates by which the database's server is known; it is verified when this is given.
+    pub tls_ca: Option<PathBuf>,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { data_dir: "muster-data".into() }
+        Self { data_dir: "muster-data".into(), url: None, tls_ca: None }
     }
 }
 
@@ -173,6 +181,9 @@ const PLACES_MAX: usize = tokio::sync::Semaphore::MAX_PERMITS;
 /// Shortest time limit that makes sense: below it a client on a slow line never gets in.
 const TIMEOUT_MS_MIN: u64 = 100;
 
+/// Connections to PostgreSQL without which a node cannot work: those of its appenders, and one.
+const STORE_CONNECTIONS_MIN: usize = crate::store::postgres::appends::APPENDERS + 1;
+
 impl Config {
     /// Checks what the types do not.
     ///
@@ -208,6 +219,8 @@ impl Config {
             ("limits.reader_stall_timeout_ms", self.limits.reader_stall_timeout_ms),
             ("limits.mcp_session_idle_ms", self.limits.mcp_session_idle_ms),
             ("limits.longpoll_window_ms", self.limits.longpoll_window_ms),
+            ("limits.store_statement_timeout_ms", self.limits.store_statement_timeout_ms),
+            ("limits.store_call_timeout_ms", self.limits.store_call_timeout_ms),
         ];
         for (name, value) in times {
             if value < TIMEOUT_MS_MIN {
@@ -236,6 +249,7 @@ impl Config {
             ("limits.requests_in_flight_per_socket_max", self.limits.requests_in_flight_per_socket_max, 1),
             ("limits.store_queue_writes_max", self.limits.store_queue_writes_max, 1),
             ("limits.store_batch_rows_max", self.limits.store_batch_rows_max, 1),
+            ("limits.store_connections_max", self.limits.store_connections_max, STORE_CONNECTIONS_MIN),
             ("limits.page_items_max", self.limits.page_items_max, 1),
         ];
         for (name, value, least) in at_least {
@@ -252,6 +266,7 @@ impl Config {
             ("limits.http_large_bodies_max", self.limits.http_large_bodies_max),
             ("limits.http_requests_in_flight_max", self.limits.http_requests_in_flight_max),
             ("limits.store_queue_writes_max", self.limits.store_queue_writes_max),
+            ("limits.store_connections_max", self.limits.store_connections_max),
         ];
         for (name, value) in places {
             if value > PLACES_MAX {
