@@ -490,6 +490,42 @@ async fn nodes_on_one_database_fence_each_other_off_and_share_bounds() {
 }
 
 #[tokio::test]
+async fn tickets_of_writes_are_forgotten() {
+    let server = Server::start();
+    let store = open(&server.database("tickets")).await;
+    for n in 1..=50 {
+        store.create_user(user(n)).await.unwrap();
+    }
+    assert_eq!(server.query("tickets", "SELECT count(*) FROM writes"), "50");
+    store.purge_credentials(at(0), 10).await.unwrap();
+    assert_eq!(server.query("tickets", "SELECT count(*) FROM writes"), "1", "that of the purge itself");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn calls_that_find_every_connection_in_use_end_in_time() {
+    let server = Server::start();
+    let limits = Limits { store_connections_max: APPENDERS + 1, ..impatient() };
+    let store = PostgresStore::open(&server.database("busy"), None, &limits).await.unwrap();
+    store.create_user(user(1)).await.unwrap();
+    let begun = monotonic_ms();
+    let slow = store.pool.once(|c| async move { c.count("SELECT 1::bigint FROM pg_sleep(60)", &[]).await });
+    let (slow, waiting) = tokio::join!(slow, store.user(user(1).id));
+    assert!(matches!(slow, Err(StoreError::Unavailable(_))), "its statement takes too long");
+    assert_eq!(waiting, Ok(user(1)), "whoever waited has its turn");
+    let locked = store.pool.write(|c| async move {
+        c.batch("SET LOCAL statement_timeout = 0").await?;
+        c.count("SELECT 1::bigint FROM pg_sleep(60)", &[]).await
+    });
+    let (locked, waiting) = tokio::join!(locked, store.user(user(1).id));
+    assert!(matches!(locked, Err(StoreError::Unavailable(_))), "its time is over");
+    assert!(matches!(waiting, Err(StoreError::Unavailable(_))), "{waiting:?}");
+    assert!(monotonic_ms() - begun < limits.store_call_timeout_ms * 5);
+    assert_eq!(store.user(user(1).id).await, Ok(user(1)), "the connection that hung was let go of");
+    store.close().await;
+}
+
+#[tokio::test]
 async fn nodes_that_start_at_once_migrate_once_and_a_newer_database_is_refused() {
     let server = Server::start();
     let url = server.database("migrated");
