@@ -67,6 +67,10 @@ struct Serve {
     /// Folder of the embedded store: `store.data_dir`.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// PostgreSQL instead of the embedded store, as `postgres://USER@HOST/DATABASE`: `store.url`. With a password, better
+    /// in MUSTER_STORE_URL: arguments are shown to everybody on the machine.
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
     /// Any setting by name, such as `stream.ack=memory`.
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     set: Vec<(String, String)>,
@@ -85,6 +89,9 @@ impl Serve {
         }
         if let Some(data_dir) = self.data_dir {
             flags.push(("store.data_dir".into(), json!(data_dir).to_string()));
+        }
+        if let Some(store) = self.store {
+            flags.push(("store.url".into(), json!(store).to_string()));
         }
         config::load(&Sources { file: self.config, environment: std::env::vars().collect(), flags })
     }
