@@ -176,7 +176,8 @@ impl LinkNode {
 
     /// Sends its process a signal, such as STOP.
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status().unwrap();
+        let sent =
+            Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -206,14 +207,18 @@ impl LinkNode {
         let held: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
             .unwrap()
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-            .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
+            .filter_map(|link| {
+                Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
+            })
             .collect();
         let mut sockets = Vec::new();
         for table in ["tcp", "tcp6"] {
-            let text = std::fs::read_to_string(format!("/proc/{}/net/{table}", self.pid())).unwrap_or_default();
+            let text =
+                std::fs::read_to_string(format!("/proc/{}/net/{table}", self.pid())).unwrap_or_default();
             for line in text.lines().skip(1) {
                 let fields: Vec<&str> = line.split_whitespace().collect();
-                let port = |address: &str| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
+                let port =
+                    |address: &str| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
                 if fields[3] == state && held.iter().any(|inode| inode == fields[9]) {
                     sockets.push((port(fields[1]), port(fields[2])));
                 }

@@ -4,10 +4,12 @@
 //! * [`nodes`]: the port's other side: who is up, what goes to whom
 //! * [`link`]: one actor for each other node, with the session
 //! * [`doors`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
+//! * [`certificates`]: makes those that nodes show
 //! * [`fabric`], [`stream`]: ractor_cluster, which carries frames over connections
 //! * [`transport`]: what carries frames beside them
 //! * [`status`], [`metric_definitions`]: what operators see
 
+pub mod certificates;
 mod doors;
 mod fabric;
 mod link;
