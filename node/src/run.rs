@@ -151,7 +151,10 @@ async fn join(
         return Ok((Arc::new(Alone::new(me)), None));
     }
     let metrics = ClusterMetrics::register(registry);
-    let nodes = cluster::open(&config.cluster, &config.limits, environment, metrics).await?;
+    if config.cluster.redis_url.is_some() {
+        return Err("cluster.redis_url: this version carries nothing over Redis".into());
+    }
+    let nodes = cluster::open(&config.cluster, &config.limits, environment, metrics, None).await?;
     Ok((nodes.clone(), Some(nodes)))
 }
 
