@@ -133,10 +133,10 @@ impl State {
     fn absorb(&mut self, mut out: Outcome, node: &Arc<Presence>) {
         if !out.changes.is_empty() {
             for Change { id, meta } in out.changes {
-                let entry = match self.topics.get_mut(&id.topic) {
-                    Some(entry) => entry,
-                    None => self.topics.entry(id.topic.clone()).or_default(),
-                };
+                if !self.topics.contains_key(&id.topic) && self.asleep.note(&id, meta.as_ref()) {
+                    continue;
+                }
+                let entry = self.topic(&id.topic);
                 match meta {
                     Some(meta) => entry.presence.put(&id.key, meta),
                     None => {

@@ -203,7 +203,7 @@ impl Fleet {
         outlet.open(&muster_protocol::phoenix::Ref::from_text("1"), &Json::empty_object());
         let watching = self.nodes[n].presence.watch(topic, &outlet, None, (View::Full, None));
         pipe.taken();
-        Watched { pipe, _outlet: outlet, _watching: watching, has_state: false, held: BTreeMap::new() }
+        Watched { pipe, _outlet: outlet, watching, has_state: false, held: BTreeMap::new() }
     }
 }
 
@@ -222,7 +222,7 @@ impl Entropy for Counted {
 struct Watched {
     pipe: Pipe,
     _outlet: Arc<Outlet>,
-    _watching: Watching,
+    watching: Watching,
     has_state: bool,
     /// The key of each reference that is held.
     held: BTreeMap<String, String>,
@@ -488,6 +488,43 @@ fn what_waits_is_bounded_and_what_is_dropped_comes_again() {
     drop(tracked);
 }
 
+/// Topics that nobody here watches take little; whoever begins to watch one sees all that is on it.
+#[test]
+fn a_topic_sleeps_while_nobody_watches_it() {
+    let mut fleet = Fleet::new(2);
+    let track = |topic: String| fleet.nodes[0].presence.track(&topic, "k", shown(0));
+    let mut tracked: Vec<_> = (0..100).map(|n| track(format!("topic {n}"))).collect();
+    tracked.extend((0..10).map(|_| track("many".into())));
+    let count = |fleet: &Fleet| fleet.nodes[1].presence.state.lock().topics.len();
+    fleet.settle();
+    assert_eq!(count(&fleet), 1, "the one with many");
+    let mut watchers = [fleet.watch(1, "topic 5"), fleet.watch(1, "many")];
+    fleet.settle();
+    assert_eq!(count(&fleet), 2);
+    watchers.iter_mut().for_each(|watcher| drop(watcher.sync()));
+    assert_eq!([watchers[0].held.len(), watchers[1].held.len()], [1, 10]);
+    tracked[5].update(&shown(1));
+    tracked[6].update(&shown(1));
+    fleet.settle();
+    assert_eq!(watchers[0].sync(), ["presence_diff"]);
+    drop(watchers);
+    let own = fleet.nodes[1].presence.track("topic 5", "k", shown(2));
+    fleet.settle();
+    assert_eq!(count(&fleet), 2, "somebody of this node is on it");
+    drop(own);
+    fleet.settle();
+    assert_eq!(count(&fleet), 1);
+    let mut watchers = [5, 6, 7].map(|n| fleet.watch(1, &format!("topic {n}")));
+    fleet.settle();
+    for watcher in &mut watchers {
+        watcher.sync();
+        assert_eq!(watcher.held.len(), 1);
+    }
+    drop((watchers, tracked));
+    fleet.settle();
+    assert_eq!(count(&fleet), 0);
+}
+
 #[test]
 fn a_peer_shows_no_more_entries_than_it_may() {
     let limits = Limits { presence_entries_per_peer_max: 10, ..Limits::default() };
@@ -639,13 +676,14 @@ fn every_watcher_of_every_node_converges() {
         let keys: Vec<NodeKey> = fleet.nodes.iter().map(|node| node.me.clone()).collect();
         let mut tracked: Vec<(usize, Tracked)> = Vec::new();
         let mut watchers = Vec::new();
+        let topic = |which: usize| ["t", "few"][usize::from(which.is_multiple_of(4))];
         for step in 0..150 {
             let n = usize::try_from(roll(&mut dice, 3)).unwrap();
             let which = usize::try_from(roll(&mut dice, 1_000)).unwrap();
             match roll(&mut dice, 24) {
                 0..=6 => {
                     let key = format!("k{}", which % 9);
-                    tracked.push((n, fleet.nodes[n].presence.track("t", &key, shown(step))));
+                    tracked.push((n, fleet.nodes[n].presence.track(topic(which), &key, shown(step))));
                 }
                 7..=8 if !tracked.is_empty() => {
                     let which = which % tracked.len();
@@ -656,7 +694,10 @@ fn every_watcher_of_every_node_converges() {
                 15..=18 => drop(fleet.deliver()),
                 19 => fleet.nodes[n].presence.every_second(),
                 20 => drop(fleet.lose()),
-                21 if watchers.len() < 12 => watchers.push(fleet.watch(n, "t")),
+                21 if which.is_multiple_of(3) && !watchers.is_empty() => {
+                    drop(watchers.remove(which % watchers.len()))
+                }
+                21 => watchers.push(fleet.watch(n, topic(which))),
                 22 => fleet.cut(&keys[n], &keys[(n + 1) % 3]),
                 23 => fleet.link(&keys[n], &keys[(n + 1) % 3]),
                 _ => {}
@@ -670,9 +711,9 @@ fn every_watcher_of_every_node_converges() {
         }
         for watcher in &mut watchers {
             watcher.sync();
-            assert_eq!(watcher.held.len(), tracked.len());
+            let there = tracked.iter().filter(|(_, tracked)| tracked.topic == watcher.watching.topic);
             let mut keys = BTreeMap::<&str, usize>::new();
-            tracked.iter().for_each(|(_, tracked)| *keys.entry(tracked.key.as_str()).or_default() += 1);
+            there.for_each(|(_, tracked)| *keys.entry(tracked.key.as_str()).or_default() += 1);
             assert_eq!(watcher.keys(), keys);
         }
     }
