@@ -123,6 +123,10 @@ impl Replica {
 
     fn changes(&mut self, from: u64, part: Part, bounds: &Bounds, out: &mut Outcome) {
         let version = self.state.version();
+        if from.checked_add(part.count).is_none() {
+            out.counts.malformed += 1;
+            return;
+        }
         if self.diverged {
             return;
         }
@@ -154,6 +158,11 @@ impl Replica {
 
     fn apply(&mut self, change: Change, bounds: &Bounds, out: &mut Outcome) {
         let known = self.state.get(&change.id);
+        if change.meta.is_none() && known.is_none() {
+            // One that was refused.
+            self.state.skip();
+            return;
+        }
         let fits = change.meta.as_ref().is_none_or(|meta| {
             let freed = known.map_or(0, |known| entry_bytes(&change.id, known));
             self.state.len() < bounds.entries_max + usize::from(known.is_some())
