@@ -59,6 +59,8 @@ pub struct Presence {
     /// Bytes of what other nodes said that wait in the inbox.
     said_bytes: AtomicUsize,
     said_bytes_max: usize,
+    /// Messages dropped because too much waited, since it was last logged.
+    said_dropped: AtomicU64,
     tells_bytes_max: usize,
 }
 
@@ -202,6 +204,7 @@ impl Presence {
             cluster,
             elsewhere: Elsewhere::default(),
             said_bytes: AtomicUsize::new(0),
+            said_dropped: AtomicU64::new(0),
             said_bytes_max: limits.presence_inbox_bytes_max,
             tells_bytes_max: limits.presence_tells_bytes_max,
         })
