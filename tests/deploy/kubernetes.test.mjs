@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { appendFile, cp, writeFile } from "node:fs/promises";
+import { cp, mkdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
 import { scratch } from "../clients/lib/cli.mjs";
@@ -61,6 +61,20 @@ class Rendered {
 
   get node() {
     return this.get("StatefulSet", "muster");
+  }
+
+  get podNames() {
+    return Array.from({ length: this.node.spec.replicas }, (_, n) => `${this.node.metadata.name}-${n}`);
+  }
+
+  /** What the nodes read of their certificates' volume, by its name there. */
+  certificateFiles() {
+    const folder = this.container.volumeMounts.find(({ name }) => name === "cluster").mountPath;
+    const named = this.container.env.filter(({ name }) => /^MUSTER_CLUSTER_(CA|CERTIFICATE|KEY)$/.test(name)).map(({ value }) => value);
+    assert.equal(named.length, 3);
+    const files = this.podNames.flatMap((pod) => named.map((file) => file.replace("$(POD_NAME)", pod)));
+    assert.ok(files.every((file) => path.dirname(file) === folder), `${files}`);
+    return [...new Set(files.map((file) => path.basename(file)))].sort();
   }
 
   get container() {
@@ -129,9 +143,9 @@ describe("rendered", { skip }, () => {
           }
           // Secrets are made by hand, so what is made has to be written down: each by its name, with each of its keys.
           const secrets = containersOf(workload).flatMap(({ env = [] }) => env.flatMap(({ valueFrom }) => valueFrom?.secretKeyRef ?? []));
-          for (const { secret } of pod.volumes ?? []) if (secret) secrets.push({ name: secret.secretName, key: "tls.key" }, { name: secret.secretName, key: "ca.crt" });
+          for (const { secret } of pod.volumes ?? []) if (secret) secrets.push(...all.certificateFiles().map((key) => ({ name: secret.secretName, key })));
           for (const { name: secret, key } of secrets) {
-            const made = new RegExp(`kubectl create secret generic ${secret} (?:[^\\n]*\\\\\\n)*[^\\n]*--from-(?:literal|file)=${key.replace(".", "\\.")}=`);
+            const made = new RegExp(`kubectl create secret generic ${secret} (?:[^\\n]*\\\\\\n)*[^\\n]*--from-(?:literal|file)=${key.replaceAll(".", "\\.")}=`);
             assert.match(readme, made, `${secret}/${key} is in deploy/README.md`);
           }
         }
@@ -284,14 +298,18 @@ describe("rendered", { skip }, () => {
   test("with cert-manager: one certificate for the names of all pods, in the secret that they take", async () => {
     const folder = files.file("kubernetes");
     await cp(path.join(deploy, "kubernetes"), folder, { recursive: true });
-    await appendFile(path.join(folder, "overlays/cluster/kustomization.yaml"), "components:\n  - ../../components/cert-manager\n");
-    const all = new Rendered(await render(path.join(folder, "overlays/cluster")));
+    const own = path.join(folder, "overlays/own");
+    await mkdir(own);
+    // As deploy/README.md says it.
+    const [, lines] = /```yaml\n(resources:\n[^`]*cert-manager\n)```/.exec(await text("README.md"));
+    await writeFile(path.join(own, "kustomization.yaml"), lines);
+    const all = new Rendered(await render(own));
     const secret = all.node.spec.template.spec.volumes.find((volume) => volume.secret).secret.secretName;
     const certificates = all.of("Certificate");
     const issuers = all.of("Issuer");
     const nodes = certificates.find(({ spec }) => spec.secretName === secret);
-    const pods = Array.from({ length: all.node.spec.replicas }, (_, n) => `${all.node.metadata.name}-${n}`);
-    assert.deepEqual(nodes.spec.dnsNames, pods);
+    assert.deepEqual(nodes.spec.uris, all.podNames.map((pod) => `muster://node/${pod}`));
+    assert.deepEqual(all.certificateFiles(), ["ca.crt", "tls.crt", "tls.key"]);
     assert.deepEqual(nodes.spec.usages.filter((usage) => usage.endsWith("auth")), ["server auth", "client auth"]);
     for (const { spec } of certificates) assert.ok(issuers.some(({ metadata }) => metadata.name === spec.issuerRef.name), spec.issuerRef.name);
     for (const { spec } of issuers.filter(({ spec }) => spec.ca)) assert.ok(certificates.some((one) => one.spec.isCA && one.spec.secretName === spec.ca.secretName));
