@@ -35,6 +35,7 @@ async function seed(server) {
   return { user, agents, client, provider, finished, open: await server.task(client, provider) };
 }
 
+const UPGRADE = { connection: "Upgrade", upgrade: "websocket", "sec-websocket-version": "13", "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==" };
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 const onEach = (fleet, name) => Promise.all(fleet.servers.map((server) => metric(server, name)));
 
@@ -243,7 +244,6 @@ for (const [name, start] of Object.entries(BALANCERS)) {
 
     test("R10: no credential is in any log, whatever becomes of its request", async () => {
       const secret = `SECRET${"0123456789abcdef".repeat(2)}`;
-      const upgrade = { connection: "Upgrade", upgrade: "websocket", "sec-websocket-version": "13", "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==" };
       const shown = { "x-api-key": secret, "api-key": secret, cookie: `session=${secret}`, referer: `http://x/?api_key=${secret}`, "user-agent": secret, "x-phoenix-authtoken": secret, "x-forwarded-for": secret };
       const everywhere = async () => {
         for (const key of [secret, `ap_${secret}`]) {
@@ -252,9 +252,9 @@ for (const [name, start] of Object.entries(BALANCERS)) {
             `/socket/websocket${query({ session_token: key, vsn: "2.0.0" })}`,
             `/user_socket/websocket${query({ token: key, vsn: key })}`,
           ]) {
-            await once(balancer, target, { headers: upgrade }).catch(() => null);
+            await once(balancer, target, { headers: UPGRADE }).catch(() => null);
           }
-          await once(balancer, "/socket/agent/websocket", { headers: { ...upgrade, "sec-websocket-protocol": `phoenix, ${tokenProtocol(secret)}` } }).catch(() => null);
+          await once(balancer, "/socket/agent/websocket", { headers: { ...UPGRADE, "sec-websocket-protocol": `phoenix, ${tokenProtocol(secret)}` } }).catch(() => null);
           for (const method of ["GET", "POST"]) {
             await once(balancer, `/socket/agent/longpoll${query({ api_key: key, token: secret, vsn: "2.0.0" })}`, { method, headers: shown }).catch(() => null);
             await once(balancer, `/api/v1/agents?api_key=${key}`, { method, headers: shown }).catch(() => null);
@@ -312,33 +312,38 @@ for (const [name, start] of Object.entries(BALANCERS)) {
   });
 }
 
+const LINES = 4;
+
 /** Requests through a load balancer, one after the other in each of some lines, until it is stopped: how they ended. */
 class Load {
-  statuses = new Map();
+  answered = 0;
   failures = [];
   #stopped = false;
 
-  constructor(balancer, known, { methods, lines = 4 }) {
-    this.lines = range(1, lines).map(async (line) => {
+  constructor(balancer, known, kinds) {
+    const credential = { "x-api-key": known.client.key };
+    const requests = {
+      GET: () => [`/api/v1/tasks/${known.finished.id}`, { headers: credential }],
+      POST: (input) => [
+        "/api/v1/tasks",
+        { method: "POST", headers: { ...credential, "content-type": "application/json" }, body: JSON.stringify({ provider_agent_id: known.provider.id, capability: "code", input }) },
+      ],
+      handshake: () => [`/socket/websocket${query({ api_key: known.client.key, vsn: "2.0.0" })}`, { headers: UPGRADE }],
+    };
+    const expected = { GET: 200, POST: 201, handshake: 101 };
+    this.lines = range(1, LINES).map(async (line) => {
       for (let n = 0; !this.#stopped; n++) {
-        const method = methods[n % methods.length];
-        const headers = { "x-api-key": known.client.key, "content-type": "application/json" };
-        const body = method === "POST" ? JSON.stringify({ provider_agent_id: known.provider.id, capability: "code", input: { line, n } }) : undefined;
-        const target = method === "POST" ? "/api/v1/tasks" : `/api/v1/tasks/${known.finished.id}`;
+        const kind = kinds[n % kinds.length];
         try {
-          const { status, text } = await once(balancer, target, { method, headers, body });
-          this.statuses.set(status, (this.statuses.get(status) ?? 0) + 1);
-          if (status >= 300) this.failures.push(`${method}: ${status} ${text}`);
+          const { status, text } = await once(balancer, ...requests[kind]({ line, n }));
+          this.answered++;
+          if (status !== expected[kind]) this.failures.push(`${kind}: ${status} ${text}`);
         } catch (error) {
-          this.failures.push(`${method}: ${error.message}`);
+          this.failures.push(`${kind}: ${error.message}`);
         }
         await sleep(5);
       }
     });
-  }
-
-  get answered() {
-    return sum([...this.statuses.values()]);
   }
 
   async stop() {
@@ -350,13 +355,13 @@ class Load {
 // haproxy asks nodes whether they are ready. nginx does not: without notice it has POSTs that meet the listener's end to
 // answer for, so either there are none, or it is told before.
 const DRAINS = [
-  { name: "haproxy", methods: ["GET", "POST"], what: "GETs and POSTs" },
-  { name: "nginx", methods: ["GET"], what: "GETs" },
-  { name: "nginx", methods: ["GET", "POST"], what: "GETs and POSTs, where nginx was told,", told: true },
+  { name: "haproxy", kinds: ["GET", "POST", "handshake"] },
+  { name: "nginx", kinds: ["GET", "handshake"] },
+  { name: "nginx", kinds: ["GET", "POST", "handshake"], told: true },
 ];
 
-for (const { name, methods, what, told } of DRAINS) {
-  test(`a node is drained behind ${name}: no request is lost of ${what} and its sockets come back elsewhere`, async () => {
+for (const { name, kinds, told } of DRAINS) {
+  test(`a node is drained behind ${name}${told ? ", which was told" : ""}: no ${kinds.join(", no ")} is lost, and its sockets come back elsewhere`, async () => {
     const fleet = await Fleet.start({ nodes: NODES, set: SET, seed });
     const balancer = await BALANCERS[name](fleet.servers);
     const { seed: known } = fleet;
@@ -372,7 +377,7 @@ for (const { name, methods, what, told } of DRAINS) {
       const [going, ...staying] = fleet.servers;
       const held = await metric(going, "muster_sockets");
       assert.ok(held >= 1);
-      load = new Load(balancer, known, { methods });
+      load = new Load(balancer, known, kinds);
       await until("requests are under way", () => load.answered > 50);
       if (told) await balancer.takeOut(going);
       assert.deepEqual(await going.stop(), { code: 0, signal: null });
@@ -384,18 +389,41 @@ for (const { name, methods, what, told } of DRAINS) {
       assert.equal(closes.length, held, "those of the node, and no others");
       assert.ok(closes.every((close) => close.code === 1012));
       await until("all are back", () => sockets.every(({ socket, channel }) => socket.isConnected() && channel.state === "joined"));
-      const open = await Promise.all(staying.map((server) => metric(server, "muster_sockets")));
-      assert.equal(sum(open), sockets.length);
+      const open = () => Promise.all(staying.map((server) => metric(server, "muster_sockets")));
+      await until("they alone are open", async () => sum(await open()) === sockets.length);
       if (told) return;
       // And when it is back, it has work again.
       await going.startAgain();
-      const back = new Load(balancer, known, { methods: ["GET"] });
+      const back = new Load(balancer, known, ["GET"]);
       await until("it is given requests", async () => (await metric(going, "muster_http_requests_total")) > 20, 60_000);
       await back.stop();
       assert.deepEqual(back.failures, []);
     } finally {
       await load?.stop();
       sockets.forEach(({ socket }) => socket.disconnect());
+      await balancer.end();
+      await fleet.end();
+    }
+  });
+}
+
+for (const [name, start] of Object.entries(BALANCERS)) {
+  test(`a node is killed behind ${name}: no more is lost than was under way with it, and the rest goes elsewhere`, async () => {
+    const fleet = await Fleet.start({ nodes: NODES, set: SET, seed });
+    const balancer = await start(fleet.servers);
+    let load;
+    try {
+      load = new Load(balancer, fleet.seed, ["GET", "POST", "handshake"]);
+      await until("requests are under way", () => load.answered > 50);
+      await fleet.servers[0].kill();
+      const atEnd = load.answered;
+      await until("requests go on", () => load.answered > atEnd + 300);
+      await load.stop();
+      assert.ok(load.failures.length <= LINES, `${load.failures}`);
+      // What may be sent again is not lost at all.
+      assert.deepEqual(load.failures.filter((failure) => failure.startsWith("GET") || failure.startsWith("handshake")), []);
+    } finally {
+      await load?.stop();
       await balancer.end();
       await fleet.end();
     }

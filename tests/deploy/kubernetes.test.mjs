@@ -272,7 +272,7 @@ describe("rendered", { skip }, () => {
     for (const overlay of ["cluster", "try-out"]) {
       const all = rendered[overlay];
       const samples = { "postgres-url": "postgres://muster:x@postgres:5432/muster", "redis-url": "redis://:x@valkey:6379" };
-      const pod = { POD_NAME: "muster-0", POD_IP: "10.1.2.3" };
+      const pod = { POD_NAME: "muster-0" };
       const value = (one) => (one.valueFrom?.secretKeyRef ? (samples[one.valueFrom.secretKeyRef.key] ?? "op_0123456789abcdef0123456789abcdef") : one.value.replaceAll(/\$\((\w+)\)/g, (_, name) => pod[name]));
       const variables = all.container.env.filter(({ name }) => name.startsWith("MUSTER_") && name !== "MUSTER_CONFIG");
       const env = Object.fromEntries(variables.map((one) => [one.name, value(one)]));
