@@ -21,7 +21,7 @@ const run = promisify(execFile);
 const NODES = 3;
 // More than the checks of haproxy.cfg take to notice, with room for a machine that is busy.
 const UNREADY_MS = 4_000;
-const SET = [...ROOMY, `limits.registrations_per_ip=${rate(100_000)}`, "limits.longpoll_window_ms=2000", `drain.unready_ms=${UNREADY_MS}`];
+const SET = [...ROOMY, `limits.registrations_per_ip=${rate(100_000)}`, "limits.longpoll_window_ms=4000", `drain.unready_ms=${UNREADY_MS}`];
 
 /** What every node knows: agents, and tasks between them, one of them finished. */
 async function seed(server) {

@@ -295,15 +295,17 @@ describe("rendered", { skip }, () => {
     }
   });
 
-  test("with cert-manager: one certificate for the names of all pods, in the secret that they take", async () => {
+  test("an overlay of one's own, as the README has it, and cert-manager: one certificate for the names of all pods, in the secret that they take", async () => {
     const folder = files.file("kubernetes");
     await cp(path.join(deploy, "kubernetes"), folder, { recursive: true });
     const own = path.join(folder, "overlays/own");
     await mkdir(own);
-    // As deploy/README.md says it.
-    const [, lines] = /```yaml\n(resources:\n[^`]*cert-manager\n)```/.exec(await text("README.md"));
-    await writeFile(path.join(own, "kustomization.yaml"), lines);
+    const blocks = [...(await text("README.md")).matchAll(/```yaml\n([^`]*)```/g)].map(([, lines]) => lines);
+    assert.equal(blocks.length, 2);
+    await writeFile(path.join(own, "kustomization.yaml"), blocks.join(""));
     const all = new Rendered(await render(own));
+    assert.ok(all.all.every(({ metadata }) => metadata.namespace === "muster"));
+    assert.equal(all.container.image, "registry.example/muster:0.1.0");
     const secret = all.node.spec.template.spec.volumes.find((volume) => volume.secret).secret.secretName;
     const certificates = all.of("Certificate");
     const issuers = all.of("Issuer");
