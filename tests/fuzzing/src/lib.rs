@@ -7,6 +7,7 @@
 //! # Layout
 //! * [`frames`]: WebSocket; [`phoenix`]: messages; [`connection`]: what opens a connection
 //! * [`longpoll`]: what clients that poll post
+//! * [`cluster`]: what nodes say to each other
 //! * [`values`]: JSON, and what is written as text; [`payloads`]: what channels take
 //! * `node`: REST, MCP, configuration
 //! * [`echo`]: that refusals do not repeat what was sent
@@ -17,6 +18,7 @@
     reason = "a target says by a panic what does not hold"
 )]
 
+pub mod cluster;
 pub mod connection;
 pub mod echo;
 pub mod frames;
@@ -27,6 +29,7 @@ pub mod payloads;
 pub mod phoenix;
 pub mod values;
 
+pub use cluster::cluster_frames;
 pub use connection::connection;
 pub use frames::websocket_frames;
 pub use longpoll::longpoll;
@@ -47,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     ("phoenix_binary", phoenix_binary),
     ("connection", connection),
     ("longpoll", longpoll),
+    ("cluster_frames", cluster_frames),
     ("json_values", json_values),
     ("names", names),
     ("channel_payloads", channel_payloads),
