@@ -298,6 +298,14 @@ impl Node {
                 "drained for as long as allowed; closing what is left"
             );
         }
+        let moved = async {
+            while app.core.streams.held() > 0 && app.core.cluster.members().borrow().nodes.len() > 1 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(STREAMS_MOVE_WITHIN, moved).await.is_err() {
+            tracing::warn!(streams = app.core.streams.held(), "streams that nobody has taken over yet");
+        }
         if tokio::time::timeout(LAST_SEEN_TIMEOUT, note_gone(&app.core)).await.is_err() {
             tracing::warn!("did not note of all agents when they were last seen");
         }
@@ -325,6 +333,8 @@ async fn close_sockets(app: &App, over: Duration) {
     }
 }
 
+/// How long streams have to move to other nodes once everybody has left this one.
+const STREAMS_MOVE_WITHIN: Duration = Duration::from_secs(3);
 /// Pause between two batches of closes.
 const DRAIN_STEP: Duration = Duration::from_millis(20);
 /// Sockets closed together at least.
