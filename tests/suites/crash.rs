@@ -12,6 +12,7 @@ use muster_tests::{Agent, Node};
 use serde_json::json;
 
 const ROUNDS: u64 = 50;
+const ROUNDS_ON_POSTGRESQL: u64 = 10;
 const PRODUCERS: usize = 4;
 const STREAMS_PER_PRODUCER: usize = 5;
 /// Chunks of one stream a second: with 20 streams, 2,000 a second.
@@ -32,9 +33,20 @@ type Books = Arc<parking_lot::Mutex<Vec<Book>>>;
 /// second chunk.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_chunks_survive_fifty_kills_amid_two_thousand_a_second() {
+    survive_kills(ROUNDS, &[]).await;
+}
+
+/// R46 R52: the same with PostgreSQL, where what the killed node had under way may still happen.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_chunks_survive_kills_with_postgresql() {
+    let server = muster_test_postgres::Server::start();
+    survive_kills(ROUNDS_ON_POSTGRESQL, &[&format!("store.url={}", server.database("muster"))]).await;
+}
+
+async fn survive_kills(rounds: u64, settings: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let mut node = Node::start(&data, &[]).await;
+    let mut node = Node::start(&data, settings).await;
     let client = node.agent("client").await;
     let mut producers = Vec::new();
     for n in 0..PRODUCERS {
@@ -49,7 +61,7 @@ async fn acknowledged_chunks_survive_fifty_kills_amid_two_thousand_a_second() {
     }
     let acknowledged = Arc::new(AtomicU64::new(0));
     let mut checked = vec![vec![0; STREAMS_PER_PRODUCER]; PRODUCERS];
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let stop = Arc::new(AtomicBool::new(false));
         let mut running = Vec::new();
         for (provider, tasks, books) in &producers {
@@ -78,10 +90,10 @@ async fn acknowledged_chunks_survive_fifty_kills_amid_two_thousand_a_second() {
         check(provider, tasks, books, &mut [0; STREAMS_PER_PRODUCER]).await;
     }
     let total = acknowledged.load(Ordering::Relaxed);
-    // 50 rounds of a quarter of a second and more at 2,000 a second; half of it leaves room for a busy machine.
-    assert!(total > ROUNDS * 250, "only {total} chunks were acknowledged: this was no load");
+    // Rounds of a quarter of a second and more at 2,000 a second; half of it leaves room for a busy machine.
+    assert!(total > rounds * 250, "only {total} chunks were acknowledged: this was no load");
     assert!(!node.log().contains("\"panic\""), "{}", node.log());
-    eprintln!("{total} acknowledged chunks survived {ROUNDS} kills");
+    eprintln!("{total} acknowledged chunks survived {rounds} kills");
 }
 
 /// Emits at its rate until the node is gone: first what the last life left unacknowledged, in order, with its keys.
