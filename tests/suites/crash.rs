@@ -33,17 +33,21 @@ type Books = Arc<parking_lot::Mutex<Vec<Book>>>;
 /// second chunk.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_chunks_survive_fifty_kills_amid_two_thousand_a_second() {
-    survive_kills(ROUNDS, &[]).await;
+    let total = survive_kills(ROUNDS, &[]).await;
+    eprintln!("{total} acknowledged chunks survived {ROUNDS} kills");
 }
 
 /// R46 R52: the same with PostgreSQL, where what the killed node had under way may still happen.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_chunks_survive_kills_with_postgresql() {
     let server = muster_test_postgres::Server::start();
-    survive_kills(ROUNDS_ON_POSTGRESQL, &[&format!("store.url={}", server.database("muster"))]).await;
+    let url = format!("store.url={}", server.database("muster"));
+    let total = survive_kills(ROUNDS_ON_POSTGRESQL, &[&url]).await;
+    eprintln!("{total} acknowledged chunks survived {ROUNDS_ON_POSTGRESQL} kills");
 }
 
-async fn survive_kills(rounds: u64, settings: &[&str]) {
+/// Gives how many chunks were acknowledged.
+async fn survive_kills(rounds: u64, settings: &[&str]) -> u64 {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let mut node = Node::start(&data, settings).await;
@@ -93,7 +97,7 @@ async fn survive_kills(rounds: u64, settings: &[&str]) {
     // Rounds of a quarter of a second and more at 2,000 a second; half of it leaves room for a busy machine.
     assert!(total > rounds * 250, "only {total} chunks were acknowledged: this was no load");
     assert!(!node.log().contains("\"panic\""), "{}", node.log());
-    eprintln!("{total} acknowledged chunks survived {rounds} kills");
+    total
 }
 
 /// Emits at its rate until the node is gone: first what the last life left unacknowledged, in order, with its keys.
