@@ -267,6 +267,11 @@ impl Dialler {
             }
             Err(Failure::Oneself) => target.next_at_ms = now_ms + ONESELF_MS,
             Err(failure) => {
+                if let (Failure::Broken(error), Some(node)) = (&failure, &target.node)
+                    && error.kind() == std::io::ErrorKind::ConnectionRefused
+                {
+                    self.nodes.refused_at(node);
+                }
                 let problem = failure.to_string();
                 if problem == target.problem {
                     tracing::debug!(place, problem, "still no link");

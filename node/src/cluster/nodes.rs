@@ -176,6 +176,10 @@ impl Nodes {
         self.change(|membership| membership.tick(name, now_ms))
     }
 
+    pub(super) fn refused_at(&self, name: &str) {
+        self.change(|membership| membership.refused(name));
+    }
+
     pub(super) fn set_unanswered(&self, addresses: usize) {
         self.change(|membership| membership.set_unanswered(addresses));
     }

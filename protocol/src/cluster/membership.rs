@@ -97,7 +97,13 @@ pub struct Known {
     pub draining: bool,
     /// When it was heard last, in monotonic milliseconds.
     pub heard_at_ms: u64,
+    /// Whether its machine has said since that nobody listens at its address.
+    pub is_refused: bool,
 }
+
+/// Silence after which a node is gone where nobody listens any more, in milliseconds: longer than between two heartbeats. A
+/// process that was killed is known to be gone by that; one that is paused or cut off says nothing at all.
+const REFUSED_DOWN_AFTER_MS: u64 = 1_500;
 
 impl Known {
     /// Whether it is up, suspect or not.
@@ -156,7 +162,8 @@ impl Membership {
         self.admits(key, now_ms)?;
         let mut changes = Vec::new();
         let standing = if *goodbye { Standing::Left } else { Standing::Up };
-        let known = Known { key: key.clone(), standing, draining: *draining, heard_at_ms: now_ms };
+        let known =
+            Known { key: key.clone(), standing, draining: *draining, heard_at_ms: now_ms, is_refused: false };
         if let Some(before) = self.known.get(&key.name) {
             let is_same = before.key == *key;
             if is_same && before.standing == Standing::Left {
@@ -184,13 +191,25 @@ impl Membership {
     pub fn tick(&mut self, name: &str, now_ms: u64) -> Option<Change> {
         let known = self.known.get_mut(name).filter(|known| known.is_up())?;
         let silent_ms = now_ms.saturating_sub(known.heard_at_ms);
-        if silent_ms >= self.timing.down_after_ms {
+        let down_after_ms = if known.is_refused {
+            REFUSED_DOWN_AFTER_MS.min(self.timing.down_after_ms)
+        } else {
+            self.timing.down_after_ms
+        };
+        if silent_ms >= down_after_ms {
             known.standing = Standing::Silent;
             return Some(Change::Down(known.key.clone()));
         }
         known.standing =
             if silent_ms >= self.timing.suspect_after_ms { Standing::Suspect } else { Standing::Up };
         None
+    }
+
+    /// Nobody listens where the node was reached: if it is heard in no other way, it is gone.
+    pub fn refused(&mut self, name: &str) {
+        if let Some(known) = self.known.get_mut(name) {
+            known.is_refused = true;
+        }
     }
 
     /// This node is going away.
@@ -336,5 +355,21 @@ mod tests {
         members.tick("c", 5_000);
         assert_eq!(members.heard(&from("e", 1), 5_001), Ok(vec![up("e", 1)]));
         assert_eq!(members.known().count(), 3);
+    }
+
+    #[test]
+    fn a_node_where_nobody_listens_any_more_is_gone_soon_unless_it_is_heard() {
+        let timing = Timing { suspect_after_ms: 3_000, down_after_ms: 5_000 };
+        let mut members = Membership::new(NodeKey { name: "a".into(), incarnation: 1 }, timing, 8);
+        let key = NodeKey { name: "b".into(), incarnation: 1 };
+        let heard = Heard { key: key.clone(), draining: false, goodbye: false };
+        members.heard(&heard, 0).unwrap();
+        members.refused("b");
+        assert_eq!(members.tick("b", 1_499), None);
+        // By another way.
+        members.heard(&heard, 1_499).unwrap();
+        assert_eq!(members.tick("b", 4_000), None);
+        members.refused("b");
+        assert_eq!(members.tick("b", 4_000), Some(Change::Down(key)));
     }
 }
