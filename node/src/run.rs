@@ -21,7 +21,7 @@ use crate::app::App;
 use crate::cluster;
 use crate::cluster::metric_definitions::ClusterMetrics;
 use crate::cluster::nodes::Nodes;
-use crate::config::Config;
+use crate::config::{Config, cluster_secret};
 use crate::http::front::Front;
 use crate::http::{listener, tls};
 use crate::metric_definitions::{HttpMetrics, registry};
@@ -141,7 +141,8 @@ async fn join(
         return Ok((Arc::new(Alone::new(me)), None));
     }
     let metrics = ClusterMetrics::register(registry);
-    let nodes = cluster::open(&config.cluster, &config.limits, environment, metrics).await?;
+    let nodes =
+        cluster::open(&config.cluster, cluster_secret(), &config.limits, environment, metrics).await?;
     Ok((nodes.clone(), Some(nodes)))
 }
 

@@ -5,7 +5,7 @@
 //! * [`link`]: one actor for each other node, with the session
 //! * [`doors`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
 //! * [`fabric`], [`stream`]: ractor_cluster, which carries frames over connections
-//! * [`transport`]: what carries frames beside them
+//! * [`transport`], [`redis`]: what carries frames beside them
 //! * [`status`], [`metric_definitions`]: what operators see
 
 mod doors;
@@ -14,6 +14,7 @@ mod link;
 pub mod metric_definitions;
 pub mod nodes;
 mod preamble;
+pub mod redis;
 mod slots;
 pub mod status;
 mod stream;
@@ -31,7 +32,9 @@ use self::doors::Dialler;
 use self::fabric::Fabric;
 use self::metric_definitions::ClusterMetrics;
 use self::nodes::{Nodes, Parts};
+use self::redis::Redis;
 use self::tls::Tls;
+use self::transport::Transport;
 use crate::config::{ClusterConfig, ConfigError, TransportChoice};
 use crate::http::listener;
 use crate::run::RunError;
@@ -54,20 +57,19 @@ pub fn identity(config: &ClusterConfig, environment: &Environment) -> Result<Nod
     Ok(NodeKey { name: name.into(), incarnation: environment.now().unix_ms_unsigned() })
 }
 
-/// Gets ready to be one of several nodes: listens, but takes nobody in before it is started through the port.
+/// Gets ready to be one of several nodes: listens, but takes nobody in before it is started through the port. `secret` is
+/// what the nodes share, where they need one.
 ///
 /// # Errors
 /// The configuration cannot be used, or the address cannot be listened on.
 pub async fn open(
     config: &ClusterConfig,
+    secret: Option<String>,
     limits: &Limits,
     environment: &Environment,
     metrics: ClusterMetrics,
 ) -> Result<Arc<Nodes>, RunError> {
     let me = identity(config, environment)?;
-    if config.redis_url.is_some() {
-        return Err("cluster.redis_url: this build carries nothing over Redis".into());
-    }
     let tls = Tls::load(config)?;
     let address = config.listen_address()?.filter(|_| config.transport == TransportChoice::Auto);
     let listener = match address {
@@ -77,13 +79,25 @@ pub async fn open(
         ),
         None => None,
     };
+    let fallback = match &config.redis_url {
+        Some(url) => Some(Arc::new(Redis::new(redis::Parts {
+            config,
+            url: url.reveal(),
+            secret: secret.as_deref(),
+            limits,
+            me: &me,
+            environment,
+            metrics: metrics.redis.clone(),
+        })?) as Arc<dyn Transport>),
+        None => None,
+    };
     let parts = Parts {
         me,
         config: config.clone(),
         limits: limits.clone(),
         environment: environment.clone(),
         metrics,
-        fallback: None,
+        fallback,
     };
     let begin = Box::new(move |nodes: Arc<Nodes>| {
         if let Some(fallback) = &nodes.fallback {

@@ -25,7 +25,7 @@ use super::link::{Link, Notice, Peer, Via};
 use super::metric_definitions::ClusterMetrics;
 use super::slots::Slots;
 use super::transport::{Inbound, Transport};
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, TransportChoice};
 
 /// How often links look after what time brings.
 const TICK: Duration = Duration::from_millis(100);
@@ -253,9 +253,14 @@ impl Nodes {
             return self.refuse(&header.from, &refusal);
         }
         let via = connection.map_or(Via::Fallback, |connection| Via::Direct(connection.id));
-        let pending = self.peer(&header.from.name).take(via, frame, bytes.len());
         let pending_max =
             PENDING_WINDOWS_MAX * (self.bounds.window_bytes_max + self.bounds.message_bytes_max);
+        let peer = self.peer(&header.from.name);
+        if connection.is_none() && peer.pending_bytes() > pending_max {
+            // It is sent again.
+            return self.metrics.refused("pending");
+        }
+        let pending = peer.take(via, frame, bytes.len());
         if let Some(connection) = connection.filter(|_| pending > pending_max) {
             tracing::warn!(peer = %connection.peer, "a node sends more than its window: its connection is cut");
             connection.cut.cancel();
@@ -274,9 +279,18 @@ impl Nodes {
             if self.now_ms() >= announce_at_ms {
                 announce_at_ms = self.now_ms() + self.config.heartbeat_ms;
                 self.announce();
+                self.note_silence();
                 self.forget_strangers();
                 self.metrics.observe(&self.status());
             }
+        }
+    }
+
+    /// Where nodes find each other by Redis alone, one that does not reach it waits for others it does not know.
+    fn note_silence(&self) {
+        if self.config.transport == TransportChoice::Redis {
+            let is_up = self.fallback.as_ref().is_some_and(|fallback| fallback.connection().is_some());
+            self.set_unanswered(usize::from(!is_up));
         }
     }
 
@@ -297,6 +311,7 @@ impl Nodes {
             sent_us: 0,
             echo_us: 0,
             held_us: 0,
+            hears: 0,
         };
         if let Ok(frame) = Frame::encode(&header, &[]) {
             // One that is not taken is followed by the next.

@@ -11,7 +11,7 @@ use muster_protocol::limits::Limits;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
 use serde::{Deserialize, Serialize};
 
-pub use self::cluster::{ClusterConfig, TransportChoice};
+pub use self::cluster::{ClusterConfig, RedisUrl, TransportChoice};
 pub use self::layers::{Sources, combine, load};
 use crate::http::addresses::Networks;
 
@@ -261,6 +261,11 @@ impl Config {
             (
                 "limits.cluster_outbox_bytes_max",
                 self.limits.cluster_outbox_bytes_max,
+                self.limits.cluster_message_bytes_max + self.limits.cluster_window_bytes_max,
+            ),
+            (
+                "limits.cluster_redis_queue_bytes_max",
+                self.limits.cluster_redis_queue_bytes_max,
                 self.limits.cluster_message_bytes_max + self.limits.cluster_window_bytes_max,
             ),
         ];

@@ -69,6 +69,9 @@ pub struct Header {
     /// For how long it has held that, in microseconds.
     #[serde(default)]
     pub held_us: u64,
+    /// The connection over which the sender hears the receiver directly, or 0: what cannot be heard is sent another way.
+    #[serde(default)]
+    pub hears: u64,
 }
 
 /// A frame that was read.
@@ -199,6 +202,7 @@ mod tests {
             sent_us: 5,
             echo_us: 6,
             held_us: 7,
+            hears: 8,
         }
     }
 

@@ -11,10 +11,11 @@ use std::time::Instant;
 use muster_actors::cluster::{Cluster, Event, Receiver};
 use muster_node::cluster::metric_definitions::ClusterMetrics;
 use muster_node::cluster::nodes::Nodes;
-use muster_node::config::{LogConfig, LogFormat, Sources, load};
+use muster_node::config::{LogConfig, LogFormat, Sources, cluster_secret, load};
 use muster_node::{logging, metric_definitions, system_clock};
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::json::Json;
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::watch;
@@ -62,6 +63,12 @@ impl Receiver for Printer {
     }
 }
 
+fn metrics_text(registry: &Registry) -> String {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+    text
+}
+
 #[tokio::main]
 async fn main() {
     let mut flags: Vec<(String, String)> = Vec::new();
@@ -77,7 +84,9 @@ async fn main() {
     let mut registry = metric_definitions::registry();
     let metrics = ClusterMetrics::register(&mut registry);
     let environment = system_clock::environment();
-    let opened = muster_node::cluster::open(&config.cluster, &config.limits, &environment, metrics).await;
+    let opened =
+        muster_node::cluster::open(&config.cluster, cluster_secret(), &config.limits, &environment, metrics)
+            .await;
     let nodes = match opened {
         Ok(nodes) => nodes,
         Err(error) => {
@@ -134,6 +143,7 @@ async fn main() {
             ["remotable"] => {
                 println!("{}", json!({ "event": "remotable", "count": Nodes::remotable_actors() }))
             }
+            ["metrics"] => println!("{}", json!({ "event": "metrics", "text": metrics_text(&registry) })),
             ["drain"] => nodes.drain(),
             ["close"] => break,
             _ => panic!("what is {line:?}?"),

@@ -27,6 +27,7 @@ fn wire(out: &Outgoing) -> Frame {
         sent_us: 0,
         echo_us: 0,
         held_us: 0,
+        hears: 0,
     };
     Frame::decode(&Frame::encode(&out.header(header), &out.items).unwrap()).unwrap()
 }
