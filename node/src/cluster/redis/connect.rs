@@ -132,7 +132,9 @@ impl Server {
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
         let socket = SockRef::from(&stream);
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(self.timeout).with_interval(self.timeout))?;
+        // The kernel counts these in seconds.
+        let probe = self.timeout.max(Duration::from_secs(1));
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe))?;
         socket.set_tcp_user_timeout(Some(self.timeout))?;
         Ok(stream)
     }
