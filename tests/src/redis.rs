@@ -1,4 +1,5 @@
 //! A real Redis server for tests, on a port of its own, with nothing on disk. It ends with whoever started it.
+//! `TEST_REDIS_SERVER` names another program that does the same, such as `valkey-server`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -46,8 +47,9 @@ impl Server {
     pub fn launch(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new("setpriv");
+        let program = std::env::var("TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
         // The kernel tells it when whoever started it has ended, however that was.
-        command.args(["--pdeathsig", "KILL", "--", "redis-server", "--port", &port, "--bind", "127.0.0.1"]);
+        command.args(["--pdeathsig", "KILL", "--", &program, "--port", &port, "--bind", "127.0.0.1"]);
         command
             .args(["--save", "", "--appendonly", "no", "--loglevel", "warning", "--dir"])
             .arg(self.folder.path());

