@@ -189,6 +189,7 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
         core.connections.sweep(now, now_ms);
         core.blocks.end_due(now).await;
         core.presence.every_second();
+        core.usage.tell();
         if second.is_multiple_of(LAST_SEEN_EVERY_SECONDS) {
             note_gone(core).await;
         }
