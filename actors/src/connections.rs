@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use muster_protocol::account::Principal;
+use muster_protocol::cluster::NodeKey;
+use muster_protocol::cluster::usage::Elsewhere;
 use muster_protocol::ids::{AgentId, CredentialId};
 use muster_protocol::time::Timestamp;
 use muster_protocol::websocket::CloseCode;
@@ -36,6 +38,8 @@ pub struct Connections {
 struct Table {
     entries: HashMap<u64, Entry>,
     by_credential: HashMap<CredentialId, Counts>,
+    /// Sockets at other nodes.
+    elsewhere: Elsewhere<CredentialId>,
     /// Credentials and agents that were ended so far.
     ends: u64,
     /// The last of them, newest at the back.
@@ -69,6 +73,19 @@ enum Ended {
 const ENDS_REMEMBERED: usize = 1_024;
 
 impl Table {
+    fn count(&mut self, credential: CredentialId, is_socket: bool) {
+        *self.by_credential.entry(credential).or_default().of(is_socket) += 1;
+    }
+
+    fn discount(&mut self, credential: CredentialId, is_socket: bool) {
+        if let Some(counts) = self.by_credential.get_mut(&credential) {
+            *counts.of(is_socket) -= 1;
+            if *counts == Counts::default() {
+                self.by_credential.remove(&credential);
+            }
+        }
+    }
+
     fn note(&mut self, ended: Ended) {
         self.ends += 1;
         if self.ended.len() == ENDS_REMEMBERED {
@@ -107,11 +124,21 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let mut table = self.connections.table.lock();
         let Some(entry) = table.entries.remove(&self.id) else { return };
-        if let Some(counts) = table.by_credential.get_mut(&entry.credential) {
-            *counts.of(entry.is_socket) -= 1;
-            if *counts == Counts::default() {
-                table.by_credential.remove(&entry.credential);
-            }
+        table.discount(entry.credential, entry.is_socket);
+    }
+}
+
+/// A place that is kept for a socket that is being opened. It is given up when this is dropped, unless the socket has it.
+pub struct Place {
+    connections: Arc<Connections>,
+    credential: CredentialId,
+    is_taken: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.connections.table.lock().discount(self.credential, true);
         }
     }
 }
@@ -132,6 +159,17 @@ impl Connections {
     /// Adds a connection. It is ended at once if its credential or its agent was ended since it was checked.
     #[must_use]
     pub fn register(self: &Arc<Self>, principal: &Principal, connection: Weak<dyn Connection>) -> Registered {
+        self.register_in(None, principal, connection)
+    }
+
+    /// The same in a place that was kept for it.
+    #[must_use]
+    pub fn register_in(
+        self: &Arc<Self>,
+        place: Option<Place>,
+        principal: &Principal,
+        connection: Weak<dyn Connection>,
+    ) -> Registered {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let entry = Entry {
             credential: principal.credential,
@@ -140,9 +178,14 @@ impl Connections {
             is_socket: connection.upgrade().is_some_and(|connection| connection.is_socket()),
             connection,
         };
+        // One that does not fit is given up before the table is locked.
+        let place = place.filter(|place| place.credential == entry.credential && entry.is_socket);
         let mut table = self.table.lock();
         let ended = table.has_ended(principal).then(|| entry.connection.upgrade()).flatten();
-        *table.by_credential.entry(entry.credential).or_default().of(entry.is_socket) += 1;
+        match place {
+            Some(mut place) => place.is_taken = true,
+            None => table.count(entry.credential, entry.is_socket),
+        }
         table.entries.insert(id, entry);
         drop(table);
         if let Some(connection) = ended {
@@ -184,6 +227,38 @@ impl Connections {
         sockets
     }
 
+    /// Keeps a place for a socket of a credential, unless it has as many as it may, here and at other nodes.
+    #[must_use]
+    pub fn place(self: &Arc<Self>, credential: CredentialId, sockets_max: usize) -> Option<Place> {
+        let mut table = self.table.lock();
+        let here = table.by_credential.get(&credential).map_or(0, |counts| counts.sockets);
+        if here + table.elsewhere.sum(&credential) >= sockets_max {
+            return None;
+        }
+        table.count(credential, true);
+        drop(table);
+        Some(Place { connections: self.clone(), credential, is_taken: false })
+    }
+
+    /// Credentials with at least so many sockets here, and how many.
+    #[must_use]
+    pub fn sockets_from(&self, least: usize) -> Vec<(CredentialId, u32)> {
+        let table = self.table.lock();
+        let many = table.by_credential.iter().filter(|(_, counts)| counts.sockets >= least.max(1));
+        many.map(|(credential, counts)| (*credential, u32::try_from(counts.sockets).unwrap_or(u32::MAX)))
+            .collect()
+    }
+
+    /// Notes what another node has told of its sockets.
+    pub fn note_elsewhere(&self, node: &NodeKey, whole: bool, sockets: Vec<(CredentialId, u32)>) {
+        self.table.lock().elsewhere.note(node, whole, sockets);
+    }
+
+    /// Another node is gone, and its sockets with it.
+    pub fn forget_elsewhere(&self, node: &NodeKey) {
+        self.table.lock().elsewhere.forget(node);
+    }
+
     /// Connections of a credential.
     #[must_use]
     pub fn count(&self, credential: CredentialId) -> Counts {
@@ -218,5 +293,38 @@ impl Connections {
             .filter(|entry| wanted(entry))
             .filter_map(|entry| entry.connection.upgrade())
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_never_more_than_may_be_and_none_is_lost() {
+        let connections = Arc::new(Connections::default());
+        let credential = CredentialId::from_bytes([1; 16]);
+        let node = NodeKey { name: "b".into(), incarnation: 1 };
+        connections.note_elsewhere(&node, false, vec![(credential, 3)]);
+        let (send, places) = std::sync::mpsc::sync_channel(64);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let (send, connections) = (send.clone(), connections.clone());
+                scope.spawn(move || {
+                    (0..8)
+                        .filter_map(|_| connections.place(credential, 10))
+                        .for_each(|place| send.send(place).unwrap());
+                });
+            }
+        });
+        drop(send);
+        let places: Vec<Place> = places.into_iter().collect();
+        assert_eq!((places.len(), connections.count(credential).sockets), (7, 7));
+        drop(places);
+        assert_eq!(connections.count(credential), Counts::default());
+        let kept: Vec<Option<Place>> = (0..7).map(|_| connections.place(credential, 10)).collect();
+        assert!(kept.iter().all(Option::is_some) && connections.place(credential, 10).is_none());
+        connections.forget_elsewhere(&node);
+        assert!(connections.place(credential, 10).is_some());
     }
 }

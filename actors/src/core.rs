@@ -24,6 +24,7 @@ use crate::store::Store;
 use crate::supervisor::{self, Supervisor};
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
+use crate::usage::ClusterUsage;
 
 /// Locks that changes of agents' records share.
 const CHANGE_STRIPES: usize = 64;
@@ -60,6 +61,8 @@ pub struct Core {
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
     pub sockets: Sockets,
+    /// What is used of limits that hold for the whole cluster.
+    pub usage: ClusterUsage,
     /// Joins of agents on the main socket.
     pub join_buckets: Buckets<AgentId>,
     /// Whether crash drills are allowed.
@@ -130,7 +133,9 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
         };
+        let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
+            usage,
             blocks,
             notices,
             cluster,
@@ -214,6 +219,13 @@ impl Receiver for Dispatcher {
                     core.pubsub.receive(event);
                 }
                 Message::Notice(ref notice) => core.notices.receive(notice.clone()),
+                Message::Usage(_) => {
+                    if let Event::Message(node, message) = event
+                        && let Message::Usage(usage) = *message
+                    {
+                        core.usage.receive(&node, usage, core.environment.monotonic_ms());
+                    }
+                }
                 Message::Stream(_) => core.streams.receive(event),
                 Message::Presence(_) => {
                     if let Event::Message(node, message) = event
@@ -228,15 +240,18 @@ impl Receiver for Dispatcher {
                 core.pubsub.receive(event.clone());
                 core.streams.receive(event);
                 core.notices.missed();
+                core.usage.node_up();
             }
             Event::Reset(node) => {
                 core.presence.node_reset(node.clone());
                 core.pubsub.receive(event.clone());
                 core.streams.receive(event);
                 core.notices.missed();
+                core.usage.node_up();
             }
             Event::Down(node) => {
                 core.presence.node_down(node.clone());
+                core.usage.node_down(node);
                 core.pubsub.receive(event.clone());
                 core.streams.receive(event);
             }

@@ -30,3 +30,4 @@ pub mod store;
 pub mod supervisor;
 pub mod task_stream;
 pub mod tasks;
+pub mod usage;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use muster_actors::core::Core;
 use muster_actors::rate_limits::Buckets;
 use muster_protocol::account::SecretHash;
-use muster_protocol::ids::CredentialId;
 use muster_protocol::phoenix::handshake::OriginPolicy;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
@@ -43,8 +42,6 @@ pub struct App {
     pub requests: Arc<Semaphore>,
     /// Places for large bodies that are being read.
     pub large_bodies: Semaphore,
-    /// REST requests by credential.
-    pub credential_buckets: Buckets<CredentialId>,
     /// Long-poll sessions.
     pub longpolls: LongPolls,
     /// Cancelled when event streams and MCP sessions are to end.
@@ -77,7 +74,6 @@ impl App {
             trusted_proxies: networks(&config.http.trusted_proxies)?,
             requests: Arc::new(Semaphore::new(config.limits.http_requests_in_flight_max)),
             large_bodies: Semaphore::new(config.limits.http_large_bodies_max),
-            credential_buckets: Buckets::new(config.limits.requests_per_credential),
             connect_buckets: Buckets::new(config.limits.connects_per_ip),
             registration_buckets: Buckets::new(config.limits.registrations_per_ip),
             longpolls: LongPolls::new(&config.limits),

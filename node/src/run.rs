@@ -22,7 +22,7 @@ use crate::app::App;
 use crate::cluster;
 use crate::cluster::metric_definitions::ClusterMetrics;
 use crate::cluster::nodes::Nodes;
-use crate::config::Config;
+use crate::config::{Config, cluster_secret};
 use crate::http::front::Front;
 use crate::http::{listener, tls};
 use crate::metric_definitions::{HttpMetrics, registry};
@@ -156,10 +156,8 @@ async fn join(
         return Ok((Arc::new(Alone::new(me)), None));
     }
     let metrics = ClusterMetrics::register(registry);
-    if config.cluster.redis_url.is_some() {
-        return Err("cluster.redis_url: this version carries nothing over Redis".into());
-    }
-    let nodes = cluster::open(&config.cluster, &config.limits, environment, metrics, None).await?;
+    let nodes =
+        cluster::open(&config.cluster, cluster_secret(), &config.limits, environment, metrics).await?;
     Ok((nodes.clone(), Some(nodes)))
 }
 
@@ -206,6 +204,7 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
         core.connections.sweep(now, now_ms);
         core.blocks.end_due(now).await;
         core.presence.every_second();
+        core.usage.tell();
         if second.is_multiple_of(LAST_SEEN_EVERY_SECONDS) {
             note_gone(core).await;
         }

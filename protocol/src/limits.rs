@@ -180,9 +180,12 @@ pub struct Limits {
     pub cluster_window_bytes_max: usize,
     /// Bytes of one message to another node.
     pub cluster_message_bytes_max: usize,
+    /// Bytes of frames that wait for Redis, to all nodes; further ones are offered again later.
+    pub cluster_redis_queue_bytes_max: usize,
 }
 
 impl Default for Limits {
+    #[allow(clippy::too_many_lines, reason = "one line for each limit")]
     fn default() -> Self {
         Self {
             connections_max: 100_000,
@@ -271,6 +274,7 @@ impl Default for Limits {
             cluster_outbox_bytes_max: 16 * MIB,
             cluster_window_bytes_max: 512 * KIB,
             cluster_message_bytes_max: 4 * MIB,
+            cluster_redis_queue_bytes_max: 16 * MIB,
         }
     }
 }

@@ -31,18 +31,18 @@ impl Rate {
 /// State of one bucket. Starts full.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket {
-    /// Milli-tokens, so that slow rates lose nothing to rounding.
-    milli_tokens: u64,
+    /// Milli-tokens, so that slow rates lose nothing to rounding. Below 0 when more was charged than there was.
+    milli_tokens: i64,
     refilled_at_ms: u64,
 }
 
-const MILLI: u64 = 1_000;
+const MILLI: i64 = 1_000;
 
 impl TokenBucket {
     /// A full bucket.
     #[must_use]
     pub fn new(rate: Rate, now_ms: u64) -> Self {
-        Self { milli_tokens: u64::from(rate.burst) * MILLI, refilled_at_ms: now_ms }
+        Self { milli_tokens: i64::from(rate.burst) * MILLI, refilled_at_ms: now_ms }
     }
 
     /// Takes `cost` tokens.
@@ -51,25 +51,32 @@ impl TokenBucket {
     /// Too few are there; nothing was taken. The error is the time in milliseconds after which they would be.
     pub fn take(&mut self, rate: Rate, cost: u32, now_ms: u64) -> Result<(), u64> {
         self.refill(rate, now_ms);
-        let wanted = u64::from(cost) * MILLI;
+        let wanted = i64::from(cost) * MILLI;
         if self.milli_tokens >= wanted {
             self.milli_tokens -= wanted;
             return Ok(());
         }
-        let missing = wanted - self.milli_tokens;
-        let per_period = u64::from(rate.tokens.max(1)) * MILLI;
+        let missing = self.milli_tokens.abs_diff(wanted);
+        let per_period = u64::from(rate.tokens.max(1)) * MILLI.unsigned_abs();
         Err((missing * u64::from(rate.period_ms)).div_ceil(per_period).max(1))
     }
 
     /// Gives back tokens that were taken for work that did not happen.
     pub fn give_back(&mut self, rate: Rate, cost: u32) {
-        self.milli_tokens = (self.milli_tokens + u64::from(cost) * MILLI).min(u64::from(rate.burst) * MILLI);
+        self.milli_tokens = (self.milli_tokens + i64::from(cost) * MILLI).min(i64::from(rate.burst) * MILLI);
+    }
+
+    /// Takes `cost` tokens that are gone already, whether they are there or not. The debt is one burst at most.
+    pub fn charge(&mut self, rate: Rate, cost: u32, now_ms: u64) {
+        self.refill(rate, now_ms);
+        let floor = -i64::from(rate.burst) * MILLI;
+        self.milli_tokens = (self.milli_tokens - i64::from(cost) * MILLI).max(floor);
     }
 
     /// Whole tokens left at `now_ms`.
     pub fn remaining(&mut self, rate: Rate, now_ms: u64) -> u32 {
         self.refill(rate, now_ms);
-        u32::try_from(self.milli_tokens / MILLI).unwrap_or(u32::MAX)
+        u32::try_from(self.milli_tokens.max(0) / MILLI).unwrap_or(u32::MAX)
     }
 
     /// Whether it is full again, so that it can be forgotten: a new one would be the same.
@@ -80,12 +87,13 @@ impl TokenBucket {
     fn refill(&mut self, rate: Rate, now_ms: u64) {
         // A clock that goes back gives nothing and takes nothing.
         let elapsed_ms = now_ms.saturating_sub(self.refilled_at_ms);
-        let gained =
-            elapsed_ms.saturating_mul(u64::from(rate.tokens) * MILLI) / u64::from(rate.period_ms.max(1));
+        let gained = elapsed_ms.saturating_mul(u64::from(rate.tokens) * MILLI.unsigned_abs())
+            / u64::from(rate.period_ms.max(1));
         if gained == 0 {
             return;
         }
-        self.milli_tokens = self.milli_tokens.saturating_add(gained).min(u64::from(rate.burst) * MILLI);
+        let gained = i64::try_from(gained).unwrap_or(i64::MAX);
+        self.milli_tokens = self.milli_tokens.saturating_add(gained).min(i64::from(rate.burst) * MILLI);
         self.refilled_at_ms = now_ms;
     }
 }
@@ -94,6 +102,18 @@ impl TokenBucket {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_charged_is_paid_back_before_anything_is_taken() {
+        let rate = Rate::per_second(10, 20);
+        let mut bucket = TokenBucket::new(rate, 0);
+        bucket.charge(rate, 25, 0);
+        assert_eq!((bucket.remaining(rate, 0), bucket.take(rate, 1, 0)), (0, Err(600)));
+        assert_eq!(bucket.take(rate, 1, 600), Ok(()));
+        bucket.charge(rate, u32::MAX, 600);
+        assert_eq!(bucket.take(rate, 1, 600), Err(2_100), "one burst of debt and no more");
+        assert!(bucket.is_full(rate, 4_600));
+    }
 
     #[test]
     fn burst_then_rate() {

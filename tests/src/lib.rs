@@ -3,8 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure real time and read the environment")]
 #![allow(clippy::print_stdout, reason = "figures are for people")]
 
+pub mod gate;
 pub mod links;
 pub mod raw;
+pub mod redis;
 pub mod requirements;
 pub mod siege;
 

@@ -32,7 +32,7 @@ use smol_str::SmolStr;
 use self::actor::Awake;
 pub use self::actor::Sockets;
 use self::join::{JoinActor, JoinMessage};
-use crate::connections::{Connection, Registered};
+use crate::connections::{Connection, Place, Registered};
 use crate::core::Core;
 use crate::egress::outlet::{JoinOwner, reply_frame};
 use crate::egress::{Class, Outlet, OutletId, Sink, SinkLimits, Transport};
@@ -64,6 +64,8 @@ pub struct SocketParts {
     pub mount: Mount,
     /// Who speaks.
     pub principal: Principal,
+    /// What was kept for it among the sockets of its credential.
+    pub place: Place,
     /// Which messages it speaks.
     pub version: Version,
     /// Its way to the kernel.
@@ -99,7 +101,7 @@ impl Socket {
     /// A new connection. Its actors sleep until there is something to do.
     #[must_use]
     pub fn start(parts: SocketParts) -> Arc<Self> {
-        let SocketParts { core, mount, principal, version, transport } = parts;
+        let SocketParts { core, mount, principal, place, version, transport } = parts;
         let now_ms = core.environment.monotonic_ms();
         let socket = Arc::new_cyclic(|myself| Self {
             sink: Arc::new(Sink::new(transport, SinkLimits::from(core.limits.as_ref()))),
@@ -116,7 +118,8 @@ impl Socket {
             version,
         });
         let weak: std::sync::Weak<dyn Connection> = socket.myself.clone();
-        let _once = socket.registered.set(socket.core.connections.register(&socket.principal, weak));
+        let _once =
+            socket.registered.set(socket.core.connections.register_in(Some(place), &socket.principal, weak));
         socket.core.metrics.sockets.inc();
         socket
     }

@@ -153,6 +153,12 @@ impl Streams {
         }
     }
 
+    /// The rates of agents' chunks.
+    #[must_use]
+    pub fn agent_buckets(&self) -> &Buckets<AgentId> {
+        &self.registry.agent_buckets
+    }
+
     /// How its supervisor is started.
     #[must_use]
     pub fn child(&self) -> ChildSpec {

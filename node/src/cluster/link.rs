@@ -18,8 +18,10 @@ use super::fabric::Connection;
 use super::hints::Addresses;
 use super::nodes::Nodes;
 
-/// The carrier that is not a connection.
-const FALLBACK: Carrier = Carrier { id: 0, reliable: false };
+/// What is said to a process with which there is no session yet.
+fn no_session() -> Outgoing {
+    Outgoing { epoch: 0, peer_epoch: 0, number: 0, ack: 0, items: Bytes::new() }
+}
 
 /// How a frame came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,8 @@ pub(super) struct Direct {
     pub(super) connection: Arc<Connection>,
     /// When something came over it last, in monotonic milliseconds.
     pub(super) heard_at_ms: u64,
+    /// When it was opened, or the node last said that it hears this one over it, in monotonic milliseconds.
+    is_heard_at_ms: u64,
 }
 
 impl Peer {
@@ -197,7 +201,11 @@ impl Link {
             }
             Notice::Opened(connection) => {
                 let heard_at_ms = self.nodes.now_ms();
-                let replaced = self.peer.state.lock().direct.replace(Direct { connection, heard_at_ms });
+                let replaced = self.peer.state.lock().direct.replace(Direct {
+                    connection,
+                    heard_at_ms,
+                    is_heard_at_ms: heard_at_ms,
+                });
                 if let Some(replaced) = replaced {
                     replaced.connection.cut.cancel();
                 }
@@ -250,6 +258,9 @@ impl Link {
         let (now_ms, now_us) = (self.nodes.now_ms(), self.nodes.now_us());
         let header = &frame.header;
         let key = header.from.clone();
+        if header.to.is_none() && !self.is_open(&key) {
+            return self.greet(&key);
+        }
         let heard = Heard { key: key.clone(), draining: header.draining, goodbye: header.goodbye };
         match self.nodes.heard(&heard, now_ms) {
             Ok(changes) => {
@@ -264,6 +275,9 @@ impl Link {
             && direct.connection.id == id
         {
             direct.heard_at_ms = now_ms;
+        }
+        if let Some(direct) = direct.as_mut().filter(|direct| direct.connection.id == header.hears) {
+            direct.is_heard_at_ms = now_ms;
         }
         let Some(open) = open.as_mut().filter(|open| open.key == key) else { return };
         if header.to.is_some() && header.sent_us > 0 {
@@ -293,6 +307,19 @@ impl Link {
             }
         }
         self.pump();
+    }
+
+    fn is_open(&self, key: &NodeKey) -> bool {
+        self.peer.state.lock().open.as_ref().is_some_and(|open| open.key == *key)
+    }
+
+    /// Answers who lets all know that it is there. That alone brings nobody up, for it may have been recorded while a
+    /// process lived that has ended since; what is addressed to this process was said in its lifetime.
+    fn greet(&self, key: &NodeKey) {
+        let state = self.peer.state.lock();
+        if let Some(fallback) = self.fallback() {
+            self.put(&state, fallback, key, &no_session(), (self.nodes.now_us(), None));
+        }
     }
 
     fn take_message(&self, key: &NodeKey, bytes: &Bytes) {
@@ -361,13 +388,23 @@ impl Link {
         }
     }
 
-    /// Which way frames go just now.
+    /// What carries frames beside the connection, if it does just now. Numbers of connections are odd.
+    fn fallback(&self) -> Option<Carrier> {
+        let connection = self.nodes.fallback.as_ref()?.connection()?;
+        Some(Carrier { id: connection << 1, reliable: false })
+    }
+
+    /// Which way frames go just now: over the connection, unless it is silent or the other end does not hear it.
     fn carrier(&self, state: &State, now_ms: u64) -> Option<Carrier> {
-        let fallback = self.nodes.fallback.as_ref().filter(|fallback| fallback.is_up()).map(|_| FALLBACK);
+        let fallback = self.fallback();
         let Some(direct) = &state.direct else { return fallback };
         let carrier = Carrier { id: direct.connection.id, reliable: true };
-        let is_silent = now_ms.saturating_sub(direct.heard_at_ms) >= self.nodes.config.suspect_after_ms;
+        let is_silent = self.is_long_ago(direct.heard_at_ms.min(direct.is_heard_at_ms), now_ms);
         if is_silent { fallback.or(Some(carrier)) } else { Some(carrier) }
+    }
+
+    fn is_long_ago(&self, at_ms: u64, now_ms: u64) -> bool {
+        now_ms.saturating_sub(at_ms) >= self.nodes.config.suspect_after_ms
     }
 
     /// Sends what may leave.
@@ -422,14 +459,19 @@ impl Link {
         if let Some(connection) = direct {
             // To a process that has just taken the other's place there is no session yet.
             let out = open.iter().find(|(key, _)| *key == connection.peer).map(|(_, out)| out.clone());
-            let out =
-                out.unwrap_or(Outgoing { epoch: 0, peer_epoch: 0, number: 0, ack: 0, items: Bytes::new() });
+            let out = out.unwrap_or_else(no_session);
             let carrier = Carrier { id: connection.id, reliable: true };
             self.put(&state, carrier, &connection.peer, &out, (now_us, Some(&addresses)));
         }
-        if let (Some((key, out)), Some(FALLBACK)) = (open, carrier) {
-            self.put(&state, FALLBACK, &key, &out, (now_us, Some(&addresses)));
+        if let (Some((key, out)), Some(carrier)) = (open, carrier.filter(|carrier| !carrier.reliable)) {
+            self.put(&state, carrier, &key, &out, (now_us, Some(&addresses)));
         }
+    }
+
+    /// The connection over which the node is heard, or 0.
+    fn hears(&self, state: &State, now_ms: u64) -> u64 {
+        let direct = state.direct.as_ref().filter(|direct| !self.is_long_ago(direct.heard_at_ms, now_ms));
+        direct.map_or(0, |direct| direct.connection.id)
     }
 
     /// Hands one frame over, now.
@@ -446,6 +488,7 @@ impl Link {
             sent_us: now_us,
             echo_us,
             held_us: now_us.saturating_sub(heard_us),
+            hears: self.hears(state, now_us / 1_000),
             ..out.header(self.nodes.header(Some(to.clone())))
         };
         if let Some(Addresses { own, others }) = addresses {
@@ -459,7 +502,7 @@ impl Link {
                 return false;
             }
         };
-        if carrier == FALLBACK {
+        if !carrier.reliable {
             return self.nodes.fallback.as_ref().is_some_and(|fallback| fallback.send(to, frame));
         }
         // A connection to another process of that node takes nothing that is meant for this one.

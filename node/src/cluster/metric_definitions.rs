@@ -7,6 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::redis::metric_definitions::RedisMetrics;
 use super::status::Status;
 
 /// Metrics of the links.
@@ -28,6 +29,8 @@ pub struct ClusterMetrics {
     pub passed_over: Counter,
     /// Sessions that began anew.
     pub resets: Counter,
+    /// Of the transport over Redis.
+    pub redis: RedisMetrics,
 }
 
 impl ClusterMetrics {
@@ -47,6 +50,7 @@ impl ClusterMetrics {
             received: Counter::default(),
             passed_over: Counter::default(),
             resets: Counter::default(),
+            redis: RedisMetrics::register(registry),
         };
         metrics.register_nodes(registry);
         metrics.register_messages(registry);
@@ -136,7 +140,7 @@ impl ClusterMetrics {
         let up = || status.nodes.iter().filter(|node| node.state.is_up());
         self.nodes.set(gauge(up().count()));
         self.isolated.set(i64::from(status.isolated));
-        for transport in ["direct", "fallback", "none"] {
+        for transport in ["direct", "redis", "none"] {
             let links = up().filter(|node| !node.is_self && node.transport.unwrap_or("none") == transport);
             self.links.get_or_create(&[("transport", transport)]).set(gauge(links.count()));
         }

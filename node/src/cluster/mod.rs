@@ -6,7 +6,7 @@
 //! * [`doors`], [`hints`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
 //! * [`certificates`]: makes those that nodes show
 //! * [`fabric`], [`stream`]: ractor_cluster, which carries frames over connections
-//! * [`transport`]: what carries frames beside them
+//! * [`transport`], [`redis`]: what carries frames beside them
 //! * [`status`], [`metric_definitions`]: what operators see
 
 pub mod certificates;
@@ -18,6 +18,7 @@ mod link;
 pub mod metric_definitions;
 pub mod nodes;
 mod preamble;
+pub mod redis;
 mod slots;
 pub mod status;
 mod stream;
@@ -35,6 +36,7 @@ use self::doors::Dialler;
 use self::fabric::Fabric;
 use self::metric_definitions::ClusterMetrics;
 use self::nodes::{Nodes, Parts};
+use self::redis::Redis;
 use self::tls::Certificates;
 use self::transport::Transport;
 use crate::config::{ClusterConfig, ConfigError, TransportChoice};
@@ -59,17 +61,17 @@ pub fn identity(config: &ClusterConfig, environment: &Environment) -> Result<Nod
     Ok(NodeKey { name: name.into(), incarnation: environment.now().unix_ms_unsigned() })
 }
 
-/// Gets ready to be one of several nodes: listens, but takes nobody in before it is started through the port. `fallback` is
-/// what reaches nodes that are not reached directly.
+/// Gets ready to be one of several nodes: listens, but takes nobody in before it is started through the port. `secret` is
+/// what the nodes share, where they need one.
 ///
 /// # Errors
 /// The configuration cannot be used, or the address cannot be listened on.
 pub async fn open(
     config: &ClusterConfig,
+    secret: Option<String>,
     limits: &Limits,
     environment: &Environment,
     metrics: ClusterMetrics,
-    fallback: Option<Arc<dyn Transport>>,
 ) -> Result<Arc<Nodes>, RunError> {
     let me = identity(config, environment)?;
     let tls = Certificates::load(config)?;
@@ -79,6 +81,18 @@ pub async fn open(
             listener::bind(&address.to_string())
                 .map_err(|error| format!("cannot listen for other nodes on {address}: {error}"))?,
         ),
+        None => None,
+    };
+    let fallback = match &config.redis_url {
+        Some(url) => Some(Arc::new(Redis::new(redis::Parts {
+            config,
+            url: url.reveal(),
+            secret: secret.as_deref(),
+            limits,
+            me: &me,
+            environment,
+            metrics: metrics.redis.clone(),
+        })?) as Arc<dyn Transport>),
         None => None,
     };
     let parts = Parts {

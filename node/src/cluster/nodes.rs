@@ -27,7 +27,7 @@ use super::link::{Link, Notice, Peer, Via};
 use super::metric_definitions::ClusterMetrics;
 use super::slots::Slots;
 use super::transport::{Inbound, Transport};
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, TransportChoice};
 
 /// How often links look after what time brings.
 const TICK: Duration = Duration::from_millis(100);
@@ -283,7 +283,7 @@ impl Nodes {
                 connection.cut.cancel();
                 self.metrics.refused("flood");
             }
-            None if is_too_much => self.metrics.refused("flood"),
+            None if is_too_much => self.metrics.refused("pending"),
             Some(connection) => peer.take(Via::Direct(connection.id), frame, bytes.len()),
             None => peer.take(Via::Fallback, frame, bytes.len()),
         }
@@ -301,9 +301,18 @@ impl Nodes {
             if self.now_ms() >= announce_at_ms {
                 announce_at_ms = self.now_ms() + self.config.heartbeat_ms;
                 self.announce();
+                self.note_silence();
                 self.forget_strangers();
                 self.metrics.observe(&self.status());
             }
+        }
+    }
+
+    /// Where nodes find each other by Redis alone, one that does not reach it waits for others it does not know.
+    fn note_silence(&self) {
+        if self.config.transport == TransportChoice::Redis {
+            let is_up = self.fallback.as_ref().is_some_and(|fallback| fallback.connection().is_some());
+            self.set_unanswered(usize::from(!is_up));
         }
     }
 
@@ -325,6 +334,7 @@ impl Nodes {
             held_us: 0,
             address: None,
             others: Vec::new(),
+            hears: 0,
         }
     }
 

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::link::Peer;
 use super::nodes::Nodes;
+use super::transport::TransportStatus;
 
 /// The cluster as this node sees it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -17,6 +18,8 @@ pub struct Status {
     pub node: String,
     /// Whether this node hears none of those there should be.
     pub isolated: bool,
+    /// What carries frames beside direct links, if there is anything.
+    pub fallback: Option<TransportStatus>,
     /// All nodes that are known, this one too, by name.
     pub nodes: Vec<NodeStatus>,
 }
@@ -38,7 +41,7 @@ pub struct NodeStatus {
     pub address: Option<String>,
     /// Milliseconds since something was heard of it.
     pub heard_ms_ago: u64,
-    /// What carries frames to it: `direct` or `fallback`.
+    /// What carries frames to it: `direct` or `redis`.
     pub transport: Option<&'static str>,
     /// Milliseconds since it has been that.
     pub transport_since_ms: Option<u64>,
@@ -95,6 +98,7 @@ impl Status {
             cluster: cluster.to_owned(),
             node: me.name.to_string(),
             isolated: false,
+            fallback: None,
             nodes: vec![NodeStatus::oneself(me, draining)],
         }
     }
@@ -142,6 +146,7 @@ impl Nodes {
             cluster: self.cluster.to_string(),
             node: self.me.name.to_string(),
             isolated: self.is_isolated(),
+            fallback: self.fallback.as_ref().map(|fallback| fallback.status()),
             nodes,
         }
     }
@@ -157,7 +162,8 @@ impl Nodes {
         status.address = peer.address.lock().as_ref().map(ToString::to_string);
         let state = peer.state.lock();
         if let Some(carrier) = state.carrier.filter(|_| known.is_up()) {
-            status.transport = Some(if carrier.reliable { "direct" } else { "fallback" });
+            let fallback = self.fallback.as_ref().map(|fallback| fallback.name());
+            status.transport = if carrier.reliable { Some("direct") } else { fallback };
             status.transport_since_ms = Some(now_ms.saturating_sub(state.carrier_since_ms));
         }
         status.round_trip_us = state.round_trip_us;

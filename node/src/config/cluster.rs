@@ -39,14 +39,60 @@ pub struct ClusterConfig {
     pub allow_plaintext: bool,
     /// `auto`: direct links, and Redis for what they do not reach, if `redis_url` is given. `redis`: Redis alone.
     pub transport: TransportChoice,
-    /// Redis or Valkey.
-    pub redis_url: Option<String>,
+    /// Redis (6 or newer) or Valkey: redis://USER:PASSWORD@HOST:PORT, rediss:// for TLS, or redis+unix:///PATH. Needs
+    /// `MUSTER_CLUSTER_SECRET` in the environment.
+    pub redis_url: Option<RedisUrl>,
+    /// PEM file with the certificates of who signs a Redis with TLS; those this machine trusts when absent.
+    pub redis_ca: Option<PathBuf>,
     /// How often nodes let each other know that they are there, in milliseconds.
     pub heartbeat_ms: u64,
     /// A node that has not been heard of for this long is not waited for, in milliseconds.
     pub suspect_after_ms: u64,
     /// A node that has not been heard of for this long is gone, in milliseconds.
     pub down_after_ms: u64,
+}
+
+/// Where Redis is. There may be a password in it, so that is left out wherever it is shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct RedisUrl(String);
+
+impl RedisUrl {
+    /// All of it: to connect, and for nothing else.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for RedisUrl {
+    fn from(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+}
+
+impl std::fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some((scheme, rest)) = self.0.split_once("://") else { return f.write_str("…") };
+        let (credentials, place) =
+            rest.rsplit_once('@').map_or((None, rest), |(credentials, place)| (Some(credentials), place));
+        // Of a socket's path the password is behind the question mark.
+        let place = place.split(['?', '#']).next().unwrap_or_default();
+        let hidden = if credentials.is_some() { "…@" } else { "" };
+        write!(f, "{scheme}://{hidden}{place}")
+    }
+}
+
+impl std::fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl Serialize for RedisUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// How nodes reach each other.
@@ -75,6 +121,7 @@ impl Default for ClusterConfig {
             allow_plaintext: false,
             transport: TransportChoice::Auto,
             redis_url: None,
+            redis_ca: None,
             heartbeat_ms: 1_000,
             suspect_after_ms: 3_000,
             down_after_ms: 5_000,
@@ -134,7 +181,8 @@ impl ClusterConfig {
             ca: Some(PathBuf::new()),
             certificate: Some(PathBuf::new()),
             key: Some(PathBuf::new()),
-            redis_url: Some(String::new()),
+            redis_url: Some(RedisUrl(String::new())),
+            redis_ca: Some(PathBuf::new()),
             ..self
         }
     }
@@ -164,6 +212,12 @@ impl ClusterConfig {
         }
         if self.transport == TransportChoice::Redis && self.redis_url.is_none() {
             return named("redis_url", "needed by cluster.transport = \"redis\"");
+        }
+        if self.redis_url.is_some() && !self.is_clustered() {
+            return named(
+                "redis_url",
+                "of use where this node is one of several: give cluster.listen, or cluster.transport = \"redis\"",
+            );
         }
         let tls = [self.ca.is_some(), self.certificate.is_some(), self.key.is_some()];
         if tls.contains(&true) && tls.contains(&false) {

@@ -12,7 +12,7 @@ use muster_protocol::limits::Limits;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
 use serde::{Deserialize, Serialize};
 
-pub use self::cluster::{ClusterConfig, TransportChoice};
+pub use self::cluster::{ClusterConfig, RedisUrl, TransportChoice};
 pub use self::layers::{Sources, combine, load};
 pub use self::store_url::StoreUrl;
 use crate::http::addresses::Networks;
@@ -229,20 +229,7 @@ impl Config {
                 return Err(named(name, "at least 1 of each: a rate of nothing lets nobody in".into()));
             }
         }
-        let times = [
-            ("limits.handshake_timeout_ms", self.limits.handshake_timeout_ms),
-            ("limits.socket_idle_timeout_ms", self.limits.socket_idle_timeout_ms),
-            ("limits.reader_stall_timeout_ms", self.limits.reader_stall_timeout_ms),
-            ("limits.mcp_session_idle_ms", self.limits.mcp_session_idle_ms),
-            ("limits.longpoll_window_ms", self.limits.longpoll_window_ms),
-            ("limits.store_statement_timeout_ms", self.limits.store_statement_timeout_ms),
-            ("limits.store_call_timeout_ms", self.limits.store_call_timeout_ms),
-        ];
-        for (name, value) in times {
-            if value < TIMEOUT_MS_MIN {
-                return Err(named(name, format!("at least {TIMEOUT_MS_MIN}, not {value}")));
-            }
-        }
+        self.check_times()?;
         let at_least = [
             ("limits.connections_max", self.limits.connections_max, 1),
             ("limits.http_headers_max", self.limits.http_headers_max, 8),
@@ -276,6 +263,11 @@ impl Config {
                 self.limits.cluster_outbox_bytes_max,
                 self.limits.cluster_message_bytes_max + self.limits.cluster_window_bytes_max,
             ),
+            (
+                "limits.cluster_redis_queue_bytes_max",
+                self.limits.cluster_redis_queue_bytes_max,
+                self.limits.cluster_message_bytes_max + self.limits.cluster_window_bytes_max,
+            ),
         ];
         for (name, value, least) in at_least {
             if value < least {
@@ -283,6 +275,24 @@ impl Config {
             }
         }
         self.check_most()
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let times = [
+            ("limits.handshake_timeout_ms", self.limits.handshake_timeout_ms),
+            ("limits.socket_idle_timeout_ms", self.limits.socket_idle_timeout_ms),
+            ("limits.reader_stall_timeout_ms", self.limits.reader_stall_timeout_ms),
+            ("limits.mcp_session_idle_ms", self.limits.mcp_session_idle_ms),
+            ("limits.longpoll_window_ms", self.limits.longpoll_window_ms),
+            ("limits.store_statement_timeout_ms", self.limits.store_statement_timeout_ms),
+            ("limits.store_call_timeout_ms", self.limits.store_call_timeout_ms),
+        ];
+        for (name, value) in times {
+            if value < TIMEOUT_MS_MIN {
+                return Err(ConfigError(format!("{name}: at least {TIMEOUT_MS_MIN}, not {value}")));
+            }
+        }
+        Ok(())
     }
 
     fn check_most(&self) -> Result<(), ConfigError> {

@@ -110,9 +110,9 @@ async fn open(app: &Arc<App>, asked: &Asked, address: IpAddr) -> Result<Arc<Sess
     let Some(version) = upgrade::version(&asked.params) else {
         return refuse(outcome(Status::Forbidden));
     };
-    let principal =
+    let (principal, kept) =
         match upgrade::connect(app, asked.mount, (&asked.params, asked.shown.as_ref()), address).await {
-            Ok(principal) => principal,
+            Ok(connecting) => connecting,
             Err(refusal) => return refuse(refused(&refusal)),
         };
     let (Some(shown), Some(place)) = (&asked.shown, app.longpolls.place()) else {
@@ -123,7 +123,14 @@ async fn open(app: &Arc<App>, asked: &Asked, address: IpAddr) -> Result<Arc<Sess
     }
     let (core, mount) = (app.core.clone(), asked.mount);
     let opening = Opening {
-        parts: Box::new(move |transport| SocketParts { core, mount, principal, version, transport }),
+        parts: Box::new(move |transport| SocketParts {
+            core,
+            mount,
+            principal,
+            place: kept,
+            version,
+            transport,
+        }),
         opened_by: shown.hash(),
         place,
     };

@@ -13,6 +13,7 @@ use http::header::{
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use muster_actors::connections::Place;
 use muster_actors::socket::{Socket, SocketParts};
 use muster_protocol::account::{Principal, Secret};
 use muster_protocol::error_code::{ErrorCode, Refusal};
@@ -37,6 +38,7 @@ struct Opening {
     mount: Mount,
     version: Version,
     principal: Principal,
+    place: Place,
     answer_subprotocol: bool,
 }
 
@@ -106,11 +108,11 @@ async fn open<B>(
         return refuse(StatusCode::FORBIDDEN);
     };
     let shown = shown_secret(mount, &params, subprotocol.token.as_deref(), request.headers());
-    let principal = match connect(app, mount, (&params, shown.as_ref()), address).await {
-        Ok(principal) => principal,
+    let (principal, place) = match connect(app, mount, (&params, shown.as_ref()), address).await {
+        Ok(connecting) => connecting,
         Err(refusal) => return Err(Box::new(refused(&refusal))),
     };
-    Ok(Opening { mount, version, principal, answer_subprotocol: subprotocol.answer })
+    Ok(Opening { mount, version, principal, place, answer_subprotocol: subprotocol.answer })
 }
 
 /// When whoever has as many sockets as it may is told to come back, in milliseconds.
@@ -144,13 +146,13 @@ pub(super) fn shown_secret(
         .or_else(|| presented_secret(headers))
 }
 
-/// Who connects by this secret (R24, R30, R57, R109).
+/// Who connects by this secret (R24, R30, R57, R109), and the place kept for the socket.
 pub(super) async fn connect(
     app: &App,
     mount: Mount,
     (params, shown): (&Params, Option<&Secret>),
     address: IpAddr,
-) -> Result<Principal, Refusal> {
+) -> Result<(Principal, Place), Refusal> {
     let choice = match mount {
         Mount::Main | Mount::User => params.text("agent_id"),
         Mount::Agent | Mount::Hirer => None,
@@ -159,11 +161,10 @@ pub(super) async fn connect(
     if !join_rules::may_connect(mount, &principal) {
         return Err(ErrorCode::Forbidden.into());
     }
-    let open = app.core.connections.count(principal.credential).sockets;
-    if open >= app.config.limits.sockets_per_credential_max {
-        return Err(Refusal::rate_limited(SOCKETS_RETRY_MS));
-    }
-    Ok(principal)
+    let most = app.config.limits.sockets_per_credential_max;
+    let place = app.core.connections.place(principal.credential, most);
+    let place = place.ok_or_else(|| Refusal::rate_limited(SOCKETS_RETRY_MS))?;
+    Ok((principal, place))
 }
 
 /// A refused connection says nothing but its status (R8).
@@ -240,6 +241,7 @@ async fn begin(app: Arc<App>, upgraded: UpgradeFut, opening: Opening, peer: Peer
         core: app.core.clone(),
         mount: opening.mount,
         principal: opening.principal,
+        place: opening.place,
         version: opening.version,
         transport: Box::new(WayOut(io.clone())),
     };

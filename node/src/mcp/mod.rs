@@ -198,7 +198,7 @@ impl Mcp {
         caller.acting().map_err(|refusal| refuse(&refusal))?;
         caller.principal.require(Scope::Connect).map_err(|refusal| refuse(&refusal))?;
         let now_ms = self.app.core.environment.monotonic_ms();
-        let taken = self.app.credential_buckets.take(caller.principal.credential, now_ms);
+        let taken = self.app.core.usage.requests.take(caller.principal.credential, now_ms);
         taken.map_err(|wait_ms| refuse(&Refusal::rate_limited(wait_ms)))?;
         if self.app.core.is_draining() {
             return Err(refuse(&ErrorCode::Draining.into()));

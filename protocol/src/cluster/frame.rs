@@ -79,6 +79,9 @@ pub struct Header {
     /// Where some of those it hears are reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<SmolStr>,
+    /// The connection over which the sender hears the receiver directly, or 0: what cannot be heard is sent another way.
+    #[serde(default)]
+    pub hears: u64,
 }
 
 /// A frame that was read.
@@ -221,6 +224,7 @@ mod tests {
             held_us: 7,
             address: Some("a.example:4100".into()),
             others: vec!["[::1]:1".into()],
+            hears: 8,
         }
     }
 

@@ -12,6 +12,7 @@
 //! * [`owner`]: which node a task stream belongs to
 //! * [`presence`]: who is present on the other nodes
 //! * [`stream`]: what its owner and the others say to each other
+//! * [`usage`]: limits that hold for all nodes together
 
 pub mod frame;
 mod hash;
@@ -21,6 +22,7 @@ pub mod owner;
 pub mod presence;
 pub mod session;
 pub mod stream;
+pub mod usage;
 
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
@@ -91,6 +93,8 @@ pub enum Message {
     Stream(stream::StreamMessage),
     /// Who is present.
     Presence(presence::Message),
+    /// What is used of limits that hold for the whole cluster.
+    Usage(usage::Usage),
 }
 
 /// See [`Message::Interest`].

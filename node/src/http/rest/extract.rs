@@ -51,7 +51,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         caller.principal.require(scope)?;
         let now_ms = app.core.environment.monotonic_ms();
         let credential = caller.principal.credential;
-        let buckets = &app.credential_buckets;
+        let buckets = &app.core.usage.requests;
         let taken = buckets.take(credential, now_ms);
         let _once = origin.allowance.set((buckets.burst(), buckets.remaining(&credential, now_ms)));
         taken.map_err(Refusal::rate_limited)?;
