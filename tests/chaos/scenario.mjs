@@ -38,7 +38,7 @@ export const STEPS_MAX = 10_000;
 /** Longest wait of one step, ms. */
 export const WAIT_MS_MAX = 3_600_000;
 export const NODES_MAX = 9;
-export const CLIENTS_MAX = 20_000;
+export const CLIENTS_MAX = 5_000;
 export const RATE_MAX = 20_000;
 
 const UNITS = { ms: 1, s: 1_000, min: 60_000 };

@@ -190,7 +190,7 @@ function configuration({ address, port }, nodes) {
   const servers = nodes.map((node) => `  server ${node.name} ${node.address}:${node.port} check`);
   return `global
   log stdout format raw local0 notice
-  maxconn 20000
+  maxconn 8000
 
 defaults
   log global
