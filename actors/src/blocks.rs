@@ -82,6 +82,18 @@ impl Blocks {
         Ok(())
     }
 
+    /// Reads the blocks of everybody who watches again: some changes may have been missed.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn read_again(&self) -> Result<(), Refusal> {
+        self.changes.fetch_add(1, Ordering::Release);
+        for viewer in self.presence.viewers() {
+            self.tell(viewer).await?;
+        }
+        Ok(())
+    }
+
     /// Shows those again whose blocks have run out by now.
     pub async fn end_due(&self, now: Timestamp) {
         let due: Vec<AgentId> =

@@ -33,6 +33,11 @@ pub trait Cluster: Send + Sync + 'static {
     /// This node.
     fn me(&self) -> &NodeKey;
 
+    /// Whether there are no other nodes and never will be.
+    fn is_alone(&self) -> bool {
+        false
+    }
+
     /// The nodes that are up, and every change of that. A node is among them before its [`Event::Up`] and until its
     /// [`Event::Down`].
     fn members(&self) -> watch::Receiver<Arc<Members>>;
@@ -65,6 +70,10 @@ impl Alone {
 impl Cluster for Alone {
     fn me(&self) -> &NodeKey {
         &self.me
+    }
+
+    fn is_alone(&self) -> bool {
+        true
     }
 
     fn members(&self) -> watch::Receiver<Arc<Members>> {

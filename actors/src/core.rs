@@ -1,15 +1,18 @@
 //! The parts of a node, put together once and passed around.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
+use muster_protocol::cluster::Message;
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::blocks::Blocks;
+use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
 use crate::metric_definitions::Metrics;
+use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
 use crate::presence::Presence;
@@ -42,7 +45,11 @@ pub struct Core {
     /// Who is online.
     pub online: Arc<Online>,
     /// Who does not see whom.
-    pub blocks: Blocks,
+    pub blocks: Arc<Blocks>,
+    /// Who is told of changes.
+    pub notices: Arc<Notices>,
+    /// The other nodes.
+    pub cluster: Arc<dyn Cluster>,
     /// Changes of agents' records on this node, one at a time for each agent.
     changing: [tokio::sync::Mutex<()>; CHANGE_STRIPES],
     /// Task streams.
@@ -71,6 +78,8 @@ pub struct Parts {
     pub streams: StreamSettings,
     /// Store.
     pub store: Arc<dyn Store>,
+    /// The other nodes.
+    pub cluster: Arc<dyn Cluster>,
     /// Metrics.
     pub metrics: Metrics,
     /// Shards of topics: as many as there are processors.
@@ -83,14 +92,13 @@ impl Core {
     /// Starts the actors of a node.
     ///
     /// # Errors
-    /// The store cannot be written, or an actor does not start.
+    /// An actor does not start.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, metrics, shards, drills } = parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, shards, drills } = parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
-        let epoch = store.next_epoch().await?;
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
-        let pubsub = Arc::new(PubSub::new(shards, metrics.clone()));
+        let pubsub = Arc::new(PubSub::new(shards, cluster.clone(), metrics.clone()));
         for child in pubsub.children() {
             supervisor::start(&supervisor, child).await?;
         }
@@ -103,24 +111,31 @@ impl Core {
             limits: limits.clone(),
             settings: streams,
             metrics: metrics.clone(),
-            epoch,
         });
         supervisor::start(&supervisor, streams.child()).await?;
         let sockets = Sockets::new(metrics.clone());
         supervisor::start(&supervisor, sockets.child()).await?;
+        let blocks = Arc::new(Blocks::new(store.clone(), presence.clone(), environment.clone()));
+        let connections = Arc::new(Connections::default());
+        let ports = (cluster.clone(), store.clone());
+        let notices =
+            Notices::new(ports, connections.clone(), (online.clone(), blocks.clone()), streams.clone());
         let tasks = Tasks {
             store: store.clone(),
             streams: streams.clone(),
             pubsub: pubsub.clone(),
             online: online.clone(),
+            notices: notices.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
         };
-        Ok(Arc::new(Self {
-            blocks: Blocks::new(store.clone(), presence.clone(), environment.clone()),
+        let core = Arc::new(Self {
+            blocks,
+            notices,
+            cluster,
             changing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             join_buckets: Buckets::new(limits.joins_per_agent),
-            connections: Arc::new(Connections::default()),
+            connections,
             draining: AtomicBool::new(false),
             environment,
             limits,
@@ -134,7 +149,30 @@ impl Core {
             sockets,
             drills,
             supervisor,
-        }))
+        });
+        core.join_cluster();
+        Ok(core)
+    }
+
+    /// Listens to the other nodes from now on.
+    fn join_cluster(self: &Arc<Self>) {
+        if self.cluster.is_alone() {
+            return;
+        }
+        let mut members = self.cluster.members();
+        self.cluster.start(Arc::new(Dispatcher(Arc::downgrade(self))));
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                let now = members.borrow_and_update().clone();
+                let Some(core) = weak.upgrade() else { return };
+                core.pubsub.members_changed(&now);
+                drop(core);
+                if members.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Waits until the supervisor has given up, which a node does not survive.
@@ -152,11 +190,35 @@ impl Core {
     /// From now on the node takes nothing new.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.cluster.drain();
     }
 
     /// Whether the node is going away.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Gives what the cluster says to whom it concerns.
+struct Dispatcher(Weak<Core>);
+
+impl Receiver for Dispatcher {
+    fn receive(&self, event: Event) {
+        let Some(core) = self.0.upgrade() else { return };
+        match &event {
+            Event::Message(_, message) => match **message {
+                Message::Interest(_) | Message::InterestNoted { .. } | Message::Publish { .. } => {
+                    core.pubsub.receive(event);
+                }
+                Message::Notice(ref notice) => core.notices.receive(notice.clone()),
+                Message::Stream(_) => {}
+            },
+            Event::Up(_) | Event::Reset(_) => {
+                core.pubsub.receive(event);
+                core.notices.missed();
+            }
+            Event::Down(_) => core.pubsub.receive(event),
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! * from outside: [`ports`] (time, randomness), [`store`], [`cluster`], [`settings`]
 //! * the way out: [`egress`]
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
+//! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
@@ -16,6 +17,7 @@ pub mod core;
 pub mod egress;
 pub mod inbox;
 pub mod metric_definitions;
+pub mod notices;
 pub mod online;
 pub mod ports;
 pub mod presence;

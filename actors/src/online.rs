@@ -147,6 +147,18 @@ impl Online {
         }
     }
 
+    /// Whether the agent is connected to this node.
+    #[must_use]
+    pub fn is_here(&self, agent: AgentId) -> bool {
+        self.agents.read().contains_key(&agent)
+    }
+
+    /// The agents that are connected to this node.
+    #[must_use]
+    pub fn here(&self) -> Vec<AgentId> {
+        self.agents.read().keys().copied().collect()
+    }
+
     /// Whether the agent is online.
     #[must_use]
     pub fn contains(&self, agent: AgentId) -> bool {

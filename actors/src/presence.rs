@@ -214,6 +214,14 @@ impl Presence {
         Watching { presence: self.clone(), topic, outlet: outlet.id() }
     }
 
+    /// The agents that watch something here.
+    #[must_use]
+    pub fn viewers(&self) -> HashSet<AgentId> {
+        let state = self.state.lock();
+        let topics = state.topics.values();
+        topics.flat_map(Topic::viewers).collect()
+    }
+
     /// Changes whom an agent does not see, wherever it watches.
     pub fn hide(&self, viewer: AgentId, hidden: Option<Arc<Hidden>>) {
         let _closed = self.inbox.push_always(Command::Hide { viewer, hidden });

@@ -2,17 +2,25 @@
 //! straight to each subscriber's connection, what belongs to one topic as one write.
 //!
 //! The tables outlive the shard's actor: after a crash the next one goes on with them, and only the batch at hand is lost.
+//!
+//! In a cluster each node says which topics it has subscribers for, and a publication goes to those nodes only. To
+//! subscribe is complete once the others know of it.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use muster_protocol::cluster::interest::Interests;
+use muster_protocol::cluster::{Interest, Members, Message, NodeKey};
 use muster_protocol::json::Json;
 use muster_protocol::websocket::CloseCode;
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
+use tokio::sync::oneshot;
 
+use crate::cluster::{Cluster, Event};
 use crate::egress::{Burst, Class, Outcome, Outlet, OutletId, Roster};
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
@@ -24,7 +32,18 @@ const INBOX_COMMANDS_MAX: usize = 262_144;
 /// The topics of a node.
 pub struct PubSub {
     shards: Vec<Arc<Shard>>,
+    cluster: Arc<dyn Cluster>,
+    is_clustered: bool,
+    /// What is sent about a table is sent under its lock, so that it leaves in the order of the changes.
+    interests: Mutex<Table>,
     metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Table {
+    interests: Interests,
+    /// Who waits until a topic is known everywhere; they come from joins, which are bounded by the sockets there are.
+    waiting: HashMap<SmolStr, Vec<oneshot::Sender<()>>>,
 }
 
 struct Shard {
@@ -36,28 +55,37 @@ struct Shard {
 enum Command {
     Subscribe { topic: SmolStr, outlet: Arc<Outlet> },
     Unsubscribe { topic: SmolStr, outlet: OutletId },
-    Publish { topic: SmolStr, event: &'static str, payload: Json },
+    Publish { topic: SmolStr, event: Cow<'static, str>, payload: Json },
 }
 
 /// A subscription; it ends when this is dropped.
 pub struct Subscription {
-    shard: Arc<Shard>,
+    pubsub: Arc<PubSub>,
     topic: SmolStr,
     outlet: OutletId,
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let command = Command::Unsubscribe { topic: std::mem::take(&mut self.topic), outlet: self.outlet };
+        let topic = std::mem::take(&mut self.topic);
+        if self.pubsub.is_clustered {
+            let mut table = self.pubsub.interests.lock();
+            let (unwanted, was_last) = table.interests.release(&topic);
+            self.pubsub.tell(unwanted);
+            if was_last {
+                table.waiting.remove(&topic);
+            }
+        }
+        let command = Command::Unsubscribe { outlet: self.outlet, topic: topic.clone() };
         // A closed inbox belongs to a node that is going away.
-        let _closed = self.shard.inbox.push_always(command);
+        let _closed = self.pubsub.shard(&topic).inbox.push_always(command);
     }
 }
 
 impl PubSub {
     /// With so many shards.
     #[must_use]
-    pub fn new(shards: usize, metrics: Arc<Metrics>) -> Self {
+    pub fn new(shards: usize, cluster: Arc<dyn Cluster>, metrics: Arc<Metrics>) -> Self {
         let shard = || {
             Arc::new(Shard {
                 inbox: Inbox::new(INBOX_COMMANDS_MAX),
@@ -65,7 +93,8 @@ impl PubSub {
                 metrics: metrics.clone(),
             })
         };
-        Self { shards: (0..shards.max(1)).map(|_| shard()).collect(), metrics }
+        let shards = (0..shards.max(1)).map(|_| shard()).collect();
+        Self { shards, is_clustered: !cluster.is_alone(), cluster, interests: Mutex::default(), metrics }
     }
 
     /// How its actors are started, one per shard.
@@ -85,23 +114,108 @@ impl PubSub {
         })
     }
 
-    /// Subscribes an outlet. What is published after this returns reaches it.
-    #[must_use]
-    pub fn subscribe(&self, topic: &str, outlet: &Arc<Outlet>) -> Subscription {
-        let shard = self.shard(topic);
+    /// Subscribes an outlet. What is published after this returns reaches it, on whichever node: the others know of it
+    /// by then, but for those that say nothing at the moment.
+    pub async fn subscribe(self: &Arc<Self>, topic: &str, outlet: &Arc<Outlet>) -> Subscription {
         let topic = SmolStr::from(topic);
         let command = Command::Subscribe { topic: topic.clone(), outlet: outlet.clone() };
-        let _closed = shard.inbox.push_always(command);
-        Subscription { shard: shard.clone(), topic, outlet: outlet.id() }
+        let _closed = self.shard(&topic).inbox.push_always(command);
+        let waits = if self.is_clustered {
+            let mut table = self.interests.lock();
+            let (wanted, known) = table.interests.want(&topic);
+            self.tell(wanted);
+            (!known).then(|| {
+                let (sender, receiver) = oneshot::channel();
+                table.waiting.entry(topic.clone()).or_default().push(sender);
+                receiver
+            })
+        } else {
+            None
+        };
+        let subscription = Subscription { pubsub: self.clone(), topic, outlet: outlet.id() };
+        if let Some(known) = waits {
+            // It is never dropped unanswered while the topic is wanted.
+            let _known = known.await;
+        }
+        subscription
     }
 
-    /// Publishes to everybody subscribed: at most once, in the order of the calls of one caller.
+    /// Publishes to everybody subscribed, on every node: at most once, in the order of the calls of one caller.
     pub fn publish(&self, topic: &str, event: &'static str, payload: Json) {
+        if self.is_clustered {
+            self.publish_elsewhere(topic, event, &payload);
+        }
+        self.publish_here(topic.into(), event.into(), payload);
+    }
+
+    fn publish_elsewhere(&self, topic: &str, event: &'static str, payload: &Json) {
+        let nodes: Vec<NodeKey> = self.interests.lock().interests.wanted_by(topic).to_vec();
+        for node in &nodes {
+            let (topic, event, payload) = (topic.into(), event.into(), payload.clone());
+            if !self.cluster.send(node, Message::Publish { topic, event, payload }) {
+                self.metrics.publications_dropped.inc();
+            }
+        }
+    }
+
+    fn publish_here(&self, topic: SmolStr, event: Cow<'static, str>, payload: Json) {
         self.metrics.published.inc();
-        let command = Command::Publish { topic: topic.into(), event, payload };
-        if self.shard(topic).inbox.push(command).is_err() {
+        let shard = self.shard(&topic);
+        if shard.inbox.push(Command::Publish { topic, event, payload }).is_err() {
             self.metrics.publications_dropped.inc();
-            tracing::warn!(event, "publication dropped: the shard is behind");
+            tracing::warn!("publication dropped: the shard is behind");
+        }
+    }
+
+    /// Takes what the cluster says about topics.
+    pub fn receive(&self, event: Event) {
+        let mut table = self.interests.lock();
+        match event {
+            Event::Up(node) | Event::Reset(node) => {
+                let all = table.interests.tell_all(&node);
+                self.tell(all.into_iter().map(|interest| (node.clone(), interest)).collect());
+            }
+            Event::Down(node) => {
+                let known = table.interests.down(&node);
+                table.answer(known);
+            }
+            Event::Message(node, message) => match *message {
+                Message::Interest(interest) => {
+                    if !table.interests.note(&node, &interest) {
+                        tracing::error!(%node, "it wants more topics than are kept; it misses what is published on them");
+                    }
+                    if interest.token != 0 {
+                        // A node that is gone meanwhile waits for nothing.
+                        let _gone =
+                            self.cluster.send(&node, Message::InterestNoted { token: interest.token });
+                    }
+                }
+                Message::InterestNoted { token } => {
+                    let known = table.interests.noted(&node, token);
+                    table.answer(known);
+                }
+                Message::Publish { topic, event, payload } => {
+                    drop(table);
+                    self.publish_here(topic, Cow::Owned(event.into()), payload);
+                }
+                _ => {}
+            },
+        }
+    }
+
+    /// Takes note of which nodes say nothing at the moment: no join waits for those.
+    pub fn members_changed(&self, members: &Members) {
+        let suspects: BTreeSet<NodeKey> =
+            members.nodes.iter().filter(|member| member.suspect).map(|member| member.key.clone()).collect();
+        let mut table = self.interests.lock();
+        let known = table.interests.suspects(&suspects);
+        table.answer(known);
+    }
+
+    fn tell(&self, interests: Vec<(NodeKey, Interest)>) {
+        for (node, interest) in interests {
+            // One that is going down is told everything when it comes back.
+            let _gone = self.cluster.send(&node, Message::Interest(interest));
         }
     }
 
@@ -113,11 +227,20 @@ impl PubSub {
     }
 }
 
+impl Table {
+    fn answer(&mut self, known: Vec<SmolStr>) {
+        for waiting in known.iter().filter_map(|topic| self.waiting.remove(topic)).flatten() {
+            // Whoever does not wait any more has left.
+            let _left = waiting.send(());
+        }
+    }
+}
+
 impl Shard {
     fn work(&self) {
         let commands = self.inbox.take();
         let mut topics = self.topics.lock();
-        let mut waiting: HashMap<SmolStr, Vec<(&'static str, Json)>> = HashMap::new();
+        let mut waiting: HashMap<SmolStr, Vec<(Cow<'static, str>, Json)>> = HashMap::new();
         for command in commands {
             match command {
                 Command::Publish { topic, event, payload } => {
@@ -147,12 +270,13 @@ impl Shard {
     fn deliver(
         &self,
         topics: &mut HashMap<SmolStr, Roster<Arc<Outlet>>>,
-        waiting: &mut HashMap<SmolStr, Vec<(&'static str, Json)>>,
+        waiting: &mut HashMap<SmolStr, Vec<(Cow<'static, str>, Json)>>,
         topic: &SmolStr,
     ) {
         let (Some(events), Some(outlets)) = (waiting.remove(topic), topics.get_mut(topic)) else {
             return;
         };
+        let events = events.iter().map(|(event, payload)| (&**event, payload.clone())).collect();
         broadcast(topic, events, outlets, &self.metrics);
     }
 }

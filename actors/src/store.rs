@@ -33,7 +33,7 @@ pub enum StoreError {
     /// The record changed since it was read.
     #[error("changed since it was read")]
     Conflict,
-    /// Another owner of the stream has written since: this one's epoch or seq is old.
+    /// Another owner has claimed the stream since: this one's epoch or seq is old.
     #[error("fenced off by a newer owner")]
     Fenced,
     /// The store cannot be reached or written now.
@@ -92,9 +92,11 @@ pub struct HiringFilter {
     pub skip: u32,
 }
 
-/// A stream as it is opened.
+/// Where a stream stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamHead {
+    /// What its owner writes under: given by the last claim; 0 when it was never claimed, or nothing is written any more.
+    pub epoch: u64,
     /// The task it belongs to.
     pub task: Task,
     /// Seq of its newest chunk; 0 when it never had one.
@@ -110,7 +112,7 @@ pub struct StreamHead {
 pub struct Append {
     /// Which task's.
     pub task: TaskId,
-    /// Epoch of the writer; a writer with an older epoch than the last one is fenced off.
+    /// Given to the writer when it claimed the stream; whoever holds an older one than the last is fenced off.
     pub epoch: u64,
     /// Without a gap, from one past the stored last seq.
     pub chunks: Vec<Chunk>,
@@ -130,12 +132,29 @@ pub type AppendDone = Box<dyn FnOnce(StoreResult<()>) + Send>;
 pub struct Finish {
     /// Which task.
     pub task: TaskId,
+    /// Given to the caller when it claimed the task's stream.
+    pub epoch: u64,
     /// How.
     pub ending: Ending,
     /// The agent that ended it, if one did.
     pub by: Option<AgentId>,
     /// Last seq the caller has given out: every chunk must be stored before the end is.
     pub last_seq: u64,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// Who gets a task instead.
+#[derive(Clone, Debug)]
+pub struct Reassign {
+    /// Which task.
+    pub task: TaskId,
+    /// Given to the caller when it claimed the task's stream.
+    pub epoch: u64,
+    /// Who does it from now on.
+    pub provider: AgentId,
+    /// Who has decided that.
+    pub by: AgentId,
     /// When.
     pub now: Timestamp,
 }
@@ -251,16 +270,11 @@ pub trait TaskStore: Send + Sync + 'static {
     async fn task(&self, id: TaskId) -> StoreResult<Task>;
     /// Tasks.
     async fn tasks(&self, filter: TaskFilter, page: PageRequest) -> StoreResult<Page<Task>>;
-    /// Ends a task that is pending or in progress, and counts it for its provider.
+    /// Ends a task that is pending or in progress, and counts it for its provider. Fenced: its stream was claimed by
+    /// another since, or the store has not every chunk that was given out.
     async fn finish_task(&self, finish: Finish) -> StoreResult<Task>;
-    /// Gives a pending task, and its hiring, to another provider.
-    async fn reassign_task(
-        &self,
-        id: TaskId,
-        provider: AgentId,
-        by: AgentId,
-        now: Timestamp,
-    ) -> StoreResult<Task>;
+    /// Gives a pending task, and its hiring, to another provider. Fenced: its stream was claimed by another since.
+    async fn reassign_task(&self, reassign: Reassign) -> StoreResult<Task>;
     /// What happened to a task, oldest first.
     async fn timeline(&self, id: TaskId) -> StoreResult<Vec<TimelineEntry>>;
     /// Adds a note to a task, unless it has `notes_max`.
@@ -280,10 +294,18 @@ pub trait TaskStore: Send + Sync + 'static {
 /// The logs of task streams.
 #[async_trait]
 pub trait StreamStore: Send + Sync + 'static {
-    /// An epoch higher than any given before: what fences off writers of an earlier life of this node.
-    async fn next_epoch(&self) -> StoreResult<u64>;
-    /// A stream, with as many of its newest chunks as fit, after every append that was asked for before.
-    async fn open_stream(&self, task: TaskId, chunks_max: usize, bytes_max: usize)
+    /// Claims a stream, after every append that was asked of this store before, and gives where it stands, with as many
+    /// of its newest chunks as fit. Its epoch is higher than any given before, for any stream of the database; from now
+    /// on whatever is asked under an older one is fenced off, even if the new owner never writes. The stream of a task
+    /// that has ended takes nothing any more: it is not claimed, and the epoch is 0.
+    async fn claim_stream(
+        &self,
+        task: TaskId,
+        chunks_max: usize,
+        bytes_max: usize,
+    ) -> StoreResult<StreamHead>;
+    /// The same without a claim: where the stream stood just now.
+    async fn stream_head(&self, task: TaskId, chunks_max: usize, bytes_max: usize)
     -> StoreResult<StreamHead>;
     /// Appends; waits only for a place in the queue. `done` is called when the chunks are durable, in the order of the
     /// calls.

@@ -13,6 +13,7 @@ use muster_protocol::topic::{agent_topic, event, hirer_topic};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
@@ -29,6 +30,8 @@ pub struct Tasks {
     pub pubsub: Arc<PubSub>,
     /// Who is online.
     pub online: Arc<Online>,
+    /// Who is told of changes.
+    pub notices: Arc<Notices>,
     /// Time and randomness.
     pub environment: Environment,
     /// Bounds.
@@ -305,7 +308,7 @@ impl Tasks {
         // Its reputation has changed: those who watch it see that.
         if self.online.contains(task.provider) {
             match self.store.agent(task.provider).await {
-                Ok(agent) => self.online.refresh(&Arc::new(agent)),
+                Ok(agent) => self.notices.agent_changed(&Arc::new(agent)),
                 Err(error) => tracing::error!(%error, "cannot read a provider"),
             }
         }

@@ -109,11 +109,6 @@ impl App {
         buckets.take(limit_key(from), self.core.environment.monotonic_ms())
     }
 
-    /// Ends everything connected under these credentials; gives how much that was.
-    pub fn end_credentials(&self, revoked: &[CredentialId], reason: &str) -> usize {
-        revoked.iter().map(|credential| self.core.connections.end_credential(*credential, reason)).sum()
-    }
-
     /// The listeners are up.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);

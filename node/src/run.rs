@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_actors::cluster::Alone;
 use muster_actors::core::{Core, Parts};
 use muster_actors::metric_definitions::Metrics;
 use muster_actors::store::Store;
 use muster_protocol::account::{Secret, SecretHash};
+use muster_protocol::cluster::NodeKey;
 use muster_protocol::websocket::CloseCode;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -58,11 +60,14 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     let (operator, new_operator_token) =
         operator(store.as_ref(), operator_token, environment.random()).await?;
     let mut registry = registry();
+    let incarnation = environment.now().unix_ms_unsigned();
+    let cluster = Arc::new(Alone::new(NodeKey { name: "muster".into(), incarnation }));
     let parts = Parts {
         environment,
         limits: config.limits.clone(),
         streams: config.stream.clone(),
         store,
+        cluster,
         metrics: Metrics::register(&mut registry),
         shards: std::thread::available_parallelism().map_or(1, usize::from),
         drills: config.drills.enabled,

@@ -33,7 +33,7 @@ impl AgentChannel {
         let core = &socket.core;
         let changes = core.online.changes();
         let agent = current_agent(socket).await?;
-        let subscription = core.pubsub.subscribe(outlet.topic(), outlet);
+        let subscription = core.pubsub.subscribe(outlet.topic(), outlet).await;
         let watching = core.presence.watch(outlet.topic(), outlet, Some(agent.id), (View::Full, None));
         let appearance = super::appear(core, agent, changes, true).await?;
         outlet.open(reference, &Json::empty_object());

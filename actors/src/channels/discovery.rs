@@ -168,7 +168,7 @@ pub async fn change(
         match core.store.update_agent(&read, changed.clone()).await {
             Ok(()) => {
                 let agent = Arc::new(changed);
-                core.online.refresh(&agent);
+                core.notices.agent_changed(&agent);
                 return Ok(agent);
             }
             Err(StoreError::Conflict) => {}

@@ -15,8 +15,8 @@ pub struct HirerChannel {
 }
 
 impl HirerChannel {
-    pub(super) fn join(socket: &Arc<Socket>, outlet: &Arc<Outlet>, reference: &Ref) -> Self {
-        let subscription = socket.core.pubsub.subscribe(outlet.topic(), outlet);
+    pub(super) async fn join(socket: &Arc<Socket>, outlet: &Arc<Outlet>, reference: &Ref) -> Self {
+        let subscription = socket.core.pubsub.subscribe(outlet.topic(), outlet).await;
         outlet.open(reference, &Json::empty_object());
         Self { _subscription: subscription }
     }

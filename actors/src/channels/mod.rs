@@ -66,7 +66,7 @@ impl Channel {
         join_rules::may_join(&socket.principal, topic, task.as_ref())?;
         match topic {
             Topic::Agent(_) => agent::AgentChannel::join(socket, outlet, reference).await.map(Self::Agent),
-            Topic::Hirer(_) => Ok(Self::Hirer(hirer::HirerChannel::join(socket, outlet, reference))),
+            Topic::Hirer(_) => Ok(Self::Hirer(hirer::HirerChannel::join(socket, outlet, reference).await)),
             Topic::TaskStream(task) => {
                 let task = task.ok_or(ErrorCode::Unauthorized)?;
                 let channel =

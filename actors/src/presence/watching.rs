@@ -98,6 +98,12 @@ impl Behind {
 }
 
 impl Topic {
+    /// The agents that watch.
+    pub fn viewers(&self) -> impl Iterator<Item = AgentId> {
+        let behind = self.behind.iter().map(|behind| &behind.watcher);
+        self.watchers.iter().chain(self.newcomers.iter()).chain(behind).filter_map(|watcher| watcher.viewer)
+    }
+
     pub fn flush(&mut self, name: &SmolStr, node: &Arc<Presence>) {
         if let Some(diff) = self.presence.flush() {
             node.metrics.presence_diffs.inc();

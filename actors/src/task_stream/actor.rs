@@ -26,7 +26,7 @@ use super::{Handle, Registry, Tail};
 use crate::egress::{OfOutlet, OutletId, Roster};
 use crate::inbox::Wake;
 use crate::settings::Acknowledge;
-use crate::store::{Append, Finish, StoreError, StreamHead};
+use crate::store::{Append, Finish, Reassign, StoreError, StreamHead};
 
 /// What a stream is asked.
 pub(super) enum Command {
@@ -80,6 +80,8 @@ pub(super) struct StreamActor;
 pub(super) struct State {
     handle: Arc<Handle>,
     registry: Arc<Registry>,
+    /// What this stream writes under: another that claims it fences this one off.
+    epoch: u64,
     log: StreamLog,
     /// First seq the store has; older ones are gone.
     stored_from: u64,
@@ -113,6 +115,7 @@ impl Actor for StreamActor {
         let active_at_ms = registry.environment.monotonic_ms();
         let mut state = State {
             ending: Ending::of(&head.task),
+            epoch: head.epoch,
             log: StreamLog::restore(head.last_seq, head.newest),
             stored_from: head.first_seq,
             task: head.task,
@@ -203,10 +206,10 @@ impl State {
             Command::Read { after, bytes_max, reply } => self.read(after, bytes_max, reply),
             Command::Stored { upto, result } => self.stored(myself, upto, result),
             Command::Finish { ending, by, provider, reply } => {
-                let _caller_gone = reply.send(self.finish(ending, by, provider).await);
+                let _caller_gone = reply.send(self.finish(myself, ending, (by, provider)).await);
             }
             Command::Reassign { provider, by, reply } => {
-                let _caller_gone = reply.send(self.reassign(provider, by).await);
+                let _caller_gone = reply.send(self.reassign(myself, provider, by).await);
             }
             #[allow(clippy::panic, reason = "a crash drill crashes")]
             Command::Panic => panic!("crash drill"),
@@ -300,7 +303,7 @@ impl State {
         let upto = fresh.last().map_or(0, |chunk| chunk.seq);
         let append = Append {
             task: self.task.id,
-            epoch: self.registry.epoch,
+            epoch: self.epoch,
             chunks: fresh,
             begins_task: std::mem::take(&mut self.begins_task),
             is_awaited: self.acks.iter().any(|(seq, _)| *seq <= upto),
@@ -337,9 +340,9 @@ impl State {
 
     async fn finish(
         &mut self,
+        myself: &ActorRef<Wake>,
         ending: Ending,
-        by: Option<AgentId>,
-        provider: Option<AgentId>,
+        (by, provider): (Option<AgentId>, Option<AgentId>),
     ) -> Result<Task, Refusal> {
         // Asked before, but the task may have been given to another since.
         if provider.is_some_and(|provider| provider != self.task.provider) {
@@ -353,12 +356,14 @@ impl State {
         self.task.status.after(action)?;
         let finish = Finish {
             task: self.task.id,
+            epoch: self.epoch,
             ending: ending.clone(),
             by,
             last_seq: self.log.last_seq(),
             now: self.registry.environment.now(),
         };
-        self.task = self.registry.store.finish_task(finish).await.map_err(super::refusal_of)?;
+        let finished = self.registry.store.finish_task(finish).await;
+        self.task = finished.map_err(|error| self.refused_by_store(myself, error))?;
         self.ending = Some(ending);
         let ids: Vec<OutletId> = self.readers.iter().map(OfOutlet::outlet_id).collect();
         for id in ids {
@@ -368,11 +373,17 @@ impl State {
         Ok(self.task.clone())
     }
 
-    async fn reassign(&mut self, provider: AgentId, by: AgentId) -> Result<Task, Refusal> {
+    async fn reassign(
+        &mut self,
+        myself: &ActorRef<Wake>,
+        provider: AgentId,
+        by: AgentId,
+    ) -> Result<Task, Refusal> {
         self.task.status.after(TaskAction::Reassign)?;
         let now = self.registry.environment.now();
-        let store = &self.registry.store;
-        self.task = store.reassign_task(self.task.id, provider, by, now).await.map_err(super::refusal_of)?;
+        let reassign = Reassign { task: self.task.id, epoch: self.epoch, provider, by, now };
+        let reassigned = self.registry.store.reassign_task(reassign).await;
+        self.task = reassigned.map_err(|error| self.refused_by_store(myself, error))?;
         let parties = self.task.parties();
         *self.handle.parties.write() = parties;
         self.readers.retain_mut(|reader| {
@@ -385,6 +396,15 @@ impl State {
         });
         self.tell_tail();
         Ok(self.task.clone())
+    }
+
+    /// What is answered when the store refuses to change the task. If it knows more than this stream, another has claimed
+    /// that.
+    fn refused_by_store(&mut self, myself: &ActorRef<Wake>, error: StoreError) -> Refusal {
+        if matches!(error, StoreError::Fenced | StoreError::WrongStatus(_)) {
+            self.give_up(myself, &error);
+        }
+        super::refusal_of(error)
     }
 
     fn tell_tail(&self) {

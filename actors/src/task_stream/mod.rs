@@ -88,8 +88,6 @@ pub struct Needs {
     pub settings: StreamSettings,
     /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// This life's epoch, from the store.
-    pub epoch: u64,
 }
 
 impl Handle {
@@ -120,7 +118,7 @@ impl Streams {
     /// None live yet.
     #[must_use]
     pub fn new(needs: Needs) -> Self {
-        let Needs { store, environment, limits, settings, metrics, epoch } = needs;
+        let Needs { store, environment, limits, settings, metrics } = needs;
         Self {
             registry: Arc::new(Registry {
                 live: Mutex::default(),
@@ -128,7 +126,6 @@ impl Streams {
                 agent_buckets: Buckets::new(limits.chunks_per_agent),
                 memory: AtomicUsize::new(0),
                 claims: AtomicU64::new(0),
-                epoch,
                 store,
                 environment,
                 limits,
@@ -395,7 +392,7 @@ impl Streams {
         let bytes_max = if registry.memory_is_short() { 0 } else { limits.stream_buffer_bytes_max };
         let head = registry
             .store
-            .open_stream(task, limits.stream_buffer_chunks_max, bytes_max)
+            .claim_stream(task, limits.stream_buffer_chunks_max, bytes_max)
             .await
             .map_err(refusal_of)?;
         registry.start(head).await

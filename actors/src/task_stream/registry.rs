@@ -29,7 +29,6 @@ pub(super) struct Registry {
     pub memory: AtomicUsize,
     /// Changes of ownership so far.
     pub claims: AtomicU64,
-    pub epoch: u64,
     pub store: Arc<dyn Store>,
     pub environment: Environment,
     pub limits: Arc<Limits>,

@@ -5,9 +5,13 @@
 //! it comes right again from there.
 //!
 //! # Layout
+//! * [`interest`]: which topics are wanted where
 //! * [`owner`]: which node a task stream belongs to
+//! * [`stream`]: what its owner and the others say to each other
 
+pub mod interest;
 pub mod owner;
+pub mod stream;
 
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
@@ -74,6 +78,8 @@ pub enum Message {
     },
     /// Something changed in the store that nodes keep things of in memory.
     Notice(Notice),
+    /// About the stream of a task.
+    Stream(stream::StreamMessage),
 }
 
 /// See [`Message::Interest`].

@@ -102,7 +102,7 @@ pub async fn revoke_token(
     let token: CredentialId = token.parse().map_err(|_| not_found())?;
     let now = app.core.environment.now();
     let revoked = app.core.store.revoke_credential(Owner::User(user), token, now).await?;
-    let closed = app.end_credentials(&revoked, "credential revoked");
+    let closed = app.core.notices.credentials_ended(&revoked, "credential revoked");
     Answer::ok(&json!({ "revoked": true, "connections_closed": closed }))
 }
 
@@ -126,10 +126,10 @@ pub async fn set_agent_status(
     let now = app.core.environment.now();
     let agent = app.core.store.set_agent_status(id, new.status, now).await?;
     if !agent.status.may_connect() {
-        app.core.connections.end_agent(id, "agent stopped");
+        app.core.notices.agent_ended(id, "agent stopped");
     }
     let agent = std::sync::Arc::new(agent);
-    app.core.online.refresh(&agent);
+    app.core.notices.agent_changed(&agent);
     Answer::ok(&AgentView::new(&agent, app.core.online.contains(id), true))
 }
 

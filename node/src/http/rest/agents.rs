@@ -146,8 +146,8 @@ async fn claim_one(app: &App, user: UserId, claim: &Claim, origin: &Origin) -> R
     // Giving an agent away is a change of it.
     holder.principal.require(Scope::Write)?;
     let agent = app.core.store.claim_agent(claim.agent_id, user, app.core.environment.now()).await?;
-    app.core.streams.owned(agent.id, user);
-    app.core.online.refresh(&Arc::new(agent));
+    app.core.notices.claimed(agent.id, user);
+    app.core.notices.agent_changed(&Arc::new(agent));
     Ok(())
 }
 
@@ -441,6 +441,6 @@ pub async fn revoke_key(
     let agent = own_agent(&app, &caller, agent).await?;
     let now = app.core.environment.now();
     let revoked = app.core.store.revoke_credential(Owner::Agent(agent.id), credential, now).await?;
-    let closed = app.end_credentials(&revoked, "credential revoked");
+    let closed = app.core.notices.credentials_ended(&revoked, "credential revoked");
     Answer::ok(&json!({ "revoked": true, "connections_closed": closed }))
 }

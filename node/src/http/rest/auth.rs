@@ -51,7 +51,7 @@ pub async fn authenticate(app: State, caller: Caller) -> Handled {
         StoreError::NotFound => ErrorCode::Unauthenticated.into(),
         other => Refused::from(other),
     })?;
-    app.end_credentials(&evicted, "too many sessions");
+    app.core.notices.credentials_ended(&evicted, "too many sessions");
     Answer::ok(&Session {
         token: secret.reveal().to_owned(),
         expires_at,
@@ -68,7 +68,7 @@ pub async fn logout(app: State, caller: Caller) -> Handled {
     let owner = owner(&caller)?;
     let (credential, now) = (caller.principal.credential, app.core.environment.now());
     let revoked = app.core.store.revoke_credential(owner, credential, now).await?;
-    app.end_credentials(&revoked, "logged out");
+    app.core.notices.credentials_ended(&revoked, "logged out");
     Answer::ok(&json!({ "revoked": true }))
 }
 
@@ -83,7 +83,7 @@ pub async fn rotate_key(app: State, caller: Caller) -> Handled {
     let terms = Terms { scopes, expires_at, ..Terms::default() };
     let (credential, secret) = app.auth.issue(caller.principal.kind, owner(&caller)?, terms);
     let revoked = app.core.store.rotate_credential(old, credential.clone(), secret.hash()).await?;
-    app.end_credentials(&revoked, "credential rotated");
+    app.core.notices.credentials_ended(&revoked, "credential rotated");
     Answer::ok(&Issued::new(&credential, &secret))
 }
 

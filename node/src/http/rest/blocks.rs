@@ -41,7 +41,7 @@ pub async fn create(app: State, caller: Caller, Body(block): Body<Block>) -> Han
     }
     let blocks_max = app.config.limits.blocks_per_agent_max;
     app.core.store.block(agent, block.agent_id, block.expires_at, blocks_max).await?;
-    app.core.blocks.changed([agent, block.agent_id]).await?;
+    app.core.notices.blocks_changed([agent, block.agent_id]).await?;
     Answer::created(&block)
 }
 
@@ -51,6 +51,6 @@ pub async fn create(app: State, caller: Caller, Body(block): Body<Block>) -> Han
 pub async fn remove(app: State, caller: Caller, Id(other): Id<AgentId>) -> Handled {
     let agent = caller.acting()?.id;
     app.core.store.unblock(agent, other).await?;
-    app.core.blocks.changed([agent, other]).await?;
+    app.core.notices.blocks_changed([agent, other]).await?;
     Answer::ok(&json!({ "removed": true }))
 }

@@ -7,6 +7,7 @@ mod tasks;
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use muster_actors::store::Store;
 use muster_protocol::account::{Credential, CredentialKind, Owner, Scopes, SecretHash, User};
 use muster_protocol::agent::{Agent, Registration};
@@ -16,10 +17,29 @@ use muster_protocol::limits::Limits;
 use muster_protocol::task::{Task, TaskStatus};
 use muster_protocol::time::Timestamp;
 
-/// An empty store, and what keeps it alive.
+/// A store, and how another is opened on the same data.
 pub struct Fixture {
     pub store: Arc<dyn Store>,
-    pub keep: Box<dyn std::any::Any>,
+    open: Open,
+}
+
+type Open = Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Store>>>;
+
+impl Fixture {
+    async fn of(open: Open) -> Self {
+        Self { store: open().await, open }
+    }
+
+    /// Closes the store and opens it again.
+    pub async fn reopened(self) -> Self {
+        self.store.close().await;
+        drop(self.store);
+        Self::of(self.open).await
+    }
+
+    pub async fn close(self) {
+        self.store.close().await;
+    }
 }
 
 /// A time of the suite's own.
@@ -94,15 +114,23 @@ pub fn task(n: u8, client: &Agent, provider: &Agent) -> Task {
 
 /// Runs the whole suite on stores that `$open` opens.
 macro_rules! conformance {
-    ($backend:ident, $open:path, [$($part:ident: $($test:ident),* $(,)?);* $(;)?]) => {
+    (
+        $backend:ident, $open:path, [$($part:ident: $($test:ident),* $(,)?);* $(;)?],
+        reopened [$($reopened_part:ident: $($reopened:ident),* $(,)?);* $(;)?]
+    ) => {
         mod $backend {
             $($(
                 #[tokio::test]
                 async fn $test() {
                     let fixture = $open().await;
                     super::$part::$test(fixture.store.as_ref()).await;
-                    fixture.store.close().await;
-                    drop(fixture.keep);
+                    fixture.close().await;
+                }
+            )*)*
+            $($(
+                #[tokio::test]
+                async fn $reopened() {
+                    super::$reopened_part::$reopened($open().await).await;
                 }
             )*)*
         }
@@ -119,25 +147,33 @@ macro_rules! conformance_of {
                 agents_are_found_in_order, blocks_work_both_ways_and_end;
             tasks: tasks_begin_and_end_once, tasks_are_listed_by_party, tasks_are_reassigned_while_pending,
                 hirings_are_where_their_task_is, hirings_follow_who_does_and_who_owns, notes_are_bounded, outcomes_count_for_the_provider;
-            streams: chunks_are_appended_in_order, old_writers_are_fenced_off, ended_tasks_take_no_chunks,
+            streams: chunks_are_appended_in_order, old_writers_are_fenced_off, a_claim_gives_where_the_stream_stands,
+                a_claim_stands_without_a_chunk, old_owners_do_not_end_tasks, ended_tasks_take_no_chunks,
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
-                appends_and_ends_are_ordered, epochs_rise, streams_grow_side_by_side, keys_are_given_out_once;
+                appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,
+                keys_are_given_out_once;
+        ], reopened [
+            streams: claims_outlive_the_store;
         ]);
     };
 }
 
-async fn sqlite() -> Fixture {
+async fn sqlite_with(limits: Limits) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
-    let store = crate::store::sqlite::SqliteStore::open(folder.path(), &Limits::default()).unwrap();
-    Fixture { store: Arc::new(store), keep: Box::new(folder) }
+    Fixture::of(Box::new(move || {
+        let store = crate::store::sqlite::SqliteStore::open(folder.path(), &limits).unwrap();
+        Box::pin(std::future::ready(Arc::new(store) as Arc<dyn Store>))
+    }))
+    .await
+}
+
+async fn sqlite() -> Fixture {
+    sqlite_with(Limits::default()).await
 }
 
 /// Chunks are moved to their table as soon as can be.
 async fn sqlite_folding() -> Fixture {
-    let folder = tempfile::tempdir().unwrap();
-    let limits = Limits { store_journal_bytes_max: 0, ..Limits::default() };
-    let store = crate::store::sqlite::SqliteStore::open(folder.path(), &limits).unwrap();
-    Fixture { store: Arc::new(store), keep: Box::new(folder) }
+    sqlite_with(Limits { store_journal_bytes_max: 0, ..Limits::default() }).await
 }
 
 conformance_of!(on_sqlite, super::sqlite);

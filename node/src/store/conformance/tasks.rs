@@ -1,6 +1,9 @@
 //! Tasks, hirings, notes.
 
-use muster_actors::store::{Finish, HiringFilter, PageRequest, Store, StoreError, TaskFilter};
+use muster_actors::store::{
+    Finish, HiringFilter, PageRequest, Reassign, Store, StoreError, StoreResult, TaskFilter,
+};
+use muster_protocol::agent::Agent;
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{HiringId, MessageId};
 use muster_protocol::json::Json;
@@ -8,8 +11,18 @@ use muster_protocol::task::{Ending, Note, Task, TaskStatus};
 
 use super::{add_agent, at, entropy, task, user};
 
-fn finish(task: &Task, ending: Ending) -> Finish {
-    Finish { task: task.id, ending, by: Some(task.provider), last_seq: 0, now: at(500) }
+/// Ends a task as the owner of its stream does.
+async fn finish(store: &dyn Store, task: &Task, ending: Ending) -> StoreResult<Task> {
+    let epoch = store.claim_stream(task.id, 0, 0).await?.epoch;
+    let finish = Finish { task: task.id, epoch, ending, by: Some(task.provider), last_seq: 0, now: at(500) };
+    store.finish_task(finish).await
+}
+
+/// Gives a task to another as the owner of its stream does.
+async fn reassign(store: &dyn Store, task: &Task, provider: &Agent, ms: i64) -> StoreResult<Task> {
+    let epoch = store.claim_stream(task.id, 0, 0).await?.epoch;
+    let reassign = Reassign { task: task.id, epoch, provider: provider.id, by: task.client, now: at(ms) };
+    store.reassign_task(reassign).await
 }
 
 const PAGE: PageRequest = PageRequest { limit: 10, after: None };
@@ -21,13 +34,13 @@ pub async fn tasks_begin_and_end_once(store: &dyn Store) {
     assert_eq!(store.task(pending.id).await, Ok(pending.clone()));
     assert_eq!(store.task(task(9, &client, &provider).id).await, Err(StoreError::NotFound));
     let result = Json::of(&serde_json::json!({ "answer": 42 }));
-    let done = store.finish_task(finish(&pending, Ending::completed(result.clone()))).await.unwrap();
+    let done = finish(store, &pending, Ending::completed(result.clone())).await.unwrap();
     assert_eq!(
         (done.status, &done.output, done.ended_at),
         (TaskStatus::Completed, &Some(result), Some(at(500)))
     );
     assert_eq!(store.task(pending.id).await, Ok(done));
-    let late = store.finish_task(finish(&pending, Ending::cancelled(None))).await;
+    let late = finish(store, &pending, Ending::cancelled(None)).await;
     assert_eq!(late, Err(StoreError::WrongStatus(TaskStatus::Completed)));
     let timeline = store.timeline(pending.id).await.unwrap();
     let events: Vec<_> = timeline.iter().map(|entry| (entry.event.as_str(), entry.agent_id)).collect();
@@ -61,7 +74,7 @@ pub async fn tasks_are_listed_by_party(store: &dyn Store) {
     assert_eq!(list(TaskFilter { client: Some(stranger.id), ..all }).await, [4]);
     assert_eq!(list(TaskFilter { provider: Some(owned.id), ..all }).await, Vec::<i64>::new());
     let cancelled = Ending::cancelled(Some("why"));
-    store.finish_task(finish(&task(2, &owned, &provider), cancelled)).await.unwrap();
+    finish(store, &task(2, &owned, &provider), cancelled).await.unwrap();
     let status = Some(TaskStatus::Cancelled);
     assert_eq!(list(TaskFilter { agent: Some(owned.id), status, ..all }).await, [2]);
     let filter = TaskFilter { agent: Some(provider.id), ..all };
@@ -76,10 +89,12 @@ pub async fn tasks_are_reassigned_while_pending(store: &dyn Store) {
     let (first, second) = (add_agent(store, 2, None).await, add_agent(store, 3, None).await);
     let pending = task(1, &client, &first);
     store.create_task(pending.clone(), None).await.unwrap();
-    let moved = store.reassign_task(pending.id, second.id, client.id, at(5)).await.unwrap();
+    let stale = Reassign { task: pending.id, epoch: 0, provider: second.id, by: client.id, now: at(4) };
+    assert_eq!(store.reassign_task(stale).await, Err(StoreError::Fenced), "its stream was never claimed");
+    let moved = reassign(store, &pending, &second, 5).await.unwrap();
     assert_eq!((moved.provider, moved.status), (second.id, TaskStatus::Pending));
-    store.finish_task(finish(&moved, Ending::completed(Json::null()))).await.unwrap();
-    let late = store.reassign_task(pending.id, first.id, client.id, at(6)).await;
+    finish(store, &moved, Ending::completed(Json::null())).await.unwrap();
+    let late = reassign(store, &pending, &first, 6).await;
     assert_eq!(late, Err(StoreError::WrongStatus(TaskStatus::Completed)));
 }
 
@@ -105,7 +120,7 @@ pub async fn hirings_are_where_their_task_is(store: &dyn Store) {
     assert_eq!(store.retry_hiring(id, again.clone()).await, Err(StoreError::Conflict), "it has not failed");
     assert_eq!(store.task(again.id).await, Err(StoreError::NotFound));
     let error = Json::of(&serde_json::json!({ "type": "timeout" }));
-    store.finish_task(finish(&order, Ending::failed(error))).await.unwrap();
+    finish(store, &order, Ending::failed(error)).await.unwrap();
     let failed = store.hiring(id).await.unwrap();
     assert_eq!((failed.status, failed.updated_at), (HiringStatus::Failed, at(500)));
     let retried = store.retry_hiring(id, again.clone()).await.unwrap();
@@ -139,7 +154,7 @@ pub async fn hirings_follow_who_does_and_who_owns(store: &dyn Store) {
         updated_at: at(1),
     };
     store.create_task(order.clone(), Some(hiring)).await.unwrap();
-    store.reassign_task(order.id, second.id, client.id, at(2)).await.unwrap();
+    reassign(store, &order, &second, 2).await.unwrap();
     let moved = store.hiring(id).await.unwrap();
     assert_eq!((moved.agent, &moved.agent_did), (second.id, &second.did));
     let count = |user, skip| async move {
@@ -160,7 +175,7 @@ pub async fn hirings_follow_who_does_and_who_owns(store: &dyn Store) {
         inserted_at: at(i64::from(n)),
     };
     store.add_note(order.id, note(4), 10).await.unwrap();
-    store.finish_task(finish(&order, Ending::cancelled(None))).await.unwrap();
+    finish(store, &order, Ending::cancelled(None)).await.unwrap();
     let again = Task { hiring: Some(id), ..task(5, &client, &second) };
     store.retry_hiring(id, again.clone()).await.unwrap();
     store.add_note(again.id, note(6), 10).await.unwrap();
@@ -198,7 +213,7 @@ pub async fn outcomes_count_for_the_provider(store: &dyn Store) {
     for (n, ending) in (1..).zip(endings) {
         let order = task(n, &client, &provider);
         store.create_task(order.clone(), None).await.unwrap();
-        store.finish_task(finish(&order, ending)).await.unwrap();
+        finish(store, &order, ending).await.unwrap();
     }
     let after = store.agent(provider.id).await.unwrap();
     assert_eq!((after.tasks_completed, after.tasks_failed), (2, 1));

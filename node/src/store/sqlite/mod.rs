@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use muster_actors::store::{
-    AccountStore, Append, AppendDone, Finish, HiringFilter, Page, PageRequest, Store, StoreError,
+    AccountStore, Append, AppendDone, Finish, HiringFilter, Page, PageRequest, Reassign, Store, StoreError,
     StoreResult, StreamHead, StreamStore, TaskFilter, TaskStore,
 };
 use muster_protocol::account::{Credential, Owner, SecretHash, User};
@@ -345,14 +345,8 @@ impl TaskStore for SqliteStore {
         self.write_settled(Some(finish.task), move |c| tasks::finish_task(c, &finish)).await
     }
 
-    async fn reassign_task(
-        &self,
-        id: TaskId,
-        provider: AgentId,
-        by: AgentId,
-        now: Timestamp,
-    ) -> StoreResult<Task> {
-        self.write(move |c| tasks::reassign_task(c, id, provider, by, now)).await
+    async fn reassign_task(&self, reassign: Reassign) -> StoreResult<Task> {
+        self.write(move |c| tasks::reassign_task(c, &reassign)).await
     }
 
     async fn timeline(&self, id: TaskId) -> StoreResult<Vec<TimelineEntry>> {
@@ -386,11 +380,7 @@ impl TaskStore for SqliteStore {
 
 #[async_trait]
 impl StreamStore for SqliteStore {
-    async fn next_epoch(&self) -> StoreResult<u64> {
-        self.write(streams::next_epoch).await
-    }
-
-    async fn open_stream(
+    async fn claim_stream(
         &self,
         task: TaskId,
         chunks_max: usize,
@@ -399,7 +389,23 @@ impl StreamStore for SqliteStore {
         // Whoever asks for tasks that are not there costs no place in the queue.
         self.read(move |c| tasks::task(c, task)).await?;
         // Behind the appends that wait: those of an earlier life of this stream, which has just crashed, belong to it.
-        self.write_settled(Some(task), move |c| streams::open_stream(c, task, chunks_max, bytes_max)).await
+        self.write_settled(Some(task), move |c| streams::claim_stream(c, task, chunks_max, bytes_max)).await
+    }
+
+    async fn stream_head(
+        &self,
+        task: TaskId,
+        chunks_max: usize,
+        bytes_max: usize,
+    ) -> StoreResult<StreamHead> {
+        // First what the table may not have yet, as in `read_chunks`.
+        let fresh = self.memtable.lock().newest(task, chunks_max);
+        let mut head = self.read(move |c| streams::stream_head(c, task, chunks_max, bytes_max)).await?;
+        if let Some((last_seq, fresh)) = fresh {
+            head.last_seq = head.last_seq.max(last_seq);
+            head.newest = journal::newest(head.newest, fresh, chunks_max, bytes_max);
+        }
+        Ok(head)
     }
 
     async fn append_chunks(&self, append: Append, done: AppendDone) {

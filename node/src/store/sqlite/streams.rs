@@ -12,7 +12,7 @@ use super::journal::Head;
 use super::{sql_error, tasks};
 
 /// An epoch higher than any before.
-pub fn next_epoch(c: &Connection) -> StoreResult<u64> {
+fn next_epoch(c: &Connection) -> StoreResult<u64> {
     let last: Option<[u8; 8]> = c
         .query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))
         .optional()
@@ -33,19 +33,43 @@ fn read_chunk(row: &Row<'_>) -> rusqlite::Result<Chunk> {
     })
 }
 
-/// A stream that is settled, and its newest chunks.
-pub fn open_stream(
+/// Claims a stream that is settled, unless its task has ended.
+pub fn claim_stream(
+    c: &Connection,
+    id: TaskId,
+    chunks_max: usize,
+    bytes_max: usize,
+) -> StoreResult<StreamHead> {
+    let head = stream_head(c, id, chunks_max, bytes_max)?;
+    if head.task.status.is_final() {
+        return Ok(head);
+    }
+    let epoch = next_epoch(c)?;
+    c.prepare_cached(
+        "INSERT INTO streams (task, epoch, first_seq, last_seq) VALUES (?1, ?2, 1, 0)
+         ON CONFLICT (task) DO UPDATE SET epoch = excluded.epoch",
+    )
+    .and_then(|mut s| s.execute(params![id.as_bytes(), epoch]))
+    .map_err(sql_error)?;
+    Ok(StreamHead { epoch, ..head })
+}
+
+/// A stream and its newest chunks, as the tables have it.
+pub fn stream_head(
     c: &Connection,
     id: TaskId,
     chunks_max: usize,
     bytes_max: usize,
 ) -> StoreResult<StreamHead> {
     let task = tasks::task(c, id)?;
-    let head: Option<(u64, u64)> = c
-        .prepare_cached("SELECT first_seq, last_seq FROM streams WHERE task = ?1")
-        .and_then(|mut s| s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+    let head: Option<(u64, u64, u64)> = c
+        .prepare_cached("SELECT epoch, first_seq, last_seq FROM streams WHERE task = ?1")
+        .and_then(|mut s| {
+            s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+        })
         .map_err(sql_error)?;
-    let (first_seq, last_seq) = head.unwrap_or((1, 0));
+    let (epoch, first_seq, last_seq) = head.unwrap_or((0, 1, 0));
+    let epoch = if task.status.is_final() { 0 } else { epoch };
     let mut statement = c
         .prepare_cached("SELECT seq, body, key FROM chunks WHERE task = ?1 ORDER BY seq DESC LIMIT ?2")
         .map_err(sql_error)?;
@@ -61,7 +85,7 @@ pub fn open_stream(
         newest.push(chunk);
     }
     newest.reverse();
-    Ok(StreamHead { task, last_seq, newest, first_seq })
+    Ok(StreamHead { epoch, task, last_seq, newest, first_seq })
 }
 
 /// Where the log of a task ends in the tables; none: it never began.
@@ -75,11 +99,13 @@ pub fn head(c: &Connection, task: TaskId) -> StoreResult<Option<Head>> {
         .map_err(sql_error)
 }
 
-/// Adds a stream, with the first chunk of its task.
+/// Notes the first chunk of a stream.
 pub fn begin(c: &Connection, task: TaskId, epoch: u64) -> StoreResult<()> {
-    c.prepare_cached("INSERT INTO streams (task, epoch, first_seq, last_seq) VALUES (?1, ?2, 1, 0)")
-        .and_then(|mut s| s.execute(params![task.as_bytes(), epoch]))
-        .map_err(sql_error)?;
+    c.prepare_cached(
+        "INSERT INTO streams (task, epoch, first_seq, last_seq) VALUES (?1, ?2, 1, 0) ON CONFLICT (task) DO NOTHING",
+    )
+    .and_then(|mut s| s.execute(params![task.as_bytes(), epoch]))
+    .map_err(sql_error)?;
     c.prepare_cached("UPDATE tasks SET has_chunks = 1 WHERE id = ?1")
         .and_then(|mut s| s.execute([task.as_bytes()]))
         .map_err(sql_error)?;
@@ -108,24 +134,20 @@ pub fn store_chunks(c: &Connection, task: TaskId, head: Head, chunks: &[Chunk]) 
     Err(StoreError::Unavailable("chunks do not follow those of the table".into()))
 }
 
-/// Closes a stream that is settled at the end of its task, if the store has every chunk that was given out.
-pub fn close(c: &Connection, task: TaskId, last_seq: u64) -> StoreResult<()> {
+/// Closes a stream that is settled at the end of its task, if the caller owns it and the store has every chunk that was
+/// given out.
+pub fn close(c: &Connection, task: TaskId, epoch: u64, last_seq: u64) -> StoreResult<()> {
     let closed = c
-        .prepare_cached("UPDATE streams SET closed = 1 WHERE task = ?1 AND last_seq = ?2")
-        .and_then(|mut s| s.execute(params![task.as_bytes(), last_seq]))
+        .prepare_cached("UPDATE streams SET closed = 1 WHERE task = ?1 AND epoch = ?2 AND last_seq = ?3")
+        .and_then(|mut s| s.execute(params![task.as_bytes(), epoch, last_seq]))
         .map_err(sql_error)?;
-    if closed == 1 {
-        return Ok(());
-    }
-    if last_seq > 0 || exists(c, "SELECT 1 FROM streams WHERE task = ?1", &[task.as_bytes()])? {
-        return Err(StoreError::Fenced);
-    }
-    c.prepare_cached(
-        "INSERT INTO streams (task, epoch, first_seq, last_seq, closed) VALUES (?1, 0, 1, 0, 1)",
-    )
-    .and_then(|mut s| s.execute([task.as_bytes()]))
-    .map_err(sql_error)?;
-    Ok(())
+    if closed == 1 { Ok(()) } else { Err(StoreError::Fenced) }
+}
+
+/// Whether the caller owns a stream.
+pub fn check_owned(c: &Connection, task: TaskId, epoch: u64) -> StoreResult<()> {
+    let owned = "SELECT 1 FROM streams WHERE task = ?1 AND epoch = ?2";
+    if exists(c, owned, &[task.as_bytes(), &epoch])? { Ok(()) } else { Err(StoreError::Fenced) }
 }
 
 /// Chunks of the table with `after < seq <= upto`.

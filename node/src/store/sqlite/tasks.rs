@@ -1,6 +1,8 @@
 //! Tasks, hirings, timelines and notes, as SQL.
 
-use muster_actors::store::{Finish, HiringFilter, Page, PageRequest, StoreError, StoreResult, TaskFilter};
+use muster_actors::store::{
+    Finish, HiringFilter, Page, PageRequest, Reassign, StoreError, StoreResult, TaskFilter,
+};
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
@@ -140,7 +142,7 @@ pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
         _ => (TaskAction::Fail, "task_failed"),
     };
     before.status.after(action).map_err(|_| StoreError::WrongStatus(before.status))?;
-    streams::close(c, finish.task, finish.last_seq)?;
+    streams::close(c, finish.task, finish.epoch, finish.last_seq)?;
     let completed = finish.ending.status == TaskStatus::Completed;
     let document = finish.ending.document.as_str();
     let (output, error) = if completed { (Some(document), None) } else { (None, Some(document)) };
@@ -169,15 +171,11 @@ pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
 }
 
 /// Gives a pending task to another provider.
-pub fn reassign_task(
-    c: &Connection,
-    id: TaskId,
-    provider: AgentId,
-    by: AgentId,
-    now: Timestamp,
-) -> StoreResult<Task> {
+pub fn reassign_task(c: &Connection, reassign: &Reassign) -> StoreResult<Task> {
+    let Reassign { task: id, epoch, provider, by, now } = *reassign;
     let before = task(c, id)?;
     before.status.after(TaskAction::Reassign).map_err(|_| StoreError::WrongStatus(before.status))?;
+    streams::check_owned(c, id, epoch)?;
     c.prepare_cached("UPDATE tasks SET provider = ?1, updated_at = ?2 WHERE id = ?3")
         .and_then(|mut s| s.execute(params![provider.as_bytes(), now.unix_ms(), id.as_bytes()]))
         .map_err(sql_error)?;

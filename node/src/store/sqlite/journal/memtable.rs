@@ -3,7 +3,7 @@
 //! The writer alone changes it, and only after a commit; readers look into it first and take their snapshot of the table
 //! afterwards. So what they miss here because it was moved is in their snapshot, and what is in both has the same seq.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use muster_actors::store::Append;
 use muster_protocol::ids::TaskId;
@@ -154,6 +154,14 @@ impl Memtable {
         }
     }
 
+    /// Seq of the last chunk of a task, and at most `chunks_max` of the newest that are here, oldest first.
+    #[must_use]
+    pub fn newest(&self, task: TaskId, chunks_max: usize) -> Option<(u64, Vec<Chunk>)> {
+        let tail = self.tails.get(&task)?;
+        let skipped = tail.chunks.len().saturating_sub(chunks_max);
+        Some((tail.head.last_seq, tail.chunks.range(skipped..).cloned().collect()))
+    }
+
     /// Chunks with `after < seq <= upto`, at most about `bytes_max` of them but at least one if there is one.
     #[must_use]
     pub fn read(&self, task: TaskId, (after, upto): (u64, u64), bytes_max: usize) -> Vec<Chunk> {
@@ -175,6 +183,24 @@ pub fn joined(mut stored: Vec<Chunk>, fresh: &[Chunk], bytes_max: usize) -> Vec<
         extend_within(&mut stored, fresh.iter(), bytes_max);
     }
     stored
+}
+
+/// The newest of what the table has and the `fresh` chunks, as many as fit, oldest first. What was moved meanwhile is in
+/// both, and the table may be further by now.
+#[must_use]
+pub fn newest(stored: Vec<Chunk>, fresh: Vec<Chunk>, chunks_max: usize, bytes_max: usize) -> Vec<Chunk> {
+    let all: BTreeMap<u64, Chunk> = stored.into_iter().chain(fresh).map(|chunk| (chunk.seq, chunk)).collect();
+    let mut found: Vec<Chunk> = Vec::new();
+    let mut bytes = 0;
+    for chunk in all.into_values().rev().take(chunks_max) {
+        bytes += chunk.weight();
+        if bytes > bytes_max || found.last().is_some_and(|next| chunk.seq + 1 != next.seq) {
+            break;
+        }
+        found.push(chunk);
+    }
+    found.reverse();
+    found
 }
 
 fn extend_within<'a>(found: &mut Vec<Chunk>, more: impl Iterator<Item = &'a Chunk>, bytes_max: usize) {

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, params};
 
 use self::memtable::Tail;
-pub use self::memtable::{Head, Memtable, joined};
+pub use self::memtable::{Head, Memtable, joined, newest};
 use super::{sql_error, streams, tasks};
 
 /// Bytes that a slice of a fold moves at least, as [`Chunk::weight`] counts them.
@@ -148,8 +148,9 @@ impl Journal {
             return Err(StoreError::Fenced);
         }
         self.check_keys(c, &append)?;
-        if head.is_none() || append.begins_task {
-            begin(c, &append, head.is_none())?;
+        let is_first = head.is_none_or(|head| head.last_seq == 0);
+        if is_first || append.begins_task {
+            begin(c, &append, is_first)?;
         }
         if append.chunks.iter().map(Chunk::weight).sum::<usize>() < DIRECT_BYTES {
             codec::encode(&mut self.staged.row, append.task, append.epoch, first.seq, &append.chunks);

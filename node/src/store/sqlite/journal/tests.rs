@@ -170,7 +170,7 @@ proptest! {
                     subject.journal.settle(&subject.connection, task(number)).unwrap();
                     if closes && let Some(log) = model.get_mut(&number) && !log.closed {
                         let last = log.chunks.len() as u64;
-                        streams::close(&subject.connection, task(number), last).unwrap();
+                        streams::close(&subject.connection, task(number), log.epoch, last).unwrap();
                         log.closed = true;
                     }
                 }

@@ -1,0 +1,176 @@
+//! Changes of the store that nodes keep things of in memory: told here, and to every other node.
+
+use std::sync::Arc;
+
+use muster_protocol::agent::Agent;
+use muster_protocol::cluster::{Message, Notice};
+use muster_protocol::error_code::Refusal;
+use muster_protocol::ids::{AgentId, CredentialId, UserId};
+use tokio::sync::mpsc;
+
+use crate::blocks::Blocks;
+use crate::cluster::Cluster;
+use crate::connections::Connections;
+use crate::online::Online;
+use crate::store::{Store, StoreError};
+use crate::task_stream::Streams;
+
+/// Notices of other nodes that may wait for the store. One that does not fit is counted as missed: what it was about is
+/// read again.
+const NOTICES_MAX: usize = 65_536;
+
+/// Tells changes.
+pub struct Notices {
+    cluster: Arc<dyn Cluster>,
+    connections: Arc<Connections>,
+    online: Arc<Online>,
+    blocks: Arc<Blocks>,
+    streams: Streams,
+    store: Arc<dyn Store>,
+    /// What cannot be done without waiting for the store.
+    reading: mpsc::Sender<Reading>,
+}
+
+enum Reading {
+    Agent(AgentId),
+    Blocks([AgentId; 2]),
+    /// Some notices were missed.
+    Everything,
+}
+
+impl Notices {
+    /// For these parts of a node. Runs until it is dropped.
+    #[must_use]
+    pub fn new(
+        (cluster, store): (Arc<dyn Cluster>, Arc<dyn Store>),
+        connections: Arc<Connections>,
+        (online, blocks): (Arc<Online>, Arc<Blocks>),
+        streams: Streams,
+    ) -> Arc<Self> {
+        let (reading, mut readings) = mpsc::channel(NOTICES_MAX);
+        let notices = Arc::new(Self { cluster, connections, online, blocks, streams, store, reading });
+        let weak = Arc::downgrade(&notices);
+        tokio::spawn(async move {
+            while let Some(reading) = readings.recv().await {
+                let Some(notices) = weak.upgrade() else { return };
+                notices.read(reading).await;
+            }
+        });
+        notices
+    }
+
+    /// These credentials have ended: everything under them is closed. Gives how much that was on this node.
+    pub fn credentials_ended(&self, credentials: &[CredentialId], reason: &str) -> usize {
+        if !credentials.is_empty() {
+            let credentials = credentials.to_vec();
+            self.tell(&Notice::CredentialsEnded { credentials, reason: reason.into() });
+        }
+        self.end_credentials(credentials, reason)
+    }
+
+    /// The same for what another node has ended and told the store.
+    pub fn end_credentials(&self, credentials: &[CredentialId], reason: &str) -> usize {
+        credentials.iter().map(|credential| self.connections.end_credential(*credential, reason)).sum()
+    }
+
+    /// An agent was stopped: everything of it is closed.
+    pub fn agent_ended(&self, agent: AgentId, reason: &str) {
+        self.tell(&Notice::AgentEnded { agent, reason: reason.into() });
+        self.connections.end_agent(agent, reason);
+    }
+
+    /// An agent's record has changed: everybody who watches it is told.
+    pub fn agent_changed(&self, agent: &Arc<Agent>) {
+        self.online.refresh(agent);
+        self.tell(&Notice::AgentChanged { agent: agent.id });
+    }
+
+    /// A block between two agents came or went.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn blocks_changed(&self, agents: [AgentId; 2]) -> Result<(), Refusal> {
+        self.tell(&Notice::BlocksChanged { agents });
+        self.blocks.changed(agents).await
+    }
+
+    /// A client agent has come to belong to a user.
+    pub fn claimed(&self, agent: AgentId, owner: UserId) {
+        self.tell(&Notice::Claimed { agent, owner });
+        self.streams.owned(agent, owner);
+    }
+
+    /// Takes note of what another node tells.
+    pub fn receive(&self, notice: Notice) {
+        match notice {
+            Notice::CredentialsEnded { credentials, reason } => {
+                self.end_credentials(&credentials, &reason);
+            }
+            Notice::AgentEnded { agent, reason } => {
+                self.connections.end_agent(agent, &reason);
+            }
+            Notice::Claimed { agent, owner } => self.streams.owned(agent, owner),
+            Notice::AgentChanged { agent } => self.read_soon(Reading::Agent(agent)),
+            Notice::BlocksChanged { agents } => self.read_soon(Reading::Blocks(agents)),
+        }
+    }
+
+    /// Notices of other nodes may have been missed.
+    pub fn missed(&self) {
+        self.read_soon(Reading::Everything);
+    }
+
+    fn tell(&self, notice: &Notice) {
+        if self.cluster.is_alone() {
+            return;
+        }
+        let me = self.cluster.me();
+        let members = self.cluster.members().borrow().clone();
+        for member in members.nodes.iter().filter(|member| member.key != *me) {
+            // A node that misses it reads everything again when it is back.
+            let _missed = self.cluster.send(&member.key, Message::Notice(notice.clone()));
+        }
+    }
+
+    fn read_soon(&self, reading: Reading) {
+        if self.reading.try_send(reading).is_err() {
+            tracing::error!("too many notices of other nodes at once; some agents are shown as they were");
+        }
+    }
+
+    async fn read(&self, reading: Reading) {
+        let result = match reading {
+            Reading::Agent(agent) => self.read_agent(agent).await,
+            Reading::Blocks(agents) => self.blocks.changed(agents).await,
+            Reading::Everything => self.read_everything().await,
+        };
+        if let Err(refusal) = result {
+            tracing::warn!(%refusal, "cannot read what another node has changed");
+        }
+    }
+
+    async fn read_agent(&self, agent: AgentId) -> Result<(), Refusal> {
+        if !self.online.is_here(agent) {
+            return Ok(());
+        }
+        match self.store.agent(agent).await {
+            Ok(agent) => {
+                let agent = Arc::new(agent);
+                self.online.refresh(&agent);
+                if !agent.status.may_connect() {
+                    self.connections.end_agent(agent.id, "agent stopped");
+                }
+                Ok(())
+            }
+            Err(StoreError::NotFound) => Ok(()),
+            Err(error) => Err(crate::task_stream::refusal_of(error)),
+        }
+    }
+
+    async fn read_everything(&self) -> Result<(), Refusal> {
+        for agent in self.online.here() {
+            self.read_agent(agent).await?;
+        }
+        self.blocks.read_again().await
+    }
+}
