@@ -3,7 +3,8 @@
 import { readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { forget, Run, runFolder } from "./run.mjs";
+import { forget, runFolder } from "./folders.mjs";
+import { Run } from "./run.mjs";
 import { CLIENTS_MAX, generate, KINDS, NODES_MAX, parse, RATE_MAX } from "./scenario.mjs";
 
 const USAGE = `usage: scripts/chaos SCENARIO… [options]           scenarios by name (tests/chaos/scenarios) or by file
@@ -28,7 +29,6 @@ function refuse(problem) {
 }
 
 const scenarios = path.join(import.meta.dirname, "scenarios");
-const root = path.resolve(import.meta.dirname, "../..");
 
 const options = {
   seed: { type: "string" }, minutes: { type: "string" }, kinds: { type: "string" }, nodes: { type: "string" }, clients: { type: "string" }, rate: { type: "string" },
@@ -118,7 +118,7 @@ for (const { title, text } of wanted()) {
     continue;
   }
   if (interrupted > 0) break;
-  const folder = runFolder(root, title);
+  const folder = runFolder(title);
   const nodes = given.nodes ?? scenario.nodes ?? 3;
   const say = (line) => process.stdout.write(`${line}\n`);
   say(`\n=== ${title}`);

@@ -1,11 +1,9 @@
 // scripts/dev-cluster: a cluster on this machine's loopback interface, to try things on.
 
-import { mkdtempSync, rmSync } from "node:fs";
-import os from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { Cluster } from "./cluster.mjs";
-import { ownName } from "./network.mjs";
+import { forget, runFolder } from "./folders.mjs";
 
 const USAGE = `usage: scripts/dev-cluster [N] [--proxy] [--no-redis] [--transport auto|redis] [--set NAME=VALUE]… [--keep]
 
@@ -47,7 +45,7 @@ function read() {
 }
 
 const wish = read();
-const folder = mkdtempSync(path.join(os.tmpdir(), `${ownName("dev")}-`));
+const folder = runFolder("dev-cluster");
 let cluster = null;
 let ending = null;
 
@@ -57,8 +55,8 @@ function end(code, reason) {
     process.stdout.write(`\n${reason}; stopping …\n`);
     await starting.catch(() => {});
     await cluster?.close({ drain: true });
-    if (wish.keep || code !== 0) process.stdout.write(`Logs are in ${folder}\n`);
-    else rmSync(folder, { recursive: true, force: true });
+    if (wish.keep || code !== 0) process.stdout.write(`Logs are in ${path.relative(process.cwd(), folder)}\n`);
+    else forget(folder);
     process.exit(code);
   })();
   return ending;
@@ -80,7 +78,7 @@ for (const problem of cluster.problems) end(1, problem.text);
 
 const lines = [
   "",
-  ...cluster.nodes.map((node) => `${node.name}  ${node.url}  ${node.log}`),
+  ...cluster.nodes.map((node) => `${node.name}  ${node.url}  ${path.relative(process.cwd(), node.log)}`),
   ...(cluster.balancer ? [`proxy  ${cluster.balancer.url}  ${cluster.balancer.log}`] : []),
   `PostgreSQL  ${cluster.postgres.url}`,
   ...(cluster.redis ? [`Redis  ${cluster.redis.url}`] : []),
@@ -89,7 +87,7 @@ const lines = [
   `curl -s -H "Authorization: Bearer $MUSTER_ADMIN_TOKEN" $MUSTER_URL/api/v1/admin/cluster`,
   "muster user create Ada",
   "",
-  `kill -9 ${cluster.nodes[0].pid} would end ${cluster.nodes[0].name}, and with it all of this. Ctrl-C ends it too.`,
+  "Ctrl-C ends it; so does the end of any of its processes.",
   "",
 ];
 process.stdout.write(lines.join("\n"));

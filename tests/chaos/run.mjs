@@ -1,7 +1,6 @@
 // One run: a cluster, its load, the steps of a scenario, and the verdict.
 
-import { createHash } from "node:crypto";
-import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { sleep } from "../clients/lib/server.mjs";
 import { check, report } from "./checker.mjs";
@@ -13,6 +12,8 @@ import { random } from "./scenario.mjs";
 
 /** How often memory and the store are looked at, ms. */
 const LOOK_MS = 1_000;
+/** How long is waited once all nodes have been seen to show who is online, ms. */
+const SETTLED_MS = 500;
 /** At the end: until all that was made is acknowledged, until readers have it, until watchers see who is online, ms. */
 const END_MS = { acknowledged: 90_000, told: 60_000, watched: 20_000 };
 
@@ -291,7 +292,13 @@ export class Run {
   async _expect({ what, line, ...more }) {
     this.note({ e: "expect", what, line, ...more });
     // The checker judges these from what is noted meanwhile.
-    if (what === "presence" || what === "clients") return sleep(more.within);
+    if (what === "clients") return sleep(more.within);
+    if (what === "presence") {
+      const end = Date.now() + more.within;
+      await this.load.nodesAgree(more.within);
+      // What was seen here in pieces is noted in one moment or another soon.
+      return sleep(Math.max(0, Math.min(SETTLED_MS, end - Date.now())));
+    }
     if (what === "ready") {
       const end = Date.now() + more.within;
       for (const node of this.cluster.running()) {
@@ -368,12 +375,3 @@ export class Run {
     return stored;
   }
 }
-
-/** A folder for a run, in the project's own target folder; only the newest few of the runs that went well are kept. */
-export function runFolder(root, name) {
-  const folder = path.join(root, "target", "chaos", `${name}-${createHash("sha1").update(`${process.pid} ${Date.now()}`).digest("hex").slice(0, 8)}`);
-  mkdirSync(folder, { recursive: true });
-  return folder;
-}
-
-export const forget = (folder) => rmSync(folder, { recursive: true, force: true });

@@ -209,20 +209,34 @@ export class Load {
     while (Date.now() < end && Object.values((await this.state()).read).some(([, , done]) => !done)) await sleep(200);
   }
 
-  /** Waits until those who watch presence through the balancer see who is online; gives what is wrong with those who do not. */
-  async watchersAgree(ms) {
+  /** What is wrong with what some show of presence, each by its name. */
+  async #differences(ask, expected) {
+    const { online } = await this.state();
+    const shown = Object.assign({}, ...(await this.#askAll(ask)));
+    return Object.entries(shown).concat(expected.filter((name) => !shown[name]).map((name) => [name, {}])).flatMap(([name, counts]) => {
+      const missing = online.filter((agent) => counts[agent] !== 1);
+      const stale = Object.keys(counts).filter((agent) => !online.includes(agent));
+      return missing.length + stale.length === 0 ? [] : [`${name} shows ${missing.length} not once, and ${stale.length} who are not online`];
+    });
+  }
+
+  async #agree(ask, expected, ms) {
     const end = Date.now() + ms;
     for (;;) {
-      const { online } = await this.state();
-      const seen = Object.assign({}, ...(await this.#askAll("watched")));
-      const wrong = Object.entries(seen).flatMap(([c, counts]) => {
-        const missing = online.filter((agent) => counts[agent] !== 1);
-        const stale = Object.keys(counts).filter((agent) => !online.includes(agent));
-        return missing.length + stale.length === 0 ? [] : [`${c} sees ${missing.length} not once, and ${stale.length} who are not online`];
-      });
+      const wrong = await this.#differences(ask, expected());
       if (wrong.length === 0 || Date.now() > end) return wrong;
       await sleep(200);
     }
+  }
+
+  /** Waits until those who watch presence through the balancer see who is online; gives what is wrong with those who do not. */
+  watchersAgree(ms) {
+    return this.#agree("watched", () => [], ms);
+  }
+
+  /** Waits until every node that runs shows who is online; gives what is wrong with the others. */
+  nodesAgree(ms) {
+    return this.#agree("views", () => this.cluster.running().map((node) => node.name), ms);
   }
 
   async end() {

@@ -1,7 +1,7 @@
 // A process of the load: runs the clients it is given, answers the runner's questions, and ends when the runner does.
 
 import { History } from "../history.mjs";
-import { client, Watcher } from "./clients.mjs";
+import { client, NodeWatcher, Watcher } from "./clients.mjs";
 
 /** Clients started in one breath, and the pause between, ms: a fleet does not come in one moment. */
 const START_AT_ONCE = 10;
@@ -35,6 +35,10 @@ const answers = {
       acked: Object.fromEntries(emitters().map((one) => [one.plan.s, one.lastSeq])),
       read: Object.fromEntries(readers().map((one) => [one.plan.c, [one.plan.s, one.last, one.done]])),
     };
+  },
+  /** What each node shows to those who look at it directly. */
+  views() {
+    return Object.fromEntries(clients.filter((one) => one instanceof NodeWatcher && one.isUp).map((one) => [one.plan.node, one.roster.counts()]));
   },
   /** No more new chunks. */
   quiet() {
