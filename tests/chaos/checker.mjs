@@ -321,7 +321,8 @@ function checkSilence({ sorted, problems, plan, limits, at }) {
       continue;
     }
     // What its own node or the store suffers is no matter of the other nodes.
-    const own = sorted.filter((event) => event.e === "fault" && (event.nodes.includes("postgres") || (["kill", "stop", "pause"].includes(event.kind) && event.nodes.includes(local)) || (event.kind === "postgres")));
+    const concerns = ({ kind, nodes }) => kind === "postgres" || (nodes.includes(local) && (["kill", "stop", "pause"].includes(kind) || nodes.includes("postgres")));
+    const own = sorted.filter((event) => event.e === "fault" && concerns(event));
     const excused = own.map((fault) => [fault.t, (sorted.find((event) => event.e === "over" && event.id === fault.id)?.t ?? Infinity) + RETURN_MS]);
     const times = [...heard, ...(quiet < Infinity ? [quiet] : [])];
     for (let i = 1; i < times.length; i++) {
