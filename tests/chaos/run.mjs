@@ -325,16 +325,16 @@ export class Run {
   /** Has PostgreSQL itself note every epoch that falls, and count those that rise: no look in between would miss it. */
   async #auditEpochs() {
     await this.cluster.postgres.query(`
-      CREATE TABLE chaos_epochs (task bytea, was bigint, now bigint);
+      CREATE TABLE chaos_epochs (task uuid, was bigint, is_now bigint);
       CREATE FUNCTION chaos_note() RETURNS trigger LANGUAGE plpgsql AS $$
       BEGIN INSERT INTO chaos_epochs VALUES (OLD.task, OLD.epoch, NEW.epoch); RETURN NEW; END $$;
       CREATE TRIGGER chaos_epochs BEFORE UPDATE ON streams FOR EACH ROW WHEN (NEW.epoch <> OLD.epoch) EXECUTE FUNCTION chaos_note();`);
   }
 
   async #noteEpochs() {
-    const [[raised]] = await this.cluster.postgres.query("SELECT count(*) FROM chaos_epochs WHERE now > was");
+    const [[raised]] = await this.cluster.postgres.query("SELECT count(*) FROM chaos_epochs WHERE is_now > was");
     this.note({ e: "epochs", raised: Number(raised) });
-    for (const [task, was, is] of await this.cluster.postgres.query("SELECT encode(task, 'hex'), was, now FROM chaos_epochs WHERE now < was LIMIT 1000")) {
+    for (const [task, was, is] of await this.cluster.postgres.query("SELECT task, was, is_now FROM chaos_epochs WHERE is_now < was LIMIT 1000")) {
       this.note({ e: "epoch", s: task, was: Number(was), is: Number(is) });
     }
   }
@@ -343,8 +343,8 @@ export class Run {
   async #stored() {
     const t = Date.now();
     if (!this.cluster.postgres) return this.#storedByRest(t);
-    const names = new Map(this.load.tasks.map(({ s, id }) => [id.replaceAll("-", ""), s]));
-    const rows = await this.cluster.postgres.query("SELECT encode(task, 'hex'), seq, replace(encode(convert_to(body::text, 'UTF8'), 'base64'), E'\\n', '') FROM chunks ORDER BY task, seq", 120_000);
+    const names = new Map(this.load.tasks.map(({ s, id }) => [id, s]));
+    const rows = await this.cluster.postgres.query("SELECT task, seq, replace(encode(body, 'base64'), E'\\n', '') FROM chunks ORDER BY task, seq", 120_000);
     return rows.filter(([task]) => names.has(task)).map(([task, seq, body]) => ({ t, e: "stored", s: names.get(task), q: Number(seq), h: hash(JSON.parse(Buffer.from(body, "base64").toString()).content) }));
   }
 
