@@ -36,6 +36,8 @@ pub struct Core {
     pub limits: Arc<Limits>,
     /// Store.
     pub store: Arc<dyn Store>,
+    /// The other nodes.
+    pub cluster: Arc<dyn Cluster>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Topics.
@@ -48,8 +50,6 @@ pub struct Core {
     pub blocks: Arc<Blocks>,
     /// Who is told of changes.
     pub notices: Arc<Notices>,
-    /// The other nodes.
-    pub cluster: Arc<dyn Cluster>,
     /// Changes of agents' records on this node, one at a time for each agent.
     changing: [tokio::sync::Mutex<()>; CHANGE_STRIPES],
     /// Task streams.
@@ -102,11 +102,12 @@ impl Core {
         for child in pubsub.children() {
             supervisor::start(&supervisor, child).await?;
         }
-        let presence = Presence::new(environment.clone(), metrics.clone());
+        let presence = Presence::new(environment.clone(), metrics.clone(), cluster.clone(), &limits);
         supervisor::start(&supervisor, presence.child()).await?;
         let online = Online::new(presence.clone(), environment.clone(), metrics.clone());
         let streams = Streams::new(Needs {
             store: store.clone(),
+            cluster: cluster.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
             settings: streams,
@@ -167,6 +168,7 @@ impl Core {
                 let now = members.borrow_and_update().clone();
                 let Some(core) = weak.upgrade() else { return };
                 core.pubsub.members_changed(&now);
+                core.streams.members_changed();
                 drop(core);
                 if members.changed().await.is_err() {
                     return;
@@ -212,13 +214,32 @@ impl Receiver for Dispatcher {
                     core.pubsub.receive(event);
                 }
                 Message::Notice(ref notice) => core.notices.receive(notice.clone()),
-                Message::Stream(_) => {}
+                Message::Stream(_) => core.streams.receive(event),
+                Message::Presence(_) => {
+                    if let Event::Message(node, message) = event
+                        && let Message::Presence(message) = *message
+                    {
+                        core.presence.node_said(node, message);
+                    }
+                }
             },
-            Event::Up(_) | Event::Reset(_) => {
-                core.pubsub.receive(event);
+            Event::Up(node) => {
+                core.presence.node_up(node.clone());
+                core.pubsub.receive(event.clone());
+                core.streams.receive(event);
                 core.notices.missed();
             }
-            Event::Down(_) => core.pubsub.receive(event),
+            Event::Reset(node) => {
+                core.presence.node_reset(node.clone());
+                core.pubsub.receive(event.clone());
+                core.streams.receive(event);
+                core.notices.missed();
+            }
+            Event::Down(node) => {
+                core.presence.node_down(node.clone());
+                core.pubsub.receive(event.clone());
+                core.streams.receive(event);
+            }
         }
     }
 }

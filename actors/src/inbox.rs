@@ -51,11 +51,9 @@ impl<T> Inbox<T> {
     /// Names the actor to wake: when it starts, and again when it is restarted.
     pub fn attach(&self, actor: ActorRef<Wake>) {
         let mut inner = self.inner.lock();
-        inner.woken = !inner.items.is_empty();
-        if inner.woken {
-            wake(&actor);
-        }
+        inner.woken = false;
         inner.actor = Some(actor);
+        inner.wake();
     }
 
     /// Adds an item.
@@ -91,26 +89,15 @@ impl<T> Inbox<T> {
             return Err(Refused::Full(item));
         }
         inner.items.push(item);
-        if wakes
-            && !inner.woken
-            && let Some(actor) = &inner.actor
-        {
-            wake(actor);
-            inner.woken = true;
+        if wakes {
+            inner.wake();
         }
         Ok(())
     }
 
     /// Wakes the actor for what waits, unless it has been.
     pub fn wake(&self) {
-        let mut inner = self.inner.lock();
-        if !inner.woken
-            && !inner.items.is_empty()
-            && let Some(actor) = &inner.actor
-        {
-            wake(actor);
-            inner.woken = true;
-        }
+        self.inner.lock().wake();
     }
 
     /// Items that wait.
@@ -148,9 +135,18 @@ impl<T> Inbox<T> {
     }
 }
 
-fn wake(actor: &ActorRef<Wake>) {
-    // An actor that is gone is restarted or its inbox closed: in both cases nobody waits for this wake-up.
-    let _gone = actor.send_message(Wake::Work);
+impl<T> Inner<T> {
+    /// Wakes the actor for what waits, unless it has been.
+    fn wake(&mut self) {
+        if !self.woken
+            && !self.items.is_empty()
+            && let Some(actor) = &self.actor
+        {
+            // An actor that is gone is restarted or its inbox closed: in both cases nobody waits for this wake-up.
+            let _gone = actor.send_message(Wake::Work);
+            self.woken = true;
+        }
+    }
 }
 
 #[cfg(test)]

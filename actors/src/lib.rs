@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod connections;
 pub mod core;
 pub mod egress;
+mod elsewhere;
 pub mod inbox;
 pub mod metric_definitions;
 pub mod notices;

@@ -35,16 +35,26 @@ pub struct Metrics {
     pub chunk_ack_seconds: Histogram,
     /// Streams in memory.
     pub streams: Gauge,
+    /// Streams that went from this node to another.
+    pub streams_moved: Counter,
+    /// Chunks that came to stand where readers had seen another that was lost.
+    pub chunks_replaced: Counter,
     /// Bytes of streams in memory.
     pub stream_bytes: Gauge,
     /// Readers that fell behind and went on from the log.
     pub readers_lagged: Counter,
     /// Readers closed because they took nothing.
     pub readers_stalled: Counter,
-    /// Agents online on this node.
+    /// Agents online by a connection to this node.
     pub agents_online: Gauge,
     /// Presence diffs made.
     pub presence_diffs: Counter,
+    /// Entries of presence that other nodes have told of.
+    pub presence_remote_entries: Gauge,
+    /// Times another node was asked for presence, by for how much, and times a difference was found.
+    pub presence_repairs: Family<Label, Counter>,
+    /// What of presence across nodes was refused, by what it was.
+    pub presence_refused: Family<Label, Counter>,
     /// Broadcasts published.
     pub published: Counter,
     /// Broadcasts written to connections.
@@ -71,17 +81,23 @@ impl Metrics {
             chunks_delivered: Counter::default(),
             chunk_ack_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
             streams: Gauge::default(),
+            streams_moved: Counter::default(),
+            chunks_replaced: Counter::default(),
             stream_bytes: Gauge::default(),
             readers_lagged: Counter::default(),
             readers_stalled: Counter::default(),
             agents_online: Gauge::default(),
             presence_diffs: Counter::default(),
+            presence_remote_entries: Gauge::default(),
+            presence_repairs: Family::default(),
+            presence_refused: Family::default(),
             published: Counter::default(),
             delivered: Counter::default(),
             publications_dropped: Counter::default(),
             overloaded: Counter::default(),
         };
         metrics.register_sockets(registry);
+        metrics.register_presence(registry);
         metrics.register_streams(registry);
         metrics
     }
@@ -101,8 +117,6 @@ impl Metrics {
             self.closes.clone(),
         );
         registry.register("actor_crashes", "Actors that crashed, by kind", self.crashes.clone());
-        registry.register("agents_online", "Agents online on this node", self.agents_online.clone());
-        registry.register("presence_diffs", "Presence diffs made", self.presence_diffs.clone());
         registry.register("broadcasts_published", "Broadcasts published", self.published.clone());
         registry.register(
             "broadcasts_delivered",
@@ -118,6 +132,30 @@ impl Metrics {
             "sockets_overloaded",
             "Sockets closed because what was due to them did not fit their queue",
             self.overloaded.clone(),
+        );
+    }
+
+    fn register_presence(&self, registry: &mut Registry) {
+        registry.register(
+            "agents_online",
+            "Agents online by a connection to this node",
+            self.agents_online.clone(),
+        );
+        registry.register("presence_diffs", "Presence diffs made", self.presence_diffs.clone());
+        registry.register(
+            "presence_remote_entries",
+            "Entries of presence that other nodes have told of",
+            self.presence_remote_entries.clone(),
+        );
+        registry.register(
+            "presence_repairs",
+            "Times another node was asked for changes or the whole of its presence, and times a difference was found",
+            self.presence_repairs.clone(),
+        );
+        registry.register(
+            "presence_refused",
+            "What of presence across nodes was refused: entries, events, messages, what waits",
+            self.presence_refused.clone(),
         );
     }
 
@@ -137,6 +175,16 @@ impl Metrics {
             self.chunk_ack_seconds.clone(),
         );
         registry.register("streams", "Streams in memory", self.streams.clone());
+        registry.register(
+            "streams_moved",
+            "Streams that went from this node to another",
+            self.streams_moved.clone(),
+        );
+        registry.register(
+            "chunks_replaced",
+            "Chunks that came to stand where readers had seen another, which was lost before it was durable",
+            self.chunks_replaced.clone(),
+        );
         registry.register_with_unit(
             "stream_memory",
             "Memory that stream logs take",
@@ -150,7 +198,7 @@ impl Metrics {
         );
         registry.register(
             "readers_stalled",
-            "Stream readers closed because they took nothing",
+            "Readers of streams and of answers closed because they took nothing",
             self.readers_stalled.clone(),
         );
     }

@@ -150,13 +150,13 @@ impl Notices {
     }
 
     async fn read_agent(&self, agent: AgentId) -> Result<(), Refusal> {
-        if !self.online.is_here(agent) {
+        if !self.online.changed_elsewhere(agent) {
             return Ok(());
         }
         match self.store.agent(agent).await {
             Ok(agent) => {
                 let agent = Arc::new(agent);
-                self.online.refresh(&agent);
+                self.online.note(&agent);
                 if !agent.status.may_connect() {
                     self.connections.end_agent(agent.id, "agent stopped");
                 }

@@ -1,6 +1,7 @@
-//! Which agents are online here: at once, for discovery and hiring, and through [`Presence`] for those who watch.
+//! Which agents are online: at once, for discovery and hiring, and through [`Presence`] for those who watch.
 //!
-//! An agent is online as long as one of its connections is (agrenting.md R55, C2).
+//! An agent is online as long as one of its connections is (agrenting.md R55, C2), to whichever node: of those to other
+//! nodes presence knows.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,15 +13,16 @@ use muster_protocol::ids::AgentId;
 use muster_protocol::json::Json;
 use muster_protocol::presence::Facts;
 use muster_protocol::time::Timestamp;
-use muster_protocol::topic::{DISCOVERY, agent_topic};
+use muster_protocol::topic::{DISCOVERY, UNPUBLISHED, agent_topic};
 use parking_lot::RwLock;
 
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 use crate::presence::{Presence, Shown, Tracked};
 
-/// The agents online on this node.
+/// The agents online.
 pub struct Online {
+    /// By connections to this node.
     agents: RwLock<HashMap<AgentId, Entry>>,
     /// Agents that went since they were last asked for.
     gone: RwLock<HashSet<AgentId>>,
@@ -40,28 +42,30 @@ struct Connection {
     online_at: Timestamp,
     /// Whether it is also present on the agent's own topic.
     own_topic: bool,
-    /// What watchers see of it; nothing while the agent is not published.
+    /// What watchers see of it; while the agent is not published, nodes alone.
     tracked: Vec<Tracked>,
+    published: bool,
 }
 
 impl Entry {
     /// Lets watchers see every connection with the record as it is.
     fn show(&mut self, presence: &Arc<Presence>) {
+        let published = self.agent.status.is_discoverable();
+        let key = self.agent.id.to_string();
         for connection in &mut self.connections {
-            if !self.agent.status.is_discoverable() {
-                connection.tracked.clear();
+            let shown = if published { shown(&self.agent, connection.online_at) } else { unpublished() };
+            if !connection.tracked.is_empty() && connection.published == published {
+                connection.tracked.iter_mut().for_each(|tracked| tracked.update(&shown));
                 continue;
             }
-            let shown = shown(&self.agent, connection.online_at);
-            if connection.tracked.is_empty() {
-                let key = self.agent.id.to_string();
-                connection.tracked.push(presence.track(DISCOVERY, &key, shown.clone()));
-                if connection.own_topic {
-                    connection.tracked.push(presence.track(&agent_topic(self.agent.id), &key, shown));
-                }
-            } else {
-                connection.tracked.iter_mut().for_each(|tracked| tracked.update(&shown));
+            let topic = if published { DISCOVERY } else { UNPUBLISHED };
+            let mut tracked = vec![presence.track(topic, &key, shown.clone())];
+            if published && connection.own_topic {
+                tracked.push(presence.track(&agent_topic(self.agent.id), &key, shown));
             }
+            // The old ones go after the new have come, so that it is not offline in between for other nodes.
+            connection.tracked = tracked;
+            connection.published = published;
         }
     }
 }
@@ -110,7 +114,8 @@ impl Online {
         let mut agents = self.agents.write();
         let entry =
             agents.entry(agent_id).or_insert_with(|| Entry { agent: agent.clone(), connections: Vec::new() });
-        entry.connections.push(Connection { id, online_at, own_topic, tracked: Vec::new() });
+        let tracked = Vec::new();
+        entry.connections.push(Connection { id, online_at, own_topic, tracked, published: false });
         // The record was read before this lock was taken: what a change told meanwhile is newer.
         if agent.recency() > entry.agent.recency() {
             entry.agent = agent;
@@ -131,7 +136,8 @@ impl Online {
         }
     }
 
-    /// The agent's record changed: everybody who watches is told. A reading older than the one known changes nothing.
+    /// The agent's record has changed, here or at another node: everybody who watches is told, by the metas of its
+    /// connections to this node. A reading older than the one known changes nothing.
     pub fn refresh(&self, agent: &Arc<Agent>) {
         self.changes.fetch_add(1, Ordering::Release);
         self.note(agent);
@@ -147,21 +153,29 @@ impl Online {
         }
     }
 
-    /// Whether the agent is connected to this node.
-    #[must_use]
-    pub fn is_here(&self, agent: AgentId) -> bool {
-        self.agents.read().contains_key(&agent)
-    }
-
     /// The agents that are connected to this node.
     #[must_use]
     pub fn here(&self) -> Vec<AgentId> {
         self.agents.read().keys().copied().collect()
     }
 
+    /// The agent's record has changed at another node. Whether it has connections here: then its record is to be read, and
+    /// given to [`Self::note`].
+    #[must_use]
+    pub fn changed_elsewhere(&self, agent: AgentId) -> bool {
+        self.changes.fetch_add(1, Ordering::Release);
+        self.is_here(agent)
+    }
+
     /// Whether the agent is online.
     #[must_use]
     pub fn contains(&self, agent: AgentId) -> bool {
+        self.is_here(agent) || self.presence.elsewhere().contains(agent)
+    }
+
+    /// Whether the agent is online by a connection to this node.
+    #[must_use]
+    pub fn is_here(&self, agent: AgentId) -> bool {
         self.agents.read().contains_key(&agent)
     }
 
@@ -177,13 +191,17 @@ impl Online {
         if !query.availability().admits(Availability::Online) {
             return Vec::new();
         }
-        let mut found: Vec<Found> = self
-            .agents
-            .read()
-            .values()
-            .filter(|entry| !except.contains(&entry.agent.id) && query.matches(&entry.agent))
-            .map(|entry| Found::new(&entry.agent, Availability::Online))
-            .collect();
+        let agents = self.agents.read();
+        // Of an agent that is online in both places, what this node knows itself.
+        let known = |agent: AgentId| agents.contains_key(&agent) || except.contains(&agent);
+        let mut found = self.presence.elsewhere().find(query, known);
+        found.extend(
+            agents
+                .values()
+                .filter(|entry| !except.contains(&entry.agent.id) && query.matches(&entry.agent))
+                .map(|entry| Found::new(&entry.agent, Availability::Online)),
+        );
+        drop(agents);
         found.sort_by(|a, b| a.order(b, query.sort_by));
         found.truncate(limit);
         found
@@ -192,14 +210,28 @@ impl Online {
     /// Everybody online.
     #[must_use]
     pub fn ids(&self) -> HashSet<AgentId> {
-        self.agents.read().keys().copied().collect()
+        let mut ids = self.agents.read().keys().copied().collect();
+        self.presence.elsewhere().add_ids(&mut ids);
+        ids
     }
 
-    /// Takes the agents that went offline since this was last called.
+    /// Takes the agents that went offline since this was last called, for noting when they were last seen: those whose last
+    /// connection was to this node, and at one of the nodes those that went with a node that is gone.
     #[must_use]
     pub fn take_gone(&self) -> HashSet<AgentId> {
-        std::mem::take(&mut self.gone.write())
+        let mut gone = std::mem::take(&mut *self.gone.write());
+        let lost = self.presence.elsewhere().take_lost();
+        if !lost.is_empty() && self.presence.is_first_of_nodes() {
+            gone.extend(lost);
+        }
+        gone.retain(|agent| !self.contains(*agent));
+        gone
     }
+}
+
+/// What is shown of an agent that is not published: that it is there.
+fn unpublished() -> Shown {
+    Shown { fields: Json::empty_object(), facts: Arc::default() }
 }
 
 fn shown(agent: &Agent, online_at: Timestamp) -> Shown {

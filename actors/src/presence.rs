@@ -3,25 +3,34 @@
 //! Snapshot and diffs of a topic leave from here and nowhere else, in one order. Changes are gathered for
 //! [`COALESCE_MS`] and told as one diff; newcomers get their snapshot in the same breath, right after that diff went to
 //! the others, so that everybody is told of each entry once. The first change after a pause is told at once.
+//!
+//! Own changes go to the other nodes first, with the same flush. Theirs come in as commands like any other, enter the
+//! same topics, and are told with the next flush (`across`).
 
+mod across;
 mod watching;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use muster_protocol::cluster::presence::{Bounds, EntryId, Replicas, Tell};
 use muster_protocol::discovery::View;
 use muster_protocol::ids::AgentId;
 use muster_protocol::json::Json;
+use muster_protocol::limits::Limits;
 use muster_protocol::phoenix::event;
 use muster_protocol::presence::{Diff, Facts, Meta, TrackId, phx_ref};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
 
+use self::across::FromNode;
 use self::watching::{Topic, Watcher};
-use crate::egress::{Burst, Class, Outlet, OutletId};
+use crate::cluster::Cluster;
+use crate::egress::{Burst, Outlet, OutletId};
+use crate::elsewhere::Elsewhere;
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
@@ -43,12 +52,23 @@ pub struct Presence {
     next_track: AtomicU64,
     environment: Environment,
     metrics: Arc<Metrics>,
+    cluster: Arc<dyn Cluster>,
+    elsewhere: Elsewhere,
+    /// Bytes of what other nodes said that wait in the inbox.
+    said_bytes: AtomicUsize,
+    said_bytes_max: usize,
+    tells_bytes_max: usize,
 }
 
-#[derive(Default)]
 struct State {
     topics: HashMap<SmolStr, Topic>,
     dirty: BTreeSet<SmolStr>,
+    replicas: Replicas,
+    /// Events from other nodes, told with the next flush, and their bytes.
+    tells: Vec<Tell>,
+    tells_bytes: usize,
+    /// What of other nodes' presence was not taken, since it was last logged.
+    refused: u64,
     salt: u64,
     refs: u64,
     flushed_at_ms: Option<u64>,
@@ -96,8 +116,10 @@ enum Command {
         topic: SmolStr,
         outlet: OutletId,
     },
-    /// Close those that take nothing.
-    EndStalled,
+    /// A second has passed.
+    Second,
+    /// Something about another node.
+    Node(FromNode),
 }
 
 /// What is shown of a meta.
@@ -161,14 +183,24 @@ impl Drop for Watching {
 impl Presence {
     /// Nobody present.
     #[must_use]
-    pub fn new(environment: Environment, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        environment: Environment,
+        metrics: Arc<Metrics>,
+        cluster: Arc<dyn Cluster>,
+        limits: &Limits,
+    ) -> Arc<Self> {
         let salt = u64::from_be_bytes(environment.random());
         Arc::new(Self {
             inbox: Inbox::new(INBOX_COMMANDS_MAX),
-            state: Mutex::new(State { salt, ..State::default() }),
+            state: Mutex::new(State::new(Replicas::new(cluster.me(), Bounds::from(limits)), salt)),
             next_track: AtomicU64::new(1),
             environment,
             metrics,
+            cluster,
+            elsewhere: Elsewhere::default(),
+            said_bytes: AtomicUsize::new(0),
+            said_bytes_max: limits.presence_inbox_bytes_max,
+            tells_bytes_max: limits.presence_tells_bytes_max,
         })
     }
 
@@ -227,15 +259,17 @@ impl Presence {
         let _closed = self.inbox.push_always(Command::Hide { viewer, hidden });
     }
 
-    /// Sends an event about a key to those who watch the topic and see that key.
+    /// Sends an event about a key to those who watch the topic and see that key, on all nodes; on the others after all
+    /// changes so far.
     pub fn tell(&self, topic: &str, key: &str, event: &'static str, payload: Json) {
         let command = Command::Tell { topic: topic.into(), key: key.into(), event, payload };
         let _closed = self.inbox.push_always(command);
     }
 
-    /// Closes the connections of watchers that are behind and take nothing.
-    pub fn end_stalled(&self) {
-        let _closed = self.inbox.push_always(Command::EndStalled);
+    /// To be called each second: closes the connections of watchers that are behind and take nothing, and tells the other
+    /// nodes where this one stands, so that they notice what they missed.
+    pub fn every_second(&self) {
+        let _closed = self.inbox.push_always(Command::Second);
     }
 
     fn work(self: &Arc<Self>, myself: &ActorRef<Wake>, wake: &Wake) {
@@ -246,7 +280,7 @@ impl Presence {
         for command in self.inbox.take() {
             state.apply(command, self);
         }
-        if state.dirty.is_empty() || state.tick_pending {
+        if !state.has_news() || state.tick_pending {
             return;
         }
         let now_ms = self.environment.monotonic_ms();
@@ -267,24 +301,48 @@ impl Presence {
 }
 
 impl State {
+    fn new(replicas: Replicas, salt: u64) -> Self {
+        Self {
+            topics: HashMap::new(),
+            dirty: BTreeSet::new(),
+            replicas,
+            tells: Vec::new(),
+            tells_bytes: 0,
+            refused: 0,
+            salt,
+            refs: 0,
+            flushed_at_ms: None,
+            tick_pending: false,
+        }
+    }
+
+    /// Whether there is something to flush.
+    fn has_news(&self) -> bool {
+        !self.dirty.is_empty() || !self.tells.is_empty() || self.replicas.has_news()
+    }
+
     fn apply(&mut self, command: Command, node: &Arc<Presence>) {
         match command {
             Command::Track { topic, key, id, shown } => {
                 let phx_ref = self.next_ref();
-                let meta = shown.meta(id, phx_ref);
-                self.topics.entry(topic.clone()).or_default().presence.track(&key, meta);
+                let entry = self.topics.entry(topic.clone()).or_default();
+                let meta = entry.presence.track(&key, shown.meta(id, phx_ref));
+                self.replicas.put(EntryId::new(&topic, &key, id), meta);
                 self.dirty.insert(topic);
             }
             Command::Update { topic, key, id, shown } => {
                 let phx_ref = self.next_ref();
-                if let Some(entry) = self.topics.get_mut(&topic) {
-                    entry.presence.update(&key, shown.meta(id, phx_ref));
+                if let Some(entry) = self.topics.get_mut(&topic)
+                    && let Some(meta) = entry.presence.update(&key, shown.meta(id, phx_ref))
+                {
+                    self.replicas.put(EntryId::new(&topic, &key, id), meta);
                     self.dirty.insert(topic);
                 }
             }
             Command::Untrack { topic, key, id } => {
                 if let Some(entry) = self.topics.get_mut(&topic) {
                     entry.presence.untrack(&key, id);
+                    self.replicas.remove(EntryId::new(&topic, &key, id));
                     self.dirty.insert(topic);
                 }
             }
@@ -303,15 +361,9 @@ impl State {
             }
             Command::Hide { viewer, hidden } => self.hide(viewer, hidden.as_ref(), node),
             Command::Tell { topic, key, event, payload } => {
+                self.replicas.tell(&topic, &key, event, &payload);
                 if let Some(entry) = self.topics.get_mut(&topic) {
-                    let mut burst = Burst::new(&topic, vec![(event, payload)]);
-                    for watcher in entry.newcomers.iter().filter(|watcher| watcher.knows(&key)) {
-                        // One whose connection is full learns it from its state.
-                        watcher.outlet.write(Class::Broadcast, &[burst.broadcast(&watcher.outlet)]);
-                    }
-                    entry.tell(&topic, node, |watcher| {
-                        if watcher.knows(&key) { Some(burst.broadcast(&watcher.outlet)) } else { None }
-                    });
+                    entry.tell_about(&topic, &key, (event, payload), node);
                 }
             }
             Command::Drained { topic, outlet } => {
@@ -322,12 +374,14 @@ impl State {
                     self.dirty.insert(topic);
                 }
             }
-            Command::EndStalled => {
+            Command::Second => {
                 let now_ms = node.environment.monotonic_ms();
                 for entry in self.topics.values_mut() {
                     entry.behind.retain_mut(|behind| !behind.has_stalled(now_ms));
                 }
+                self.second_across(node);
             }
+            Command::Node(from) => self.across(from, node),
         }
     }
 
@@ -337,6 +391,8 @@ impl State {
     }
 
     fn flush(&mut self, node: &Arc<Presence>) {
+        // Those who watch here may take a while to tell.
+        self.push_across(node);
         for name in std::mem::take(&mut self.dirty) {
             let Some(topic) = self.topics.get_mut(&name) else { continue };
             topic.flush(&name, node);
@@ -346,6 +402,7 @@ impl State {
                 self.dirty.insert(name);
             }
         }
+        self.tell_from_across(node);
     }
 
     /// A viewer's watchers see some keys no more, and others again: as leaves and joins, to them alone.

@@ -183,9 +183,7 @@ pub trait AccountStore: Send + Sync + 'static {
     ) -> StoreResult<Vec<CredentialId>>;
     /// Forgets at most `rows_max` credentials that ended before a time; gives how many.
     async fn purge_credentials(&self, ended_before: Timestamp, rows_max: usize) -> StoreResult<usize>;
-    /// The credential of that hash.
-    async fn credential_by_hash(&self, hash: SecretHash) -> StoreResult<Credential>;
-    /// The same, with the agent whose credential it is, if it is one's.
+    /// The credential of that hash, with the agent whose credential it is, if it is one's.
     async fn caller_by_hash(&self, hash: SecretHash) -> StoreResult<(Credential, Option<Agent>)>;
     /// The credentials of an owner, revoked ones too.
     async fn credentials_of(&self, owner: Owner) -> StoreResult<Vec<Credential>>;

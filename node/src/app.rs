@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Authenticator;
+use crate::cluster::nodes::Nodes;
 use crate::config::{Config, ConfigError};
 use crate::http::addresses::{Networks, limit_key};
 use crate::longpoll::LongPolls;
@@ -26,6 +27,8 @@ pub struct App {
     pub core: Arc<Core>,
     /// Configuration.
     pub config: Config,
+    /// The links to other nodes, if this is one of several.
+    pub nodes: Option<Arc<Nodes>>,
     /// Checks secrets.
     pub auth: Authenticator,
     /// Which browser origins may connect.
@@ -63,6 +66,7 @@ impl App {
         core: Arc<Core>,
         config: Config,
         operator: SecretHash,
+        nodes: Option<Arc<Nodes>>,
         (metrics, registry): (HttpMetrics, Registry),
     ) -> Result<Arc<Self>, ConfigError> {
         let networks = |list: &[String]| Networks::parse(list).map_err(ConfigError);
@@ -82,6 +86,7 @@ impl App {
             ready: AtomicBool::new(false),
             core,
             config,
+            nodes,
             metrics,
             registry,
             exempt,

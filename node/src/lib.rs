@@ -3,12 +3,14 @@
 //! # Layout
 //! * [`config`], [`logging`], [`run`], [`cli`], [`demo`]: the program
 //! * [`http`], [`websocket`], [`longpoll`], [`mcp`], [`app`], [`auth`]: the front end; only [`http`] knows hyper
+//! * [`cluster`]: links to other nodes; only this folder knows ractor_cluster and Redis
 //! * [`store`]: the store's backends; only this folder knows SQL
 //! * [`documents`], [`metric_definitions`], [`system_clock`]
 
 pub mod app;
 pub mod auth;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod documents;

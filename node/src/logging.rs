@@ -8,7 +8,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{ConfigError, LogConfig, LogFormat};
 
 /// What dependencies say that is of no use to whoever runs the node, or costs too much to say.
-const QUIET: &str = "ractor=warn,rmcp=warn,hyper=warn,rustls=warn";
+const QUIET: &str = "ractor=warn,ractor_cluster=error,rmcp=warn,hyper=warn,rustls=warn";
 
 /// Starts logging.
 ///

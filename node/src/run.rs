@@ -4,18 +4,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_actors::cluster::Alone;
+use muster_actors::cluster::{Alone, Cluster};
 use muster_actors::core::{Core, Parts};
 use muster_actors::metric_definitions::Metrics;
+use muster_actors::ports::Environment;
 use muster_actors::store::Store;
 use muster_protocol::account::{Secret, SecretHash};
 use muster_protocol::cluster::NodeKey;
 use muster_protocol::websocket::CloseCode;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
+use crate::cluster;
+use crate::cluster::metric_definitions::ClusterMetrics;
+use crate::cluster::nodes::Nodes;
 use crate::config::Config;
 use crate::http::front::Front;
 use crate::http::{listener, tls};
@@ -55,13 +60,13 @@ const LAST_SEEN_EVERY_SECONDS: u64 = 5;
 pub async fn start(config: Config, operator_token: Option<String>) -> Result<Node, RunError> {
     let tls = tls::acceptor(&config.http)?;
     check_plaintext(&config, tls.is_some())?;
+    check_cluster(&config)?;
     let environment = system_clock::environment();
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store.data_dir, &config.limits)?);
     let (operator, new_operator_token) =
         operator(store.as_ref(), operator_token, environment.random()).await?;
     let mut registry = registry();
-    let incarnation = environment.now().unix_ms_unsigned();
-    let cluster = Arc::new(Alone::new(NodeKey { name: "muster".into(), incarnation }));
+    let (cluster, nodes) = join(&config, &environment, &mut registry).await?;
     let parts = Parts {
         environment,
         limits: config.limits.clone(),
@@ -77,7 +82,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     let scheme = if tls.is_some() { "https" } else { "http" };
     let listen = config.http.listen.clone();
     let metrics_listen = config.http.metrics_listen.clone();
-    let app = App::new(core, config, operator, (http_metrics, registry))?;
+    let app = App::new(core, config, operator, nodes, (http_metrics, registry))?;
     let socket = listener::bind(&listen).map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let address = socket.local_addr()?;
     let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
@@ -110,6 +115,33 @@ fn check_plaintext(config: &Config, has_tls: bool) -> Result<(), RunError> {
     Err("http.listen is not loopback, and TLS is not configured: give http.tls_certificate and http.tls_key, or set \
          http.allow_plaintext = true if something in front ends TLS"
         .into())
+}
+
+/// What one node keeps in its folder the others do not see.
+fn check_cluster(config: &Config) -> Result<(), RunError> {
+    if config.cluster.is_clustered() && config.store.is_embedded() {
+        return Err("cluster.listen and cluster.transport = \"redis\" make this node one of several, which share a store: the \
+                    embedded one (store.data_dir) is a single node's"
+            .into());
+    }
+    Ok(())
+}
+
+/// The other nodes, if there are to be any.
+async fn join(
+    config: &Config,
+    environment: &Environment,
+    registry: &mut Registry,
+) -> Result<(Arc<dyn Cluster>, Option<Arc<Nodes>>), RunError> {
+    if !config.cluster.is_clustered() {
+        // Nobody else sees the name of a node that is alone, so none is asked for.
+        let me = cluster::identity(&config.cluster, environment)
+            .unwrap_or_else(|_| NodeKey { name: "alone".into(), incarnation: 1 });
+        return Ok((Arc::new(Alone::new(me)), None));
+    }
+    let metrics = ClusterMetrics::register(registry);
+    let nodes = cluster::open(&config.cluster, &config.limits, environment, metrics).await?;
+    Ok((nodes.clone(), Some(nodes)))
 }
 
 /// The hash of the operator's token, and the token if it was made now.
@@ -154,13 +186,19 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
         let (now, now_ms) = (core.environment.now(), core.environment.monotonic_ms());
         core.connections.sweep(now, now_ms);
         core.blocks.end_due(now).await;
-        core.presence.end_stalled();
+        core.presence.every_second();
         if second.is_multiple_of(LAST_SEEN_EVERY_SECONDS) {
-            for agent in core.online.take_gone() {
-                if let Err(error) = core.store.set_last_seen(agent, now).await {
-                    tracing::warn!(%error, "cannot note when an agent was last seen");
-                }
-            }
+            note_gone(core).await;
+        }
+    }
+}
+
+/// Notes when the agents that went were last seen.
+async fn note_gone(core: &Core) {
+    let now = core.environment.now();
+    for agent in core.online.take_gone() {
+        if let Err(error) = core.store.set_last_seen(agent, now).await {
+            tracing::warn!(%error, "cannot note when an agent was last seen");
         }
     }
 }
@@ -231,7 +269,11 @@ impl Node {
                 "drained for as long as allowed; closing what is left"
             );
         }
+        note_gone(&app.core).await;
         app.core.store.close().await;
+        if let Some(nodes) = &app.nodes {
+            nodes.close().await;
+        }
         tracing::info!("drained");
     }
 }

@@ -127,12 +127,21 @@ impl Query {
     /// Whether an agent belongs in the answer, its availability aside.
     #[must_use]
     pub fn matches(&self, agent: &Agent) -> bool {
+        agent.status.is_discoverable() && self.fits(&agent.capabilities, agent.reputation(), agent.base_price)
+    }
+
+    /// The same for an agent that is published, by what presence says of it.
+    #[must_use]
+    pub fn matches_facts(&self, facts: &Facts) -> bool {
+        self.fits(&facts.capabilities, facts.reputation, facts.base_price)
+    }
+
+    fn fits(&self, capabilities: &[String], reputation: f64, base_price: Amount) -> bool {
         let filters = self.filters.clone().unwrap_or_default();
-        agent.status.is_discoverable()
-            && self.capability.as_ref().is_none_or(|wanted| agent.capabilities.contains(wanted))
-            && filters.min_reputation.is_none_or(|min| agent.reputation() >= min)
-            && filters.min_price.is_none_or(|min| agent.base_price >= min)
-            && filters.max_price.is_none_or(|max| agent.base_price <= max)
+        self.capability.as_ref().is_none_or(|wanted| capabilities.contains(wanted))
+            && filters.min_reputation.is_none_or(|min| reputation >= min)
+            && filters.min_price.is_none_or(|min| base_price >= min)
+            && filters.max_price.is_none_or(|max| base_price <= max)
     }
 
     /// The availability it wants.
@@ -176,6 +185,21 @@ impl Found {
             reputation: agent.reputation(),
             base_price: agent.base_price,
             online: availability != Availability::Offline,
+        }
+    }
+
+    /// A published agent that is online, by what presence says of it.
+    #[must_use]
+    pub fn online(id: AgentId, (name, did): (&str, &str), facts: &Facts) -> Self {
+        Self {
+            id,
+            did: did.to_owned(),
+            name: name.to_owned(),
+            capabilities: facts.capabilities.clone(),
+            status: Availability::Online,
+            reputation: facts.reputation,
+            base_price: facts.base_price,
+            online: true,
         }
     }
 

@@ -80,6 +80,7 @@ error_codes! {
     Overloaded = "overloaded", "OVERLOADED", 503, true, "The node has as much work as it can hold.";
     Draining = "draining", "DRAINING", 503, true, "The node is shutting down; another one takes over.";
     StoreUnavailable = "store_unavailable", "STORE_UNAVAILABLE", 503, true, "The store cannot be written now; nothing was changed.";
+    OwnerUnreachable = "owner_unreachable", "OWNER_UNREACHABLE", 503, true, "The node that holds this stream cannot be reached now; send it again under the same idempotency key.";
     Internal = "internal_error", "INTERNAL_ERROR", 500, true, "A fault of the server.";
 }
 

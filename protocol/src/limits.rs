@@ -141,12 +141,38 @@ pub struct Limits {
     /// Items of a page at most.
     pub page_items_max: usize,
 
+    /// Entries of presence that a node takes from one other; further ones are not shown here.
+    pub presence_entries_per_peer_max: usize,
+    /// Bytes of presence that a node takes from one other, about; further entries are not shown here.
+    pub presence_bytes_per_peer_max: usize,
+    /// Bytes of changes of presence that a node keeps for others that missed some; who missed more gets all entries.
+    pub presence_history_bytes_max: usize,
+    /// Bytes of presence in one message between nodes; a larger entry is not shown at other nodes.
+    pub presence_piece_bytes_max: usize,
+    /// Messages in which a node answers another that asks for presence; the other asks for more.
+    pub presence_answer_pieces_max: usize,
+    /// Bytes of messages about presence from other nodes that wait here; further ones are dropped, and asked for again.
+    pub presence_inbox_bytes_max: usize,
+    /// Bytes of events about agents at another node that wait for what they follow; further ones are dropped.
+    pub presence_tells_bytes_max: usize,
+
     /// Writes waiting for the store; further ones wait where they are.
     pub store_queue_writes_max: usize,
     /// Rows of one store transaction.
     pub store_batch_rows_max: usize,
     /// Bytes of chunks that the store holds in memory and in its journal before it moves them to their table.
     pub store_journal_bytes_max: usize,
+
+    /// Other nodes that are known at once; further ones are refused.
+    pub cluster_peers_max: usize,
+    /// Connections from other nodes that have not said yet who they are; a further one is closed at accept.
+    pub cluster_handshakes_max: usize,
+    /// Bytes of messages that wait for one node, or are under way to it; more reset the session with it.
+    pub cluster_outbox_bytes_max: usize,
+    /// Bytes under way to one node that it has not acknowledged: what is held for one that has stopped.
+    pub cluster_window_bytes_max: usize,
+    /// Bytes of one message to another node.
+    pub cluster_message_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -218,9 +244,23 @@ impl Default for Limits {
             page_items_default: 20,
             page_items_max: 100,
 
+            presence_entries_per_peer_max: 400_000,
+            presence_bytes_per_peer_max: 512 * MIB,
+            presence_history_bytes_max: 8 * MIB,
+            presence_piece_bytes_max: 64 * KIB,
+            presence_answer_pieces_max: 8,
+            presence_inbox_bytes_max: 32 * MIB,
+            presence_tells_bytes_max: MIB,
+
             store_queue_writes_max: 4_096,
             store_batch_rows_max: 1_000,
             store_journal_bytes_max: 32 * MIB,
+
+            cluster_peers_max: 256,
+            cluster_handshakes_max: 64,
+            cluster_outbox_bytes_max: 16 * MIB,
+            cluster_window_bytes_max: 512 * KIB,
+            cluster_message_bytes_max: 4 * MIB,
         }
     }
 }

@@ -12,8 +12,24 @@ use smol_str::SmolStr;
 use crate::json::{self, Json};
 use crate::money::Amount;
 
-/// Names one tracked meta: unique per process that tracks.
+/// Names one tracked meta within a process: [`track_id`] of which node tracks it and its number there.
 pub type TrackId = u64;
+
+/// Bits of a [`TrackId`] that are the number: enough for a million a second over eight years.
+const TRACK_NUMBER_BITS: u32 = 48;
+
+/// The id of a meta by its number at the node that tracks it. `origin` is the number by which this process knows that
+/// node, 0 for itself: so ids of several nodes do not clash.
+#[must_use]
+pub const fn track_id(origin: u16, number: u64) -> TrackId {
+    ((origin as u64) << TRACK_NUMBER_BITS) | track_number(number)
+}
+
+/// The number of a meta at the node that tracks it.
+#[must_use]
+pub const fn track_number(id: TrackId) -> u64 {
+    id & ((1 << TRACK_NUMBER_BITS) - 1)
+}
 
 /// What a view of part of a topic goes by, beside the key.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,9 +79,9 @@ impl Meta {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Diff {
     /// Metas that are new, by key.
-    pub joins: Vec<(SmolStr, Vec<Meta>)>,
+    pub joins: Vec<(SmolStr, Vec<Arc<Meta>>)>,
     /// Metas that are gone, by key, as they were last told.
-    pub leaves: Vec<(SmolStr, Vec<Meta>)>,
+    pub leaves: Vec<(SmolStr, Vec<Arc<Meta>>)>,
 }
 
 impl Diff {
@@ -73,7 +89,7 @@ impl Diff {
     /// comes into a view by a change is a join there, one that falls out of it a leave.
     #[must_use]
     pub fn payload(&self, sees: impl Fn(&str, &Meta) -> bool) -> Option<Json> {
-        let visible = |side: &[(SmolStr, Vec<Meta>)]| {
+        let visible = |side: &[(SmolStr, Vec<Arc<Meta>>)]| {
             side.iter().any(|(key, metas)| metas.iter().any(|meta| sees(key, meta)))
         };
         if !visible(&self.joins) && !visible(&self.leaves) {
@@ -91,7 +107,7 @@ impl Diff {
 
 fn write_entries<'a>(
     out: &mut Vec<u8>,
-    entries: impl Iterator<Item = (&'a SmolStr, &'a [Meta])>,
+    entries: impl Iterator<Item = (&'a SmolStr, &'a [Arc<Meta>])>,
     sees: &impl Fn(&str, &Meta) -> bool,
 ) {
     out.push(b'{');
@@ -120,30 +136,40 @@ fn write_entries<'a>(
 /// Presence of one topic.
 #[derive(Debug, Default)]
 pub struct TopicPresence {
-    entries: BTreeMap<SmolStr, Vec<Meta>>,
+    entries: BTreeMap<SmolStr, Vec<Arc<Meta>>>,
     /// Of the keys touched since the last flush: their metas as of that flush.
-    told: BTreeMap<SmolStr, Vec<Meta>>,
+    told: BTreeMap<SmolStr, Vec<Arc<Meta>>>,
     snapshot: Option<Json>,
 }
 
 impl TopicPresence {
-    /// Adds a meta under a key. A second one of the same id replaces the first.
-    pub fn track(&mut self, key: &SmolStr, meta: Meta) {
+    /// Adds a meta under a key. A second one of the same id replaces the first, and names its reference. Gives the meta
+    /// as it is kept.
+    pub fn track(&mut self, key: &SmolStr, meta: Meta) -> Arc<Meta> {
+        let metas = self.entries.get(key).map(Vec::as_slice).unwrap_or_default();
+        let phx_ref_prev = match metas.iter().find(|present| present.id == meta.id) {
+            Some(present) => Some(present.phx_ref.clone()),
+            None => meta.phx_ref_prev,
+        };
+        let meta = Arc::new(Meta { phx_ref_prev, ..meta });
+        self.put(key, meta.clone());
+        meta
+    }
+
+    /// Adds a meta under a key as it is, in place of one of the same id.
+    pub fn put(&mut self, key: &SmolStr, meta: Arc<Meta>) {
         self.remember(key);
         let metas = self.entries.entry(key.clone()).or_default();
         match metas.iter_mut().find(|present| present.id == meta.id) {
-            Some(present) => *present = Meta { phx_ref_prev: Some(present.phx_ref.clone()), ..meta },
+            Some(present) => *present = meta,
             None => metas.push(meta),
         }
     }
 
-    /// Replaces a meta of a key by one of the same id; `false` if there is none.
-    pub fn update(&mut self, key: &SmolStr, meta: Meta) -> bool {
-        if !self.entries.get(key).is_some_and(|metas| metas.iter().any(|present| present.id == meta.id)) {
-            return false;
-        }
-        self.track(key, meta);
-        true
+    /// Replaces a meta of a key by one of the same id, and gives it as it is kept; `None` if there is none.
+    pub fn update(&mut self, key: &SmolStr, meta: Meta) -> Option<Arc<Meta>> {
+        let metas = self.entries.get(key)?;
+        metas.iter().any(|present| present.id == meta.id).then(|| self.track(key, meta))
     }
 
     /// Removes a meta; `false` if it was not there.
@@ -166,7 +192,7 @@ impl TopicPresence {
         let mut diff = Diff::default();
         for (key, before) in std::mem::take(&mut self.told) {
             let now = self.entries.get(&key).map(Vec::as_slice).unwrap_or_default();
-            let not_in = |metas: &[Meta], others: &[Meta]| -> Vec<Meta> {
+            let not_in = |metas: &[Arc<Meta>], others: &[Arc<Meta>]| -> Vec<Arc<Meta>> {
                 metas
                     .iter()
                     .filter(|meta| others.iter().all(|other| other.phx_ref != meta.phx_ref))
@@ -215,7 +241,7 @@ impl TopicPresence {
 
     /// The metas of some keys as they were last told: what is taken from or given to a reader whose view changes.
     #[must_use]
-    pub fn told_metas(&self, wanted: impl Fn(&str) -> bool) -> Vec<(SmolStr, Vec<Meta>)> {
+    pub fn told_metas(&self, wanted: impl Fn(&str) -> bool) -> Vec<(SmolStr, Vec<Arc<Meta>>)> {
         let touched = self.told.iter().filter(|(_, metas)| !metas.is_empty());
         let untouched = self.entries.iter().filter(|(key, _)| !self.told.contains_key(*key));
         touched
@@ -223,6 +249,11 @@ impl TopicPresence {
             .filter(|(key, _)| wanted(key))
             .map(|(key, metas)| (key.clone(), metas.clone()))
             .collect()
+    }
+
+    /// All metas, by key.
+    pub fn metas(&self) -> impl Iterator<Item = (&SmolStr, &Arc<Meta>)> {
+        self.entries.iter().flat_map(|(key, metas)| metas.iter().map(move |meta| (key, meta)))
     }
 
     /// Whether a key has a meta.

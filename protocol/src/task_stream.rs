@@ -143,6 +143,41 @@ impl StreamLog {
         chunk
     }
 
+    /// Appends a chunk that has its seq from another node's log; whether it was the next.
+    pub fn append_given(&mut self, chunk: Chunk) -> bool {
+        let is_next = chunk.seq == self.last_seq + 1;
+        if is_next {
+            self.last_seq += 1;
+            self.hold(chunk);
+        }
+        is_next
+    }
+
+    /// Forgets the chunks after `last_seq`, which were never durable; gives them, oldest first.
+    pub fn truncate(&mut self, last_seq: u64) -> Vec<Chunk> {
+        let mut dropped = Vec::new();
+        while self.last_seq > last_seq {
+            self.last_seq -= 1;
+            if let Some(chunk) = self.chunks.pop_back() {
+                self.bytes -= chunk.weight();
+                if let Some(key) = &chunk.idempotency_key {
+                    self.keys.remove(key);
+                }
+                dropped.push(chunk);
+            }
+        }
+        self.durable_seq = self.durable_seq.min(last_seq);
+        dropped.reverse();
+        dropped
+    }
+
+    /// Goes on after a later seq: what lies between is durable, and is read from the store.
+    pub fn skip_to(&mut self, last_seq: u64) {
+        if last_seq > self.last_seq {
+            *self = Self::restore(last_seq, Vec::new());
+        }
+    }
+
     /// Seq of the chunk of that key, if it is in memory.
     #[must_use]
     pub fn seq_of_key(&self, key: &str) -> Option<u64> {

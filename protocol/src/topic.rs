@@ -67,6 +67,9 @@ pub enum Topic {
 /// The topic everybody who is online is present on.
 pub const DISCOVERY: &str = "agents:discovery";
 
+/// Where agents are present that are online but not published, so that all nodes know: no client can join it.
+pub const UNPUBLISHED: &str = "agents:unpublished";
+
 impl Topic {
     /// Finds the topic by name; `None` when the mount has none such ("unmatched topic").
     #[must_use]

@@ -4,15 +4,16 @@ import assert from "node:assert/strict";
 import { createHash, createPrivateKey, createPublicKey, generateKeyPairSync, randomUUID, sign } from "node:crypto";
 import { after, afterEach, before, describe, test } from "node:test";
 import { filesIn } from "./lib/cli.mjs";
-import { cast, Server, sleep, until } from "./lib/server.mjs";
+import { cast, leniently, Server, sleep, until } from "./lib/server.mjs";
 import { readByFetch } from "./lib/sse.mjs";
-import { rate } from "./lib/streams.mjs";
+import { metric, rate } from "./lib/streams.mjs";
 import { Bare, handshake, handshakeStatus, query } from "./lib/bare.mjs";
+import { within } from "./lib/wire.mjs";
 
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const ISO = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/;
 const AP = /^ap_[0-9A-Za-z]{43}$/;
-const WITHIN_MS = 2_000;
+const WITHIN_MS = leniently(2_000);
 
 const servers = [];
 const sockets = [];
@@ -296,7 +297,7 @@ describe("credentials", () => {
     assert.equal((await server.request("GET", "/api/v1/agents", { token: spent.token })).status, 401);
     assert.equal(await handshakeStatus(server, `/socket/hirer/websocket${query({ api_key: spent.token })}`), 403);
 
-    const lifetime = 1_200;
+    const lifetime = 3_000;
     const end = Date.now() + lifetime;
     const { token } = await issueToken(user, { expires_at: later(lifetime) });
     assert.equal((await server.request("GET", "/api/v1/agents", { token })).status, 200);
@@ -673,8 +674,8 @@ describe("ending credentials", () => {
   async function allEnd({ sockets: closing, sse, mcpEnded }, since) {
     for (const socket of closing) assert.equal((await socket.ended(WITHIN_MS)).code, 1001);
     await until("the event stream ends", () => sse.ended, WITHIN_MS);
-    assert.equal(await Promise.race([mcpEnded, sleep(WITHIN_MS).then(() => "open")]), "ended", "the MCP stream ends");
-    assert.ok(Date.now() - since < WITHIN_MS, "within two seconds");
+    assert.equal(await within(WITHIN_MS, "the MCP stream ends", mcpEnded), "ended");
+    assert.ok(Date.now() - since < WITHIN_MS, `${Date.now() - since} ms`);
   }
 
   test("R18: rotating a key ends it at once, with its sockets, streams and sessions", async () => {
@@ -770,7 +771,8 @@ describe("ending credentials", () => {
   /** Opens sockets by a key while `end` ends it, at many points of the handshake; gives those that opened. */
   async function race(end) {
     const opened = [];
-    for (let round = 0; round < 12; round++) {
+    // On a slow machine longer, until some were quick enough.
+    for (let round = 0; round < 12 || (opened.length === 0 && round < 200); round++) {
       const agent = await server.agent();
       const { api_key: key, credential } = await issueKey(agent);
       const racing = Array.from({ length: 20 }, () => open(server, "/socket/agent/websocket", { api_key: key }).catch(() => null));
@@ -859,6 +861,8 @@ describe("sessions", () => {
     const agent = await own.agent();
     const path = `/socket/agent/websocket${query({ api_key: agent.key })}`;
     const sockets = [await open(own, "/socket/agent/websocket", { api_key: agent.key }), await open(own, "/socket/agent/websocket", { api_key: agent.key })];
+    // A socket is counted behind its handshake, of which the client may know before.
+    await until("both are counted", async () => (await metric(own, "muster_sockets")) === 2);
     assert.equal(await handshakeStatus(own, path), 429);
     const other = await issueKey(agent, {}, { key: agent.key }, own);
     assert.equal(await handshakeStatus(own, `/socket/agent/websocket${query({ api_key: other.api_key })}`), 101, "another key");
@@ -867,15 +871,15 @@ describe("sessions", () => {
   });
 
   test("R19 R167: a session ends at its time, and so do its sockets", async () => {
-    const own = await start({ set: ["accounts.session_ttl_ms=1200"] });
+    const own = await start({ set: ["accounts.session_ttl_ms=3000"] });
     const agent = await own.agent();
     const began = Date.now();
     const token = await session(agent, own);
     const socket = await open(own, "/socket/websocket", { session_token: token });
     const read = () => own.request("GET", `/api/v1/agents/${agent.id}`, { token });
     assert.equal((await read()).status, 200);
-    assert.equal((await socket.ended(1_200 + WITHIN_MS)).code, 1001);
-    assert.ok(Date.now() - began >= 1_200);
+    assert.equal((await socket.ended(3_000 + WITHIN_MS)).code, 1001);
+    assert.ok(Date.now() - began >= 3_000);
     assert.equal((await read()).status, 401);
     assert.equal(await handshakeStatus(own, `/socket/websocket${query({ session_token: token })}`), 403);
     assert.equal(await handshakeStatus(own, `/user_socket${query({ token, agent_id: agent.id })}`), 403);
@@ -1129,11 +1133,12 @@ describe("statuses", () => {
 });
 
 describe("addresses that guess", () => {
+  const LOCKOUT_MS = 5_000;
   const guarded = [
     "limits.ip_limit_exempt=[]",
     'http.trusted_proxies=["127.0.0.1"]',
     `limits.auth_failures_per_ip=${rate(3, 1, 60_000)}`,
-    "limits.auth_lockout_ms=1500",
+    `limits.auth_lockout_ms=${LOCKOUT_MS}`,
   ];
 
   test("R17 R169: after too many wrong credentials an address is locked out for a while, and no other", async () => {
@@ -1150,7 +1155,7 @@ describe("addresses that guess", () => {
     const locked = await from(guesser, agent.key);
     refused(locked, 429, "RATE_LIMIT_EXCEEDED", "even with the right key");
     const seconds = Number(locked.headers.get("retry-after"));
-    assert.ok(seconds >= 1 && seconds <= 2, `Retry-After: ${seconds}`);
+    assert.ok(seconds >= 1 && seconds <= LOCKOUT_MS / 1_000, `Retry-After: ${seconds}`);
     const socket = await handshake(own, `/socket/agent/websocket${query({ api_key: agent.key })}`, { headers: { "x-forwarded-for": guesser } });
     assert.equal(socket.status, 429);
     assert.ok(Number(socket.headers["retry-after"]) >= 1);
@@ -1158,7 +1163,7 @@ describe("addresses that guess", () => {
     assert.equal((await own.request("GET", "/api/v1/admin/users", { token: own.adminToken, headers: { "x-forwarded-for": guesser } })).status, 429, "the operator's doors too");
     assert.equal((await from(other, agent.key)).status, 200, "somebody else is not");
     assert.equal((await own.request("GET", "/ready", { headers: { "x-forwarded-for": guesser } })).status, 200);
-    await until("the lockout ends", async () => (await from(guesser, agent.key)).status === 200, 3_000);
+    await until("the lockout ends", async () => (await from(guesser, agent.key)).status === 200);
   });
 
   for (const [place, guess] of [

@@ -6,7 +6,7 @@ import { after, afterEach, before, describe, test } from "node:test";
 import WebSocket from "ws";
 import { Bare, handshake, handshakeStatus, query, tokenProtocol } from "./lib/bare.mjs";
 import { collect, connect, join, phoenix, push, VERSIONS } from "./lib/phoenix.mjs";
-import { cast, Server, until } from "./lib/server.mjs";
+import { cast, leniently, Server, until } from "./lib/server.mjs";
 import { rate } from "./lib/streams.mjs";
 
 const servers = [];
@@ -36,7 +36,7 @@ const MAIN = "/socket/websocket";
 const USER = "/user_socket/websocket";
 const BARE_USER = "/user_socket";
 const LATEST = VERSIONS.at(-1);
-const WITHIN_MS = 2_000;
+const WITHIN_MS = leniently(2_000);
 
 let server;
 before(async () => (server = await start()));
@@ -567,10 +567,14 @@ describe("joins", () => {
     const own = await start();
     const [agent, other] = [await own.agent(), await own.agent()];
     const two = [await open(own, MAIN, { api_key: agent.key }), await open(own, MAIN, { api_key: agent.key })];
+    const begun = Date.now();
     for (let n = 0; n < 30; n++) assert.equal((await two[n % 2].join("agents:discovery")).status, "ok", `join ${n + 1}`);
+    let joined = 30;
     for (const socket of two) {
-      const late = await socket.join("agents:discovery");
-      assert.equal(late.status, "error");
+      let late;
+      // One more becomes free every two seconds.
+      while ((late = await socket.join("agents:discovery")).status === "ok") joined++;
+      assert.ok(joined <= 30 + (Date.now() - begun) / 2_000, `${joined} joins in ${Date.now() - begun} ms`);
       assert.equal(late.response.reason, "rate_limited");
       assert.ok(late.response.retry_after_ms > 0 && late.response.retry_after_ms <= 60_000, JSON.stringify(late.response));
       assert.equal((await socket.ask("phoenix", "heartbeat")).status, "ok", "a refusal, not a disconnect");
@@ -589,7 +593,7 @@ describe("joins", () => {
   });
 
   test("R60 R169 C3: the join limit is configurable, and is neither the chunks' nor another socket's", async () => {
-    const own = await start({ set: [`limits.joins_per_agent=${rate(2, 2, 1_000)}`] });
+    const own = await start({ set: [`limits.joins_per_agent=${rate(2, 1, 5_000)}`] });
     const { provider, task } = await cast(own);
     const main = await open(own, MAIN, { api_key: provider.key });
     for (let n = 0; n < 2; n++) assert.equal((await main.join("agents:discovery")).status, "ok");
@@ -601,7 +605,7 @@ describe("joins", () => {
       const chunk = { task_id: task.id, content: "x" };
       assert.deepEqual(await agent.ask(`agent:${provider.id}`, "task.stream_chunk", chunk, "1"), { status: "ok", response: { seq: n } });
     }
-    await until("the bucket fills again", async () => (await main.join("agents:discovery")).status === "ok", 3_000);
+    await until("the bucket fills again", async () => (await main.join("agents:discovery")).status === "ok");
   });
 });
 
@@ -619,22 +623,22 @@ describe("being online", () => {
     await socket.join(`agent:${agent.id}`);
     assert.equal(await seen(agent), true, "at once");
     socket.end();
-    await until("it is gone", async () => !(await seen(agent)), 1_000);
+    await until("it is gone", async () => !(await seen(agent)), leniently(1_000));
   });
 
   test("R28 R6: an agent that dies silently is gone once its socket has been idle too long", async () => {
-    const own = await start({ set: ["limits.socket_idle_timeout_ms=1200"] });
+    const own = await start({ set: ["limits.socket_idle_timeout_ms=3000"] });
     const [agent, viewer] = [await own.agent(), await own.agent()];
+    const began = Date.now();
     const silent = await open(own, AGENT, { api_key: agent.key });
     await silent.join(`agent:${agent.id}`);
     // Nothing more comes from it, not even TCP's farewell.
     silent.ws._socket.pause();
     const online = async () => (await own.ok("GET", "/api/v1/agents/discover?online_only=true", { key: viewer.key })).length === 1;
-    const began = Date.now();
     assert.equal(await online(), true);
     // R28 gives five seconds to the 60 that a socket may be idle.
-    await until("it is gone", async () => !(await online()), 1_200 + 5_000);
-    assert.ok(Date.now() - began >= 1_200, "not before");
+    await until("it is gone", async () => !(await online()), 3_000 + leniently(5_000));
+    assert.ok(Date.now() - began >= 3_000, "not before");
   });
 });
 

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { after, afterEach, before, describe, test } from "node:test";
 import { collect, connect, join, phoenix, push, VERSIONS } from "./lib/phoenix.mjs";
 import { Roster } from "./lib/roster.mjs";
-import { Server, until } from "./lib/server.mjs";
+import { leniently, Server, until } from "./lib/server.mjs";
 import { ok, Wire } from "./lib/wire.mjs";
 
 const MANY = "{tokens=100000,period_ms=1000,burst=100000}";
@@ -62,8 +62,8 @@ const found = async (wire, payload) => {
   return response.agents;
 };
 
-const seen = (wire, agent, ms = 2_000) => until(`${agent.name} is seen`, () => sync(wire).has(agent.id), ms);
-const unseen = (wire, agent, ms = 2_000) => until(`${agent.name} is gone`, () => !sync(wire).has(agent.id), ms);
+const seen = (wire, agent, ms = leniently(2_000)) => until(`${agent.name} is seen`, () => sync(wire).has(agent.id), ms);
+const unseen = (wire, agent, ms = leniently(2_000)) => until(`${agent.name} is gone`, () => !sync(wire).has(agent.id), ms);
 
 /** Waits until somebody who came later than anything before has been seen: then all before has been told too. */
 async function settle(server, ...wires) {
@@ -218,7 +218,7 @@ describe("presence", () => {
     assert.deepEqual([joinRef, ref, topic, event], [null, null, DISCOVERY, "presence_diff"]);
     assert.deepEqual([Object.keys(came.joins), came.leaves], [[agent.id], {}]);
     wire.close();
-    const [, , , , went] = await watcher.nextPresence(1_000);
+    const [, , , , went] = await watcher.nextPresence(leniently(1_000));
     assert.deepEqual(went, { joins: {}, leaves: came.joins }, "the leave carries the whole meta");
   });
 
@@ -235,7 +235,7 @@ describe("presence", () => {
     await until("one meta is left", () => sync(watcher).of(agent.id).length === 1);
     assert.equal(await online(), true);
     wires[3].close();
-    await unseen(watcher, agent, 1_000);
+    await unseen(watcher, agent, leniently(1_000));
     assert.equal(await online(), false);
   });
 
@@ -344,7 +344,7 @@ describe("presence", () => {
     }
   });
 
-  test("R54: under churn every watcher comes to the truth, and is told of each meta once", { timeout: 50_000 }, async () => {
+  test("R54: under churn every watcher comes to the truth, and is told of each meta once", { timeout: 300_000 }, async () => {
     const agents = [];
     for (let n = 0; n < 60; n++) agents.push(await server.agent({ name: `Churn ${n}` }));
     const live = new Map(agents.map((agent) => [agent.id, []]));
@@ -377,7 +377,6 @@ describe("presence", () => {
     await until(
       "every watcher knows the truth",
       () => watchers.every((watcher) => JSON.stringify(mine(sync(watcher))) === JSON.stringify(truth)),
-      5_000,
     ).catch(() => {
       for (const watcher of watchers) assert.deepEqual(mine(watcher.roster), truth);
     });
@@ -392,7 +391,7 @@ describe("presence", () => {
       const capabilities = [`c${round}`];
       const [, joined] = await Promise.all([say(speaker, "announce", { capabilities }), appear(server, agent)]);
       const current = () => sync(watcher).of(agent.id);
-      await until(`round ${round} is told`, () => current().length === 2 && current().every((meta) => meta.capabilities[0] === capabilities[0]), 1_000).catch(() =>
+      await until(`round ${round} is told`, () => current().length === 2 && current().every((meta) => meta.capabilities[0] === capabilities[0]), leniently(1_000)).catch(() =>
         assert.deepEqual(current().map((meta) => meta.capabilities), [capabilities, capabilities], `round ${round}`),
       );
       const [self] = await found(speaker, { capability: capabilities[0] });
@@ -532,7 +531,7 @@ describe("agents:discovery", () => {
     await record(agent, 3, 0);
     assert.equal((await server.ok("GET", `/api/v1/agents/${agent.id}`, { token: user.token })).reputation, 4);
     assert.equal((await found(watcher, { capability: "reputed" }))[0].reputation, 4);
-    await until("presence says so too", () => sync(watcher).of(agent.id)[0].reputation === 4, 2_000);
+    await until("presence says so too", () => sync(watcher).of(agent.id)[0].reputation === 4, leniently(2_000));
     assert.equal((await found(watcher, { capability: "reputed", filters: { min_reputation: 4 } })).length, 1);
   });
 
@@ -708,12 +707,14 @@ describe("agents:discovery", () => {
     try {
       const agent = await own.agent();
       const wire = afterwards(await Wire.open(urlOf(own, "/socket", agent)));
-      const replies = [];
-      for (let n = 0; n < 31; n++) replies.push((await wire.ask([`${n}`, `${n}`, DISCOVERY, "phx_join", {}]))[4]);
-      assert.deepEqual(replies.slice(0, 30).filter(({ status }) => status !== "ok"), []);
-      assert.equal(replies[30].response.reason, "rate_limited");
-      assert.ok(replies[30].response.retry_after_ms > 0 && replies[30].response.retry_after_ms <= 60_000);
-      wire.send(["29", "x", DISCOVERY, "discover", {}]);
+      const begun = Date.now();
+      let [joined, reply] = [0];
+      for (; (reply = (await wire.ask([`${joined}`, `${joined}`, DISCOVERY, "phx_join", {}]))[4]).status === "ok"; joined++);
+      // One more becomes free every two seconds.
+      assert.ok(joined >= 30 && joined <= 30 + (Date.now() - begun) / 2_000, `${joined} joins in ${Date.now() - begun} ms`);
+      assert.equal(reply.response.reason, "rate_limited");
+      assert.ok(reply.response.retry_after_ms > 0 && reply.response.retry_after_ms <= 60_000);
+      wire.send([`${joined - 1}`, "x", DISCOVERY, "discover", {}]);
       assert.equal((await wire.find("the reply", (message) => message[1] === "x"))[4].status, "ok", "the join before stands");
     } finally {
       await own.end();
@@ -803,14 +804,14 @@ describe("who sees whom", () => {
     const [one, two] = [await server.agent({ name: "One" }), await server.agent({ name: "Two" })];
     const wires = [await watch(server, one), await watch(server, two)];
     await seen(wires[0], two);
-    await block(one, two, { expires_at: new Date(Date.now() + 1_000).toISOString() });
-    await unseen(wires[0], two, 900);
+    await block(one, two, { expires_at: new Date(Date.now() + 4_000).toISOString() });
+    await unseen(wires[0], two);
     assert.equal(await finds(wires[0], two), false);
-    await until("discover finds it again", () => finds(wires[0], two), 3_000);
+    await until("discover finds it again", () => finds(wires[0], two));
     const again = await watch(server, one);
     await seen(again, two);
-    await seen(wires[0], two, 3_000);
-    await seen(wires[1], one, 3_000);
+    await seen(wires[0], two);
+    await seen(wires[1], one);
   });
 
   test("R66: a block made while a watcher joins holds", async () => {
@@ -839,7 +840,7 @@ describe("who sees whom", () => {
       const wires = [await appear(server, agent), await watch(server, agent)];
       await until("both are seen", () => sync(watcher).of(agent.id).length === 2);
       await status(stop);
-      for (const wire of wires) assert.equal((await wire.end(2_000)).code, 1001);
+      for (const wire of wires) assert.equal((await wire.end(leniently(2_000))).code, 1001);
       await unseen(watcher, agent);
       assert.deepEqual(await found(watcher, { capability: "stoppable" }), []);
       assert.deepEqual(await server.ok("GET", "/api/v1/agents/discover?capability=stoppable", { token: user.token }), []);
@@ -891,7 +892,7 @@ describe("who sees whom", () => {
       for (let n = 0; n < round % 5; n++) await new Promise(setImmediate);
       wire.send(["1", "1", `agent:${agent.id}`, "phx_join", {}]);
       await stopping;
-      await wire.end(2_000);
+      await wire.end(leniently(2_000));
       await settle(server, watcher);
       assert.equal(watcher.roster.has(agent.id), false, `round ${round}`);
     }
@@ -954,7 +955,7 @@ describe("by other ways", () => {
     const [now] = await server.ok("GET", "/api/v1/agents/discover?capability=now", { token: user.token });
     assert.deepEqual([now.online, now.status], [true, "online"]);
     wire.close();
-    await until("gone within a second", async () => !(await server.ok("GET", "/api/v1/agents/discover?capability=now", { token: user.token }))[0].online, 1_000);
+    await until("gone within a second", async () => !(await server.ok("GET", "/api/v1/agents/discover?capability=now", { token: user.token }))[0].online, leniently(1_000));
   });
 
   test("R28: an agent whose node was killed is offline when the node is back", async () => {
@@ -1015,8 +1016,11 @@ describe("by other ways", () => {
     const wires = await Promise.all(agents.flatMap((agent) => Array.from({ length: 5 }, () => appear(server, agent))));
     await until("all are seen", () => agents.every((agent) => sync(watcher).of(agent.id).length === 5));
     const frames = watcher.roster.frames.length;
+    const begun = Date.now();
     for (const wire of wires) wire.close();
     await until("all are gone", () => agents.every((agent) => !sync(watcher).has(agent.id)));
-    assert.ok(watcher.roster.frames.length - frames <= 40, "the diffs are gathered");
+    // They are gathered for 50 ms each.
+    const most = 2 + (Date.now() - begun) / 50;
+    assert.ok(watcher.roster.frames.length - frames <= most, `${watcher.roster.frames.length - frames} diffs, of ${most} at most`);
   });
 });

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { after, afterEach, before, describe, test } from "node:test";
-import { Server, until } from "./lib/server.mjs";
+import { leniently, Server, until } from "./lib/server.mjs";
 import { closing, frame, OP, Tcp, text, upgradeRequest } from "./lib/tcp.mjs";
 import { ok, refused, Wire } from "./lib/wire.mjs";
 
@@ -372,6 +372,7 @@ describe("how bytes come", () => {
         await answersComposition(tcp, "slow");
       }),
     ).finally(() => (done = true));
+    const begun = performance.now();
     const times = [];
     while (!done) {
       const from = performance.now();
@@ -379,8 +380,10 @@ describe("how bytes come", () => {
       times.push(performance.now() - from);
     }
     await sending;
+    const lasted = performance.now() - begun;
     times.sort((a, b) => a - b);
-    assert.ok(times[Math.floor(times.length * 0.9)] < 100, `p90 of ${times.length}: ${times[Math.floor(times.length * 0.9)]} ms`);
+    const p90 = times[Math.floor(times.length * 0.9)];
+    assert.ok(p90 < lasted / 5, `p90 of ${times.length}: ${p90} ms, while they sent for ${lasted} ms`);
   });
 
   test("A2: thousands of frames in one segment are each answered, in order", async () => {
@@ -493,7 +496,7 @@ describe("closing", () => {
     const pouring = setInterval(() => tcp.write(beat("still here")), 20);
     try {
       await tcp.gone();
-      await until("it is cut off", () => tcp.socket.destroyed || tcp.socket.writableEnded || tcp.socket.errored, 6_000);
+      await until("it is cut off", () => tcp.socket.destroyed || tcp.socket.writableEnded || tcp.socket.errored);
     } finally {
       clearInterval(pouring);
     }
@@ -517,7 +520,7 @@ describe("closing", () => {
       assert.deepEqual(await tcp.message(), ok("1", "1", `agent:${guest.id}`));
       assert.equal(await online(), before + 1, what);
       await hangUp(tcp);
-      await until(what, async () => (await online()) === before, 1_000);
+      await until(what, async () => (await online()) === before, leniently(1_000));
       await tcp.gone();
     }
   });
@@ -533,7 +536,7 @@ describe("closing", () => {
       if (round % 2) tcp.socket.resetAndDestroy();
       else tcp.socket.end();
     }
-    await until("all are gone", async () => (await online()) === before, 2_000);
+    await until("all are gone", async () => (await online()) === before);
   });
 });
 
@@ -555,17 +558,17 @@ describe("the handshake as bytes", () => {
     try {
       const request = upgradeRequest("/socket/agent/websocket", { "x-slow": "x".repeat(2_000) });
       for (const [what, first] of [["nothing at all", ""], ["half a head", request.slice(0, 60)]]) {
+        const from = performance.now();
         const tcp = kept(await Tcp.connect(own));
         if (first) tcp.write(first);
-        const from = performance.now();
-        await tcp.gone(4_000).catch((error) => assert.fail(`${what}: ${error.message}`));
-        assert.ok(performance.now() - from > 800, what);
+        await tcp.gone().catch((error) => assert.fail(`${what}: ${error.message}`));
+        assert.ok(performance.now() - from > 900, what);
       }
       const trickle = kept(await Tcp.connect(own));
       let at = 0;
       const drop = setInterval(() => trickle.write(request[at++]), 20);
       try {
-        await trickle.gone(4_000);
+        await trickle.gone();
       } finally {
         clearInterval(drop);
       }
@@ -583,7 +586,7 @@ describe("the handshake as bytes", () => {
       if (round % 3 === 0) tcp.socket.resetAndDestroy();
       else tcp.socket.end();
     }
-    await until("all are gone", async () => (await sockets()) <= before, 5_000);
+    await until("all are gone", async () => (await sockets()) <= before);
   });
 });
 
@@ -630,6 +633,16 @@ describe("noise", () => {
 
   test("D3: a flood on some connections delays nobody else much", async () => {
     const floods = await Promise.all(Array.from({ length: 4 }, () => upgraded()));
+    const p90 = async () => {
+      const times = [];
+      for (let n = 0; n < 100; n++) {
+        const from = performance.now();
+        await bystander.silence();
+        times.push(performance.now() - from);
+      }
+      return times.sort((a, b) => a - b)[90];
+    };
+    const quiet = await p90();
     let going = true;
     const burst = [
       Buffer.concat(Array.from({ length: 300 }, () => frame(OP.ping, "x".repeat(100)))),
@@ -642,21 +655,15 @@ describe("noise", () => {
       tcp.socket.resume();
       for (let round = 0; going && round < 400; round++) await Promise.race([tcp.write(burst[n]), tcp.ended]);
     });
-    const times = [];
-    for (let n = 0; n < 100; n++) {
-      const from = performance.now();
-      await bystander.silence();
-      times.push(performance.now() - from);
-    }
+    const flooded = await p90();
     going = false;
     await Promise.all(pouring);
-    times.sort((a, b) => a - b);
-    assert.ok(times[90] < 250, `p90 ${times[90]} ms`);
+    assert.ok(flooded < 2_000 + 30 * quiet, `p90 ${flooded} ms, ${quiet} ms in quiet`);
   });
 
   test("A3: after all this no fault is in the log, and all sockets but one are gone", async () => {
     const sockets = async () => Number(/^muster_sockets (\d+)/m.exec((await server.request("GET", "/metrics")).text)[1]);
-    await until("only the bystander is left", async () => (await sockets()) === 1, 5_000);
+    await until("only the bystander is left", async () => (await sockets()) === 1);
     assert.deepEqual(faults(), []);
   });
 });

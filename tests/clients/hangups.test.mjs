@@ -4,10 +4,12 @@ import assert from "node:assert/strict";
 import net from "node:net";
 import { after, before, describe, test } from "node:test";
 import { Bare } from "./lib/bare.mjs";
-import { Server, sleep, until } from "./lib/server.mjs";
+import { leniently, Server, sleep, until } from "./lib/server.mjs";
 
 const MANY = "{tokens=100000,period_ms=1000,burst=100000}";
 const ROUNDS = 25;
+/** Rounds until one had its effect, each later than the one before: on a slow machine none may at first. */
+const ROUNDS_MAX = 200;
 
 describe("hanging up", () => {
   let server;
@@ -33,19 +35,19 @@ describe("hanging up", () => {
     });
   }
 
-  const moment = (round) => (round % 12) / 2;
+  const moment = (round) => (round < ROUNDS ? (round % 12) / 2 : round - ROUNDS);
   const online = (agent) => Bare.open(server, "/socket/agent/websocket", { api_key: agent.key });
 
   test("R18: a key that was rotated has no sockets left, though whoever rotated it did not wait", async () => {
     let rotated = 0;
-    for (let round = 0; round < ROUNDS; round++) {
+    for (let round = 0; round < ROUNDS || (rotated === 0 && round < ROUNDS_MAX); round++) {
       const agent = await server.agent();
       const socket = await online(agent);
       await rude("POST", "/api/v1/auth/rotate-key", { headers: { "x-api-key": agent.key }, ms: moment(round) });
       await sleep(20);
       if ((await server.request("GET", "/api/v1/tasks", { key: agent.key })).status === 401) {
         rotated += 1;
-        assert.equal((await socket.ended(2_000)).code, 1001, `round ${round}`);
+        assert.equal((await socket.ended(leniently(2_000))).code, 1001, `round ${round}`);
       }
       socket.end();
     }
@@ -55,7 +57,7 @@ describe("hanging up", () => {
   test("R23: an agent that was banned is cut off and not seen, though the operator did not wait", async () => {
     const viewer = await server.agent();
     let banned = 0;
-    for (let round = 0; round < ROUNDS; round++) {
+    for (let round = 0; round < ROUNDS || (banned === 0 && round < ROUNDS_MAX); round++) {
       const agent = await server.agent();
       const socket = await online(agent);
       await socket.join(`agent:${agent.id}`);
@@ -64,7 +66,7 @@ describe("hanging up", () => {
       await sleep(20);
       if ((await server.request("GET", "/api/v1/tasks", { key: agent.key })).status === 403) {
         banned += 1;
-        assert.equal((await socket.ended(2_000)).code, 1001, `round ${round}`);
+        assert.equal((await socket.ended(leniently(2_000))).code, 1001, `round ${round}`);
         const found = await server.ok("GET", "/api/v1/agents/discover?limit=100", { key: viewer.key });
         assert.ok(!found.some(({ id }) => id === agent.id));
       }
@@ -80,13 +82,23 @@ describe("hanging up", () => {
     await agent.join(`agent:${provider.id}`);
     await hirer.join(`hirer:${user.id}`);
     const body = { provider_agent_id: provider.id, capability: "code", input: {} };
-    for (let round = 0; round < ROUNDS; round++) await rude("POST", "/api/v1/tasks", { headers: { "x-api-key": client.key }, body, ms: moment(round) });
     const made = async () => (await server.ok("GET", "/api/v1/tasks?limit=100", { key: provider.key })).length;
-    await sleep(300);
-    const count = await made();
+    let count = 0;
+    for (let round = 0; round < ROUNDS || (count === 0 && round < ROUNDS_MAX); round++) {
+      await rude("POST", "/api/v1/tasks", { headers: { "x-api-key": client.key }, body, ms: moment(round) });
+      if (round >= ROUNDS - 1) count = await made();
+    }
     assert.ok(count > 0, "some were made");
     const told = () => [agent.events(`agent:${provider.id}`, "task.created").length, hirer.events(`hirer:${user.id}`, "task.submitted").length];
-    await until("both are told of each", () => told().every((events) => events === count), 2_000).catch(() => assert.deepEqual(told(), [count, count]));
+    const allTold = async () => {
+      // What is still in work may be made late.
+      count = await made();
+      return told().every((events) => events === count);
+    };
+    for (let look = 0; look < 2; look++) {
+      await until("both are told of each", allTold).catch(() => assert.deepEqual(told(), [count, count]));
+      await sleep(300);
+    }
     agent.end();
     hirer.end();
   });
@@ -128,7 +140,7 @@ describe("hanging up", () => {
       const headers = { "x-api-key": agent.key, accept: "application/json, text/event-stream" };
       for (let round = 0; round < 5; round++) await Promise.all(Array.from({ length: 40 }, (_, n) => rude("POST", "/mcp", { headers, body, ms: moment(n) })));
       const gauge = async (name) => Number(new RegExp(`^${name} (\\d+)`, "m").exec((await own.request("GET", "/metrics")).text)[1]);
-      await until("no session is left", async () => (await gauge("muster_mcp_sessions")) === 0, 6_000);
+      await until("no session is left", async () => (await gauge("muster_mcp_sessions")) === 0);
       assert.equal(await gauge("muster_agents_online"), 0);
     } finally {
       server = shared;

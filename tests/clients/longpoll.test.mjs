@@ -7,11 +7,11 @@ import { after, afterEach, before, describe, test } from "node:test";
 import WebSocket from "ws";
 import { Bare, Line } from "./lib/bare.mjs";
 import { connectByPolling, NoUpgrades, opened, Poller, sendBy } from "./lib/longpoll.mjs";
-import { collect, connect, join, phoenix, push, VERSIONS } from "./lib/phoenix.mjs";
-import { cast, Server, sleep, until } from "./lib/server.mjs";
+import { collect, connect, join, phoenix, push, resuming, VERSIONS } from "./lib/phoenix.mjs";
+import { cast, leniently, Server, sleep, until } from "./lib/server.mjs";
 import { metric, range, ROOMY } from "./lib/streams.mjs";
 
-const WINDOW_MS = 1_000;
+const WINDOW_MS = 2_000;
 const WINDOW = `limits.longpoll_window_ms=${WINDOW_MS}`;
 // No test should wait for this one.
 const LONG_MS = 20_000;
@@ -106,11 +106,11 @@ describe("long-polling by hand", () => {
     assert.deepEqual([nothing.status, nothing.body], [200, { messages: [], status: 204, token }]);
     assert.ok(waited > WINDOW_MS * 0.9 && waited < LONG_MS / 2, `${waited} ms`);
     const patient = await open();
-    const hanging = took(() => patient.get());
-    await sleep(100);
+    const hanging = await patient.waiting();
     await patient.post([heartbeat("1")]);
-    const [ms, answer] = await hanging;
+    const answer = await hanging.answer;
     assert.equal(answer.body.status, 200);
+    const ms = performance.now() - hanging.begun;
     assert.ok(ms < LONG_MS / 2, `${ms} ms`);
   });
 
@@ -283,12 +283,11 @@ describe("long-polling by hand", () => {
     const owner = await slow.agent();
     const poller = await Poller.open(slow, AGENT, { api_key: owner.key });
     for (let round = 0; round < 3; round++) {
-      const older = took(() => poller.get());
-      await sleep(100);
+      const older = await poller.waiting();
       const newer = poller.get();
-      const [ms, first] = await older;
-      assert.equal(first.body.status, 204);
-      assert.ok(ms < LONG_MS / 4, `${ms} ms`);
+      assert.equal((await older.answer).body.status, 204);
+      const ms = performance.now() - older.begun;
+      assert.ok(ms < LONG_MS / 2, `${ms} ms`);
       await poller.post([heartbeat(String(round))]);
       const second = await newer;
       assert.deepEqual([second.body.status, second.body.messages.length], [200, 1]);
@@ -298,14 +297,12 @@ describe("long-polling by hand", () => {
   test("R13: a GET that is given up takes nothing once the node has noticed", async () => {
     const poller = await open();
     for (let round = 0; round < 10; round++) {
-      const given = new AbortController();
-      const hanging = poller.get({ signal: given.signal }).catch((error) => error.name);
+      const given = await Line.open(server);
+      given.write(`GET ${poller.target()} HTTP/1.1\r\nHost: x\r\n\r\n`);
       await sleep(50);
-      given.abort();
-      assert.equal(await hanging, "AbortError");
-      // The node notices that the peer is gone when it reads its end, which has come before these requests.
-      await sleep(50);
-      for (let n = 0; n < 3; n++) await fetch(`${server.url}/live`);
+      const connections = await metric(server, "muster_connections");
+      given.end();
+      await until("the node has noticed", async () => (await metric(server, "muster_connections")) < connections);
       await poller.post([heartbeat(String(round))]);
       await poller.get();
     }
@@ -320,19 +317,21 @@ describe("long-polling by hand", () => {
     const poller = await Poller.open(brief, AGENT, { api_key: polls.key });
     assert.equal((await poller.join(`agent:${polls.id}`)).status, "ok");
     // As long as a GET waits it lives.
+    let begun;
     for (let quiet = 0; quiet < 3;) {
+      begun = performance.now();
       const { status } = (await poller.get()).body;
       assert.ok([200, 204].includes(status), `${status}`);
       if (status === 204) quiet++;
     }
     assert.ok(!leaves().includes(polls.id));
-    const begun = performance.now();
     while (await alive(poller)) {
       assert.ok(performance.now() - begun < LONG_MS, "POSTs do not keep it");
       await sleep(WINDOW_MS / 20);
     }
+    // Since the last GET was sent: that waited for a window itself.
     const lived = performance.now() - begun;
-    assert.ok(lived > WINDOW_MS * 1.4, `${lived} ms`);
+    assert.ok(lived > WINDOW_MS * 2.4, `${lived} ms`);
     await until("the agent is offline", () => leaves().includes(polls.id));
     const again = await poller.get();
     isNewSession(again);
@@ -340,10 +339,10 @@ describe("long-polling by hand", () => {
   });
 
   test("R13 R6: who polls is not idle, even where a socket may be silent for less than a window", async () => {
-    const hasty = await start({ set: ["limits.socket_idle_timeout_ms=2000", LONG] });
+    const hasty = await start({ set: ["limits.socket_idle_timeout_ms=3000", LONG] });
     const owner = await hasty.agent();
     const poller = await Poller.open(hasty, AGENT, { api_key: owner.key });
-    const end = performance.now() + 5_000;
+    const end = performance.now() + 7_000;
     while (performance.now() < end) assert.equal((await poller.get()).body.status, 204);
     assert.ok(await alive(poller));
   });
@@ -355,12 +354,12 @@ describe("long-polling and what ends it", () => {
     const agent = await server.agent();
     const poller = await Poller.open(server, AGENT, { api_key: agent.key });
     assert.equal((await poller.join(`agent:${agent.id}`)).status, "ok");
-    const hanging = took(() => poller.get());
-    await sleep(100);
+    await poller.until("its presence", () => poller.events(`agent:${agent.id}`, "presence_state").length === 1);
+    const hanging = await poller.waiting();
     await server.ok("POST", "/api/v1/auth/rotate-key", { key: agent.key });
-    const [ms, answer] = await hanging;
-    assert.equal(answer.body.status, 204);
-    assert.ok(ms < LONG_MS / 4, `${ms} ms`);
+    assert.equal((await hanging.answer).body.status, 204);
+    const ms = performance.now() - hanging.begun;
+    assert.ok(ms < LONG_MS / 2, `${ms} ms`);
     assert.deepEqual((await poller.post([heartbeat("1")])).body, { status: 410 });
     assert.deepEqual((await poller.get()).body, { status: 403 });
     await until("no session is left", async () => (await metric(server, "muster_longpoll_sessions")) === 0);
@@ -372,15 +371,11 @@ describe("long-polling and what ends it", () => {
     const agent = await server.agent();
     const pollers = await Promise.all(range(1, 5).map(() => Poller.open(server, AGENT, { api_key: agent.key })));
     const idle = await Poller.open(server, AGENT, { api_key: agent.key });
-    const hanging = pollers.map((poller) => took(() => poller.get()));
-    await sleep(100);
+    const hanging = await Promise.all(pollers.map((poller) => poller.waiting()));
     const [ms, ended] = await took(() => server.stop());
     assert.deepEqual(ended, { code: 0, signal: null });
     assert.ok(ms < LONG_MS / 2, `${ms} ms`);
-    for (const [waited, answer] of await Promise.all(hanging)) {
-      assert.equal(answer.body.status, 204);
-      assert.ok(waited < LONG_MS / 2, `${waited} ms`);
-    }
+    for (const { answer } of hanging) assert.equal((await answer).body.status, 204);
     await server.startAgain();
     isNewSession(await idle.get());
   });
@@ -389,6 +384,8 @@ describe("long-polling and what ends it", () => {
     const server = await start({ set: [LONG, "limits.sockets_per_credential_max=3", "limits.longpoll_sessions_max=5"] });
     const [one, two] = [await server.agent(), await server.agent()];
     const socket = await Bare.open(server, "/socket/agent/websocket", { api_key: one.key });
+    // It is counted behind its handshake, of which the client may know before.
+    await until("it is counted", async () => (await metric(server, "muster_sockets")) === 1);
     for (let n = 0; n < 2; n++) await Poller.open(server, AGENT, { api_key: one.key });
     const over = await new Poller(server, AGENT, { api_key: one.key }).get();
     assert.deepEqual([over.status, over.text], [429, ""]);
@@ -428,7 +425,7 @@ describe("long-polling under load", () => {
       }
       await until("some are held", async () => (await metric(limited, "muster_connections")) >= 10);
       // The one that asks is left.
-      await until("they are cut off", async () => (await metric(limited, "muster_connections")) <= 2, 15_000);
+      await until("they are cut off", async () => (await metric(limited, "muster_connections")) <= 2);
     } finally {
       for (const socket of deaf) socket.destroy();
       await limited.end();
@@ -549,7 +546,7 @@ describe("long-polling under load", () => {
 
   test("R13 R45: a peer that does not take its answer is cut off", async () => {
     const roomy = ["limits.reader_lag_bytes_max=50000000", "limits.outbound_queue_bytes_max=50000000", "limits.longpoll_answer_bytes_max=50000000", "limits.stream_buffer_bytes_max=50000000"];
-    const server = await start({ set: [LONG, "limits.reader_stall_timeout_ms=1000", ...roomy, ...ROOMY] });
+    const server = await start({ set: [LONG, "limits.reader_stall_timeout_ms=3000", ...roomy, ...ROOMY] });
     const { user, provider, task } = await cast(server);
     // More than the kernel holds.
     const content = "x".repeat(60_000);
@@ -583,8 +580,10 @@ describe("long-polling under load", () => {
     const open = () => Poller.open(server, AGENT, { api_key: agent.key });
     const [one, two] = [await open(), await open()];
     const large = range(1, 20_000).map((ref) => heartbeat(String(ref)));
+    const taken = () => metric(server, "muster_messages_received_total");
+    const before = await taken();
     const waits = one.post(large);
-    await sleep(300);
+    await until("the first is read", async () => (await taken()) > before);
     const refused = await two.post(large);
     assert.deepEqual([refused.status, refused.text], [503, ""]);
     assert.deepEqual((await two.post([heartbeat("1")])).body, { status: 200 }, "small ones go on");
@@ -650,9 +649,9 @@ for (const version of VERSIONS) {
       const agent = await server.agent({ name: "Comes and goes" });
       const other = keep(await connect(version, server, "/socket/agent", { api_key: agent.key }));
       await join(other.channel(`agent:${agent.id}`, {}));
-      await until("the agent is seen", () => online().includes(agent.id), 2_000);
+      await until("the agent is seen", () => online().includes(agent.id), leniently(2_000));
       other.disconnect();
-      await until("the agent is gone", () => !online().includes(agent.id), 2_000);
+      await until("the agent is gone", () => !online().includes(agent.id), leniently(2_000));
     });
 
     test("R13: refused joins are errors, and a credential that ended is refused", async () => {
@@ -673,20 +672,14 @@ for (const version of VERSIONS) {
       const { user, provider, task } = await cast(server);
       await server.emit(task, provider, "before");
       const socket = await open(server.url, "/socket/hirer", { api_key: user.token }, { reconnectAfterMs: () => 50, rejoinAfterMs: () => 50 });
-      let last = 0;
-      const seen = [];
-      const stream = socket.channel(`task_stream:${task.id}`, () => ({ after_seq: last }));
-      stream.on("stream.chunk", (chunk) => {
-        seen.push(chunk.seq);
-        last = chunk.seq;
-      });
+      const { channel: stream, seen } = resuming(socket, task);
       assert.equal((await join(stream)).status, "ok");
       await until("the first chunk", () => seen.length === 1);
       for (const how of ["stop", "kill"]) {
         await server[how]();
         await server.startAgain();
         await server.emit(task, provider, how);
-        await until(`the chunk after ${how}`, () => seen.length === (how === "stop" ? 2 : 3), 15_000);
+        await until(`the chunk after ${how}`, () => seen.length === (how === "stop" ? 2 : 3));
       }
       await sleep(200);
       assert.deepEqual(seen, [1, 2, 3]);
@@ -723,9 +716,9 @@ for (const version of VERSIONS) {
       sendBy(version);
       const { Socket } = phoenix(version);
       const agent = await server.agent();
-      const socket = keep(new Socket(`${server.ws}/socket/agent`, { params: { api_key: agent.key }, transport: WebSocket, longPollFallbackMs: 1_000 }));
+      const socket = keep(new Socket(`${server.ws}/socket/agent`, { params: { api_key: agent.key }, transport: WebSocket, longPollFallbackMs: 3_000 }));
       await opened(socket);
-      await sleep(1_500);
+      await sleep(3_500);
       assert.equal(socket.transport, WebSocket);
       assert.equal(socket.isConnected(), true);
     });
@@ -748,13 +741,7 @@ for (const version of VERSIONS.filter((version) => version.startsWith("1.8"))) {
     const { user, provider, task } = await cast(server);
     const socket = await connectByPolling(version, server.url, "/socket/hirer", { api_key: user.token }, { reconnectAfterMs: () => 50, rejoinAfterMs: () => 50 });
     const joins = [];
-    let last = 0;
-    const seen = [];
-    const stream = socket.channel(`task_stream:${task.id}`, () => ({ after_seq: last }));
-    stream.on("stream.chunk", (chunk) => {
-      seen.push(chunk.seq);
-      last = chunk.seq;
-    });
+    const { channel: stream, seen } = resuming(socket, task);
     stream.join().receive("ok", () => joins.push(1));
     await until("joined", () => joins.length === 1);
     await server.emit(task, provider, "one");
@@ -765,7 +752,7 @@ for (const version of VERSIONS.filter((version) => version.startsWith("1.8"))) {
     assert.ok(lost.token, "the client's token");
     assert.equal((await lost.post([], { body: "[" })).body.status, 408);
     await server.emit(task, provider, "two");
-    await until("joined again", () => joins.length === 2, 15_000);
+    await until("joined again", () => joins.length === 2);
     await until("the second chunk", () => seen.length === 2);
     assert.deepEqual(seen, [1, 2]);
     socket.disconnect();

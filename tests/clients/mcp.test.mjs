@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { CLIENTS, connect, eventsIn, headersOf, initialize, inspect, LEGACY, MODERN, modern, onNode, said, send, Session, TOOLS } from "./lib/mcp.mjs";
-import { cast, sleep, until } from "./lib/server.mjs";
+import { cast, leniently, sleep, until } from "./lib/server.mjs";
 import { readByFetch } from "./lib/sse.mjs";
 import { log, metric, range, rate } from "./lib/streams.mjs";
 
@@ -62,7 +62,7 @@ onNode("real clients", [], (world) => {
         assert.equal(gone.status, 404);
       }
       await client.close();
-      await until("the agent is gone", async () => !(await world.online(provider)), 2_000);
+      await until("the agent is gone", async () => !(await world.online(provider)), leniently(2_000));
     });
   }
 
@@ -146,7 +146,7 @@ onNode("sessions", [], (world) => {
     await sleep(200);
     assert.equal(stream.ended, false);
     await session.end();
-    await until("the stream ends with its session", () => stream.ended, 2_000);
+    await until("the stream ends with its session", () => stream.ended, leniently(2_000));
   });
 
   test("MCP: an answer that was cut off comes after all to who resumes, and only what came later", async () => {
@@ -155,7 +155,7 @@ onNode("sessions", [], (world) => {
     const events = eventsIn(answer.text);
     assert.equal(events.length, 2, "the event to resume from, and the answer");
     const stream = await world.listen(session.listen({ "last-event-id": events[0].id }));
-    await until("the answer", () => stream.ended || eventsIn(stream.text).some((event) => event.data), 2_000).catch(() => {});
+    await until("the answer", () => stream.ended || eventsIn(stream.text).some((event) => event.data)).catch(() => {});
     assert.deepEqual(eventsIn(stream.text).filter((event) => event.data).map((event) => event.data), [events[1].data]);
     assert.ok(!eventsIn(stream.text).some((event) => event.id === events[0].id), "what was seen is not sent again");
   });
@@ -227,8 +227,8 @@ onNode("the older transport", [], (world) => {
     const session = await world.old(await world.server.agent());
     await session.initialize();
     session.stream.close();
-    await until("the session is gone", async () => (await session.post({ jsonrpc: "2.0", id: 1, method: "ping" })).status === 404, 2_000);
-    await until("nothing is left of it", async () => (await metric(world.server, "muster_mcp_sessions")) === 0, 1_000);
+    await until("the session is gone", async () => (await session.post({ jsonrpc: "2.0", id: 1, method: "ping" })).status === 404, leniently(2_000));
+    await until("nothing is left of it", async () => (await metric(world.server, "muster_mcp_sessions")) === 0, leniently(1_000));
   });
 
   test("MCP: a flood of posts is taken or refused one by one, and each that was taken is answered", async () => {
@@ -534,12 +534,16 @@ onNode("limits", ["limits.streams_per_credential_max=3"], (world) => {
   });
 });
 
-onNode("a rate", [`limits.requests_per_credential=${rate(10, 1)}`], (world) => {
+const PERIOD_MS = 5_000;
+
+onNode("a rate", [`limits.requests_per_credential=${rate(10, 1, PERIOD_MS)}`], (world) => {
   test("MCP: over the rate of a credential the answer is 429 with Retry-After", async () => {
     const [greedy, modest] = [await world.server.agent(), await world.server.agent()];
+    const begun = Date.now();
     const answers = await Promise.all(range(1, 20).map(() => modern(world.server, greedy, "tools/list")));
     const over = answers.filter((answer) => answer.status !== 200);
-    assert.ok(over.length >= 5 && over.length <= 10, `${over.length}`);
+    const least = 10 - (Date.now() - begun) / PERIOD_MS;
+    assert.ok(over.length >= least && over.length <= 10, `${over.length}, at least ${least}`);
     for (const { status, headers, message } of over) {
       assert.deepEqual([status, message.error.message], [429, "rate_limited"]);
       assert.match(headers["retry-after"], /^[1-9]\d*$/);
@@ -548,7 +552,7 @@ onNode("a rate", [`limits.requests_per_credential=${rate(10, 1)}`], (world) => {
   });
 });
 
-onNode("being online", ["limits.mcp_session_idle_ms=1500"], (world) => {
+onNode("being online", ["limits.mcp_session_idle_ms=3000"], (world) => {
   const offered = async (agent) => (await world.server.ok("GET", "/api/v1/agents/discover?online_only=true&limit=100", { key: agent.key })).some(({ id }) => id === agent.id);
 
   test("R53 R55: an agent is online from its first session to the end of its last, by either transport", async () => {
@@ -560,20 +564,20 @@ onNode("being online", ["limits.mcp_session_idle_ms=1500"], (world) => {
     await old.initialize();
     assert.equal(await metric(world.server, "muster_mcp_sessions"), 2);
     await session.end();
-    await until("one session is left", async () => (await metric(world.server, "muster_mcp_sessions")) === 1, 1_000);
+    await until("one session is left", async () => (await metric(world.server, "muster_mcp_sessions")) === 1, leniently(1_000));
     assert.deepEqual([await world.online(agent), await offered(agent)], [true, true], "one is left");
     old.stream.close();
-    await until("it is gone", async () => !(await world.online(agent)) && !(await offered(agent)), 1_000);
+    await until("it is gone", async () => !(await world.online(agent)) && !(await offered(agent)), leniently(1_000));
   });
 
   test("MCP: a session that nobody uses ends, and its agent is gone; use keeps it", async () => {
     const [quiet, busy] = [await world.server.agent(), await world.server.agent()];
     const sessions = [await Session.open(world.server, quiet), await Session.open(world.server, busy)];
-    for (const _ of range(1, 6)) {
-      await sleep(400);
+    await until("the quiet one is gone", async () => {
       assert.equal((await sessions[1].request("ping")).status, 200);
-    }
-    assert.deepEqual([await world.online(quiet), await world.online(busy)], [false, true]);
+      return !(await world.online(quiet));
+    });
+    assert.equal(await world.online(busy), true);
     assert.equal((await sessions[0].request("ping")).status, 404, "the client has to begin again");
     await sessions[1].end();
   });
@@ -584,7 +588,7 @@ onNode("being online", ["limits.mcp_session_idle_ms=1500"], (world) => {
     const [stream, old] = [await world.listen(session.listen()), await world.old(agent)];
     await old.initialize();
     const { api_key: key } = await world.server.ok("POST", "/api/v1/auth/rotate-key", { key: agent.key, body: {} });
-    await until("the streams end", () => stream.ended && old.stream.ended, 2_000);
+    await until("the streams end", () => stream.ended && old.stream.ended, leniently(2_000));
     assert.equal((await session.request("ping")).status, 401);
     assert.equal(await world.online({ ...agent, key }), false);
     assert.equal((await old.post({ jsonrpc: "2.0", id: 1, method: "ping" })).status, 401);

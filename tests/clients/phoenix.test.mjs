@@ -2,8 +2,8 @@
 
 import assert from "node:assert/strict";
 import { after, afterEach, before, describe, test } from "node:test";
-import { collect, connect, join, phoenix, push, VERSIONS } from "./lib/phoenix.mjs";
-import { cast, Server, sleep, until } from "./lib/server.mjs";
+import { collect, connect, join, phoenix, push, resuming, VERSIONS } from "./lib/phoenix.mjs";
+import { cast, leniently, Server, sleep, until } from "./lib/server.mjs";
 
 for (const version of VERSIONS) {
   describe(`phoenix ${version}`, () => {
@@ -82,7 +82,7 @@ for (const version of VERSIONS) {
       const agent = await server.agent({ name: "Comes and goes", capabilities: ["sing"] });
       const agentSocket = await open(server, "/socket/agent", { api_key: agent.key });
       await join(agentSocket.channel(`agent:${agent.id}`, {}));
-      await until("the agent is seen", () => online().includes(agent.id), 1_000);
+      await until("the agent is seen", () => online().includes(agent.id), leniently(1_000));
       const [meta] = presence.state[agent.id].metas;
       assert.deepEqual(meta.capabilities, ["sing"]);
       assert.equal(meta.base_price, "1");
@@ -90,7 +90,7 @@ for (const version of VERSIONS) {
       assert.ok(Date.parse(meta.online_at) <= Date.now());
       assert.equal(meta.phx_ref.length, 16);
       agentSocket.disconnect();
-      await until("the agent is gone", () => !online().includes(agent.id), 1_000);
+      await until("the agent is gone", () => !online().includes(agent.id), leniently(1_000));
     });
 
     test("a refused join and an unmatched topic are errors, and the socket goes on", async () => {
@@ -124,7 +124,7 @@ for (const version of VERSIONS) {
       neighbour.onError(() => neighbourErrors++);
       channel.push("muster.drill.crash", {});
       await until("the crash is told", () => errors === 1);
-      await until("the client joined again", () => joins.length === 2, 5_000);
+      await until("the client joined again", () => joins.length === 2);
       assert.equal(neighbourErrors, 0);
       assert.equal(socket.isConnected(), true);
     });
@@ -133,13 +133,7 @@ for (const version of VERSIONS) {
       const { user, provider, task } = await cast(server);
       await server.emit(task, provider, "before");
       const socket = await open(server, "/socket/hirer", { api_key: user.token });
-      let last = 0;
-      const stream = socket.channel(`task_stream:${task.id}`, () => ({ after_seq: last }));
-      const seen = [];
-      stream.on("stream.chunk", (chunk) => {
-        seen.push(chunk.seq);
-        last = chunk.seq;
-      });
+      const { channel: stream, seen } = resuming(socket, task);
       assert.equal((await join(stream)).status, "ok");
       await until("the first chunk", () => seen.length === 1);
 
@@ -150,9 +144,9 @@ for (const version of VERSIONS) {
       assert.equal(socket.recorded.closes[0].code, 1012);
       assert.equal(idle.recorded.closes[0].code, 1012, "a socket without channels too");
       await server.startAgain();
-      await until("both are back", () => socket.isConnected() && idle.isConnected(), 10_000);
+      await until("both are back", () => socket.isConnected() && idle.isConnected());
       await server.emit(task, provider, "after");
-      await until("the second chunk", () => seen.length === 2, 15_000);
+      await until("the second chunk", () => seen.length === 2);
       await sleep(100);
       assert.deepEqual(seen, [1, 2]);
     });

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { Proxy } from "./lib/proxy.mjs";
-import { cast, Server, until } from "./lib/server.mjs";
+import { cast, leniently, PATIENCE_MS, Server, until } from "./lib/server.mjs";
 import { readByCurl, readByFetch, readByPackage } from "./lib/sse.mjs";
 import { complete, log, metric, range, ROOMY } from "./lib/streams.mjs";
 
@@ -233,7 +233,7 @@ onNode("event streams", ["drills.enabled=true"], (world) => {
       const reader = await world.read(readByFetch, who, task);
       await until(`the replay to the ${name}`, () => reader.seqs().length === 1);
       await end();
-      await until(`the end of the ${name}`, () => reader.ended, 2_000);
+      await until(`the end of the ${name}`, () => reader.ended, leniently(2_000));
       const again = await server.request("GET", `/api/v1/tasks/${task.id}/stream`, { ...who, headers: { accept: "text/event-stream" } });
       assert.ok([401, 403].includes(again.status), `${again.status}`);
     }
@@ -287,7 +287,10 @@ onNode("event streams", ["drills.enabled=true"], (world) => {
       });
     };
     for (const round of range(1, 5)) {
-      await emitMany(server, task, provider, round * 10 - 9, round * 10);
+      for (const n of range(round * 10 - 9, round * 10)) {
+        // Those that meet the crash of the round before are told so, and come again.
+        await until(`chunk ${n} is taken`, async () => (await server.emit(task, provider, `${n}`, { idempotency_key: `k${n}` })).status === 202);
+      }
       await collect(round * 10);
       await server.ok("POST", `/api/v1/admin/drills/streams/${task.id}/crash`, { token: server.adminToken });
     }
@@ -406,7 +409,7 @@ onNode("limits", ["limits.streams_per_credential_max=3"], (world) => {
 
 describe("at the end of the node", () => {
   test("R168: an orderly end closes event streams, and does not wait for their readers", async () => {
-    const server = await Server.start({ set: ROOMY });
+    const server = await Server.start({ set: [...ROOMY, "drain.timeout_ms=60000"] });
     const readers = [];
     try {
       const { client, provider, task } = await cast(server);
@@ -418,7 +421,7 @@ describe("at the end of the node", () => {
       }
       const begun = Date.now();
       assert.deepEqual(await server.stop(), { code: 0, signal: null });
-      assert.ok(Date.now() - begun < 10_000);
+      assert.ok(Date.now() - begun < 30_000, `${Date.now() - begun} ms`);
       for (const reader of readers) await until("the end", () => reader.ended);
       assert.equal(readers[1].named("stream.done").length, 0, "the task has not ended");
       assert.equal(await readers[1].exited, 0, "the body ends in order");
@@ -484,7 +487,7 @@ describe("slow readers, quiet streams and broken connections", { concurrency: tr
       await until("the fast reader's end", () => fast.ended);
       assert.deepEqual(slow.seqs, []);
       slow.flow();
-      await until("the slow reader's end", () => slow.ended, 20_000);
+      await until("the slow reader's end", () => slow.ended);
       assert.deepEqual(slow.seqs, range(1, TOTAL));
     } finally {
       readers.forEach((reader) => reader.close());
@@ -493,7 +496,7 @@ describe("slow readers, quiet streams and broken connections", { concurrency: tr
   });
 
   test("R45: a reader that takes nothing for too long is closed, and can resume", async () => {
-    const server = await Server.start({ set: [...ROOMY, "limits.reader_stall_timeout_ms=1000"] });
+    const server = await Server.start({ set: [...ROOMY, "limits.reader_stall_timeout_ms=3000"] });
     const readers = [];
     try {
       const { client, provider, task } = await cast(server);
@@ -533,19 +536,19 @@ describe("slow readers, quiet streams and broken connections", { concurrency: tr
           const reader = await readByFetch(proxy, client, task, { lastEventId: seen.at(-1) ?? 0 }).catch(() => null);
           if (!reader) continue;
           readers.push(reader);
-          await until("a break or the end", () => reader.ended, 30_000);
+          await until("a break or the end", () => reader.ended, 2 * PATIENCE_MS);
           seen.push(...reader.seqs());
           over = reader.names().at(-1) === "stream.done";
         }
       })();
       for (const upto of [100, 200, 300]) {
         await emitMany(server, task, provider, upto - 99, upto);
-        await until("the package has something of it", () => byPackage.chunks.length > upto - 99, 15_000);
+        await until("the package has something of it", () => byPackage.chunks.length > upto - 99);
         proxy.cut();
       }
       await emitMany(server, task, provider, 301, 310);
       await complete(server, provider, task);
-      await until("the package has the end", () => byPackage.ends.length === 1, 15_000);
+      await until("the package has the end", () => byPackage.ends.length === 1);
       await byFetch;
       assert.deepEqual(byPackage.seqs(), range(1, 310));
       assert.deepEqual(seen, range(1, 310));
@@ -570,7 +573,7 @@ describe("slow readers, quiet streams and broken connections", { concurrency: tr
       await server.startAgain();
       await emitMany(server, task, provider, 51, 60);
       await complete(server, provider, task);
-      await until("the end", () => byPackage.ends.length === 1, 15_000);
+      await until("the end", () => byPackage.ends.length === 1);
       assert.deepEqual(byPackage.seqs(), range(1, 60));
     } finally {
       readers.forEach((reader) => reader.close());
@@ -588,7 +591,7 @@ describe("slow readers, quiet streams and broken connections", { concurrency: tr
       const [byFetch, byCurl] = await Promise.all(plain);
       const byPackage = readByPackage(server, client, task);
       readers.push(byFetch, byCurl, byPackage);
-      await until("comments", () => byFetch.parser.comments > 0 && byCurl.parser.comments > 0, 25_000);
+      await until("comments", () => byFetch.parser.comments > 0 && byCurl.parser.comments > 0, 2 * PATIENCE_MS);
       await server.emit(task, provider, "after");
       await complete(server, provider, task);
       for (const reader of [byFetch, byCurl]) {

@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import { after, before, describe, test } from "node:test";
 import { join, push } from "./lib/phoenix.mjs";
 import { RawSocket } from "./lib/raw.mjs";
-import { binary, cast, Server, sleep, until } from "./lib/server.mjs";
+import { binary, cast, PATIENCE_MS, Server, sleep, until } from "./lib/server.mjs";
 import { complete, Connections, emitters, log, metric, range, rate, ROOMY } from "./lib/streams.mjs";
 
 /** A node of its own for some tests. */
@@ -203,7 +203,7 @@ onNode("who may", [], (world) => {
     }
     const median = (list) => list.toSorted((a, b) => a - b)[list.length / 2];
     const [others, unknown] = [median(times.others), median(times.unknown)];
-    assert.ok(Math.abs(others - unknown) < 1, `someone else's: ${others} ms, unknown: ${unknown} ms`);
+    assert.ok(Math.abs(others - unknown) < 1 + 0.5 * Math.min(others, unknown), `someone else's: ${others} ms, unknown: ${unknown} ms`);
   });
 
   test("R34 R51: what a hirer or a reader pushes is no chunk", async () => {
@@ -506,19 +506,17 @@ onNode("order", [], (world) => {
     const visiting = range(1, 5).map(async () => {
       const socket = await connections.socket(server, "/socket/hirer", user.token);
       let visits = 0;
-      for (; !over; visits++) {
+      for (; !over || visits === 0; visits++) {
         const reader = await connections.follow(socket, task);
         const upto = reader.joined.response.seq;
         await until("its replay", () => reader.chunks.length >= upto);
         assert.deepEqual(reader.seqs(), range(1, reader.chunks.length));
         await new Promise((resolve) => reader.channel.leave().receive("ok", resolve));
       }
-      return visits;
     });
     const seqs = await emitMany(channel, task, 1, 1_500, { atOnce: 50 });
     over = true;
-    const visits = await Promise.all(visiting);
-    assert.ok(visits.every((count) => count > 0));
+    await Promise.all(visiting);
     assert.deepEqual(seqs, range(1, 1_500));
     await until("all chunks", () => constant.chunks.length === 1_500);
     assert.deepEqual(constant.seqs(), range(1, 1_500));
@@ -684,15 +682,18 @@ onNode("memory by bytes", ["limits.stream_buffer_bytes_max=20000"], (world) => {
   });
 });
 
-onNode("rates", [`limits.chunks_per_stream=${rate(10, 5)}`, `limits.chunks_per_agent=${rate(100_000)}`], (world) => {
+// A token a second, so that what is taken besides the burst can be counted by the clock.
+onNode("rates", [`limits.chunks_per_stream=${rate(10, 1)}`, `limits.chunks_per_agent=${rate(100_000)}`], (world) => {
   test("R46: over a stream's rate a push answers rate_limited with a wait that is enough, and nothing is closed", async () => {
     const { server, connections } = world;
     const { client, provider, task } = await cast(server);
     const channel = await connections.agent(server, provider);
+    const begun = Date.now();
     const replies = await Promise.all(range(1, 25).map((n) => emit(channel, task, `${n}`)));
+    const most = 10 + (Date.now() - begun) / 1_000;
     const taken = replies.filter((reply) => reply.status === "ok");
     const over = replies.filter((reply) => reply.status === "error");
-    assert.ok(taken.length >= 10 && taken.length <= 12, `${taken.length} taken`);
+    assert.ok(taken.length >= 10 && taken.length <= most, `${taken.length} taken, of ${most} at most`);
     assert.deepEqual(taken.map((reply) => reply.response.seq), range(1, taken.length), "refused chunks take no seq");
     for (const { response } of over) {
       assert.equal(response.reason, "rate_limited");
@@ -713,9 +714,11 @@ onNode("rates", [`limits.chunks_per_stream=${rate(10, 5)}`, `limits.chunks_per_a
     const { server, connections } = world;
     const { provider, task } = await cast(server);
     const mcp = await connections.mcp(server, provider);
+    const begun = Date.now();
     const answers = await Promise.all(range(1, 20).map((n) => server.emit(task, provider, `${n}`)));
     const over = answers.filter((answer) => answer.status !== 202);
-    assert.ok(over.length >= 5);
+    const least = 10 - (Date.now() - begun) / 1_000;
+    assert.ok(over.length >= least && over.length <= 10, `${over.length} refused, of ${least} at least`);
     for (const { status, error, headers } of over) {
       assert.deepEqual([status, error.code, error.details.reason], [429, "RATE_LIMIT_EXCEEDED", "rate_limited"]);
       assert.ok(error.details.retry_after_ms > 0);
@@ -724,7 +727,7 @@ onNode("rates", [`limits.chunks_per_stream=${rate(10, 5)}`, `limits.chunks_per_a
     }
     const calls = await Promise.all(range(1, 20).map(() => mcp.callTool({ name: "task_emit_chunk", arguments: { task_id: task.id, content: "x" } })));
     const refusals = calls.filter((call) => call.isError).map((call) => JSON.parse(call.content[0].text));
-    assert.ok(refusals.length > 0);
+    assert.ok(refusals.length > 0, "the same bucket");
     assert.ok(refusals.every(({ reason, retry_after_ms }) => reason === "rate_limited" && retry_after_ms > 0));
   });
 
@@ -739,16 +742,18 @@ onNode("rates", [`limits.chunks_per_stream=${rate(10, 5)}`, `limits.chunks_per_a
   });
 });
 
-onNode("rates of agents", [`limits.chunks_per_agent=${rate(10, 5)}`], (world) => {
+onNode("rates of agents", [`limits.chunks_per_agent=${rate(10, 1)}`], (world) => {
   test("R46: an agent's rate covers all its streams and paths, and nobody else's", async () => {
     const { server, connections } = world;
     const { client, provider, task } = await cast(server);
     const [other, second] = [await server.agent(), await server.task(client, provider)];
     const othersTask = await server.task(client, other);
     const paths = await emitters(connections, server, provider);
+    const begun = Date.now();
     const answers = await Promise.all(range(1, 30).map((n) => Object.values(paths)[n % 3](n % 2 ? task : second, { content: `${n}` })));
+    const most = 10 + (Date.now() - begun) / 1_000;
     const taken = answers.filter((answer) => answer.seq);
-    assert.ok(taken.length >= 10 && taken.length <= 14, `${taken.length} taken`);
+    assert.ok(taken.length >= 10 && taken.length <= most, `${taken.length} taken, of ${most} at most`);
     assert.ok(answers.filter((answer) => !answer.seq).every((answer) => answer.reason === "rate_limited" && answer.retry_after_ms > 0));
     assert.equal((await server.emit(othersTask, other, "x")).status, 202);
   });
@@ -980,7 +985,7 @@ describe("over lives of the node", () => {
       // Old streams are dropped soon after a start.
       await server.kill();
       await server.startAgain();
-      await until("the stream is dropped", () => server.logs.includes("dropped what is not kept"), 5_000);
+      await until("the stream is dropped", () => server.logs.includes("dropped what is not kept"));
       for (const params of [{}, { after_seq: 0 }, { after_seq: 1 }]) {
         const reader = await connections.reader(server, user, task, params);
         assert.deepEqual(reader.joined.response, { seq: 0, first_seq: 0, status: "completed", truncated: true }, JSON.stringify(params));
@@ -1033,17 +1038,18 @@ onNode("crash drills", ["drills.enabled=true"], (world) => {
     const reader = await connections.reader(server, user, task, () => ({ after_seq: last }));
     reader.channel.on("stream.chunk", (chunk) => (last = chunk.seq));
     const total = 400;
-    let over = false;
+    let [over, crashes] = [false, 0];
     const crashing = (async () => {
-      let crashes = 0;
-      for (; !over; crashes++) {
+      while (!over) {
         const from = last;
         await crash(task);
+        crashes++;
         await until("the stream goes on", () => over || last > from + 10);
       }
-      return crashes;
     })();
     for (const n of range(1, total)) {
+      // However quick it is, it meets three crashes at least.
+      if (n === 100 || n === 200 || n === 300) await until("a crash", () => crashes >= n / 100);
       const chunk = { content: `${n}`, idempotency_key: `k${n}` };
       await until(`chunk ${n} is taken`, async () => {
         const reply = await emit(channel, task, chunk.content, chunk);
@@ -1052,7 +1058,8 @@ onNode("crash drills", ["drills.enabled=true"], (world) => {
       });
     }
     over = true;
-    assert.ok((await crashing) >= 3);
+    await crashing;
+    assert.ok(crashes >= 3);
     await until("the reader has all", () => last === total);
     const stored = await log(server, client, task);
     assert.deepEqual(stored.map((chunk) => [chunk.seq, chunk.content]), range(1, total).map((n) => [n, `${n}`]));
@@ -1085,7 +1092,7 @@ onNode("crash drills", ["drills.enabled=true"], (world) => {
     const { user, client, provider, task } = await cast(server);
     const channel = await connections.agent(server, provider);
     let last = 0;
-    const reader = await connections.reader(server, user, task, () => ({ after_seq: last }), { rejoinAfterMs: () => 0, timeout: 500 });
+    const reader = await connections.reader(server, user, task, () => ({ after_seq: last }), { rejoinAfterMs: () => 0, timeout: 2_000 });
     reader.channel.on("stream.chunk", (chunk) => (last = chunk.seq));
     let next = 1;
     for (let round = 0; round < 200; round++) {
@@ -1111,7 +1118,7 @@ onNode("crash drills", ["drills.enabled=true"], (world) => {
     const { server, connections } = world;
     const { user, provider, task } = await cast(server);
     await server.emit(task, provider, "x");
-    const impatient = { timeout: 2_000, rejoinAfterMs: () => 100_000 };
+    const impatient = { timeout: 20_000, rejoinAfterMs: () => 100_000 };
     const sockets = await Promise.all(range(1, 10).map(() => connections.socket(server, "/socket/hirer", user.token, impatient)));
     const unanswered = [];
     for (let round = 1; round <= 30 && unanswered.length === 0; round++) {
@@ -1171,7 +1178,7 @@ describe("slow readers and quiet streams", { concurrency: true }, () => {
       assert.ok(slow.events(topic, "stream.chunk").length < MEGABYTES_20 / 2, "it was slow indeed");
 
       slow.goOnReading();
-      await until("the slow reader has all", () => slow.events(topic, "stream.chunk").length >= MEGABYTES_20, 20_000);
+      await until("the slow reader has all", () => slow.events(topic, "stream.chunk").length >= MEGABYTES_20, 2 * PATIENCE_MS);
       // Caught up, it is live again.
       await emit(channel, task, "live");
       await until("it is live again", () => slow.events(topic, "stream.chunk").length > MEGABYTES_20);
@@ -1187,7 +1194,7 @@ describe("slow readers and quiet streams", { concurrency: true }, () => {
   });
 
   test("R45: a reader that takes nothing for too long gets phx_error, one that takes a little does not, and both get all", async () => {
-    const server = await Server.start({ set: [...ROOMY, "limits.reader_stall_timeout_ms=1000"] });
+    const server = await Server.start({ set: [...ROOMY, "limits.reader_stall_timeout_ms=3000"] });
     const connections = new Connections();
     try {
       const { user, client, provider, task } = await cast(server);
@@ -1204,25 +1211,28 @@ describe("slow readers and quiet streams", { concurrency: true }, () => {
         raw.stopReading();
       }
       const channel = await connections.agent(server, provider);
-      await flood(channel, task);
-      let drip = true;
+      // From the first chunk on: the flood alone may take longer than a reader may take nothing.
+      let enough;
+      const isEnough = new Promise((resolve) => (enough = () => resolve("enough")));
       const dripped = (async () => {
-        while (drip) {
-          dripping.goOnReading();
-          await sleep(5);
-          dripping.stopReading();
-          await sleep(200);
-        }
+        // As much at a time as makes room: a kernel announces no less than a share of its buffer.
+        while ((await Promise.race([dripping.read(1_048_576), isEnough])) !== "enough") await sleep(600);
       })();
-      await until("the stall is noticed", async () => (await metric(server, "muster_readers_stalled_total")) === 1, 15_000);
-      drip = false;
+      const stalls = () => metric(server, "muster_readers_stalled_total");
+      try {
+        await flood(channel, task);
+        await until("the stall is noticed", async () => (await stalls()) >= 1);
+      } finally {
+        enough();
+      }
       await dripped;
       for (const raw of [stalled, dripping]) raw.goOnReading();
       await until("the stalled reader is told", () => stalled.events(topic, "phx_error").length === 1);
       assert.deepEqual(stalled.events(topic, "phx_error"), [{ reason: "reader_stalled" }]);
-      await until("the dripping reader has all", () => dripping.events(topic, "stream.chunk").length === MEGABYTES_20, 20_000);
+      await until("the dripping reader has all", () => dripping.events(topic, "stream.chunk").length === MEGABYTES_20, 2 * PATIENCE_MS);
       assert.deepEqual(dripping.events(topic, "stream.chunk").map((chunk) => chunk.seq), range(1, MEGABYTES_20));
       assert.deepEqual(dripping.events(topic, "phx_error"), []);
+      assert.equal(await stalls(), 1);
       assert.deepEqual([quiet.errors, quiet.channel.state], [[], "joined"], "who has nothing to read stalls nothing");
 
       // The socket lives: the reader joins again where it was.
@@ -1230,7 +1240,7 @@ describe("slow readers and quiet streams", { concurrency: true }, () => {
       const got = stalled.events(topic, "stream.chunk").length;
       assert.ok(got < MEGABYTES_20);
       assert.equal((await stalled.ask(topic, "phx_join", { after_seq: got })).status, "ok");
-      await until("the stalled reader has all", () => stalled.events(topic, "stream.chunk").length >= MEGABYTES_20, 20_000);
+      await until("the stalled reader has all", () => stalled.events(topic, "stream.chunk").length >= MEGABYTES_20, 2 * PATIENCE_MS);
       assert.deepEqual(stalled.events(topic, "stream.chunk").map((chunk) => chunk.seq), range(1, MEGABYTES_20));
       for (const raw of [stalled, dripping]) raw.end();
     } finally {
@@ -1273,7 +1283,7 @@ describe("slow readers and quiet streams", { concurrency: true }, () => {
       const early = await connections.reader(server, user, task);
       await complete(server, provider, task, "end");
       await until("the end", () => early.ends.length === 1);
-      await until("both are let go", async () => (await metric(server, "muster_streams")) === 0, 15_000);
+      await until("both are let go", async () => (await metric(server, "muster_streams")) === 0);
       assert.deepEqual([early.errors, early.channel.state, early.ends.length], [[], "joined", 1]);
 
       const plain = await connections.reader(server, user, task);
@@ -1308,7 +1318,7 @@ describe("slow readers and quiet streams", { concurrency: true }, () => {
       const reader = await connections.reader(server, user, task);
       await server.emit(unread, provider, "x");
       // Both were opened at the same time: when the unread one is gone, the other was looked at too.
-      await until("the unread one is let go", async () => (await metric(server, "muster_streams")) === 1, 15_000);
+      await until("the unread one is let go", async () => (await metric(server, "muster_streams")) === 1);
       await server.emit(task, provider, "after a while");
       await until("the chunk", () => reader.chunks.length === 1);
       assert.deepEqual([reader.errors, reader.seqs()], [[], [1]]);

@@ -4,7 +4,8 @@ import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { after, afterEach, before, describe, test } from "node:test";
-import { cast, Server, until } from "./lib/server.mjs";
+import { cast, leniently, Server, sleep, until } from "./lib/server.mjs";
+import { metric } from "./lib/streams.mjs";
 import { frame, OP, Tcp, text, upgradeRequest } from "./lib/tcp.mjs";
 import { binaryPush, ok, refused, Wire } from "./lib/wire.mjs";
 
@@ -911,7 +912,7 @@ describe("V1", () => {
     for (const message of ['[null,"1","phoenix","heartbeat",{}]', '["phoenix","heartbeat",{},"9","1"]', `["${topic}","phx_join",{},"1",null]`]) {
       const wire = await connect();
       wire.send(message);
-      const { code } = await wire.end(1_000);
+      const { code } = await wire.end();
       assert.equal(code, 1011, message);
     }
   });
@@ -1177,7 +1178,7 @@ describe("ends", () => {
     await wire.next();
     const bystander = await connect();
     await server.ok("POST", "/api/v1/auth/rotate-key", { key: other.key, body: {} });
-    assert.equal((await wire.end(2_000)).code, 1001);
+    assert.equal((await wire.end(leniently(2_000))).code, 1001);
     assert.deepEqual(wire.inbox, []);
     await bystander.silence();
   });
@@ -1204,7 +1205,7 @@ describe("ends", () => {
 });
 
 describe("silence", () => {
-  const IDLE_MS = 1_000;
+  const IDLE_MS = 3_000;
   const shared = serve([...RELAXED, `limits.socket_idle_timeout_ms=${IDLE_MS}`]);
   let server, agent;
   before(async () => {
@@ -1214,9 +1215,9 @@ describe("silence", () => {
   const path = () => `/socket/agent/websocket?api_key=${agent.key}&vsn=2.0.0`;
 
   /** How long it took until the server closed, and with what. */
-  async function timed(closing) {
+  async function timed(opening, closing = (tcp) => tcp.close()) {
     const from = performance.now();
-    const { code } = await closing;
+    const { code } = await closing(await opening);
     return { code, ms: performance.now() - from };
   }
 
@@ -1235,11 +1236,11 @@ describe("silence", () => {
   test("R6 phoenix 10.10: what keeps a socket open is bytes that come, and nothing else", { concurrency: true }, async (t) => {
     await Promise.all([
       t.test("R6: a silent socket is closed with 1002, not before its time and soon after", async () => {
-        const tcp = await Tcp.upgraded(server, path());
-        const { code, ms } = await timed(tcp.close());
+        const opening = Tcp.upgraded(server, path());
+        const { code, ms } = await timed(opening);
         assert.equal(code, 1002);
-        assert.ok(ms >= IDLE_MS - 50 && ms < IDLE_MS + 2_500, `${ms} ms`);
-        await tcp.gone();
+        assert.ok(ms >= IDLE_MS - 50 && ms < IDLE_MS + leniently(2_500), `${ms} ms`);
+        await (await opening).gone();
       }),
       t.test("phoenix 10.10: what the server sends does not count", async () => {
         const { user, provider, task } = await cast(server);
@@ -1247,14 +1248,14 @@ describe("silence", () => {
         tcp.write(text(["1", "1", `task_stream:${task.id}`, "phx_join", {}]));
         await tcp.message();
         let open = true;
-        const closing = timed(tcp.close(6_000)).finally(() => (open = false));
+        const closing = timed(tcp).finally(() => (open = false));
         while (open) {
           await server.emit(task, provider, "still here");
           await new Promise((resolve) => setTimeout(resolve, 50));
         }
         const { code, ms } = await closing;
         assert.equal(code, 1002);
-        assert.ok(ms < IDLE_MS + 2_500, `${ms} ms`);
+        assert.ok(ms < IDLE_MS + leniently(2_500), `${ms} ms`);
       }),
       t.test("R6: heartbeats keep it open", async () => {
         const tcp = await Tcp.upgraded(server, path());
@@ -1285,18 +1286,21 @@ describe("too much", () => {
   afterEach(closeAll);
 
   test("R169: over the rate of messages each push is refused with the time to wait, and the socket lives", async () => {
-    const server = await Server.start({ set: ["limits.messages_per_socket={tokens=20,period_ms=1000,burst=20}"] });
+    const server = await Server.start({ set: ["limits.messages_per_socket={tokens=20,period_ms=20000,burst=20}"] });
     try {
       const agent = await server.agent();
       const topic = `agent:${agent.id}`;
       const wire = await open(socketUrl(server, "/socket/agent", agent.key));
+      const begun = Date.now();
       wire.send(["1", "1", topic, "phx_join", {}]);
       await wire.next();
       wire.sendTogether(Array.from({ length: 60 }, (_, n) => ["1", `p${n}`, topic, "nonsense", {}]));
       const replies = await wire.take(60);
       assert.equal(new Set(replies.map((reply) => reply[1])).size, 60, "each has its answer");
       const limited = replies.filter((reply) => reply[4].response.reason === "rate_limited");
-      assert.ok(limited.length >= 30 && limited.length <= 41, `${limited.length} limited`);
+      // The join took one of 20, and one more becomes free every second.
+      const least = 41 - (Date.now() - begun) / 1_000;
+      assert.ok(limited.length >= least && limited.length <= 41, `${limited.length} limited, of ${least} at least`);
       for (const reply of limited) {
         const { retry_after_ms: wait } = reply[4].response;
         assert.ok(Number.isInteger(wait) && wait > 0 && wait <= 3_000, `${wait}`);
@@ -1318,16 +1322,31 @@ describe("too much", () => {
   const SMALL_QUEUE = ["limits.outbound_queue_bytes_max=65536", `limits.messages_per_socket=${MANY}`];
   const gauge = async (server, name) => Number(new RegExp(`^${name}\\S* (\\d+)`, "m").exec((await server.request("GET", "/metrics")).text)?.[1] ?? 0);
 
+  /** Whether a counter is the same at five looks within a second. */
+  async function standsStill(read) {
+    const first = await read();
+    for (let look = 0; look < 5; look++) {
+      await sleep(200);
+      if ((await read()) !== first) return false;
+    }
+    return true;
+  }
+
   /** Sends so much for which answers are due, without reading one, that the server has to stop somewhere. */
-  async function clog(tcp, message) {
+  async function clog(server, tcp, message) {
     tcp.socket.pause();
+    const taken = () => metric(server, "muster_messages_received_total");
     const burst = Buffer.concat(Array.from({ length: 500 }, (_, n) => text(message(n))));
     let sent = 0;
     for (let stuck = false; !stuck; ) {
       assert.ok(sent < 400 * 500, "it reads and reads");
-      const taken = tcp.write(burst).then(() => false);
+      let isSent = false;
+      const sending = tcp.write(burst).then(() => (isSent = true));
       sent += 500;
-      stuck = await Promise.race([taken, new Promise((resolve) => setTimeout(() => resolve(true), 400))]);
+      await Promise.race([sending, sleep(400)]);
+      // A server that is only slow goes on taking messages meanwhile.
+      await until("the burst is sent, or the server stops", async () => isSent || (stuck = await standsStill(taken)));
+      stuck &&= !isSent;
     }
     return sent;
   }
@@ -1339,7 +1358,7 @@ describe("too much", () => {
       const bystander = await open(socketUrl(server, "/socket/agent", agent.key));
       const tcp = await Tcp.upgraded(server, `/socket/agent/websocket?api_key=${agent.key}&vsn=2.0.0`);
       const padding = "r".repeat(200);
-      const sent = await clog(tcp, (n) => [null, padding, "phoenix", "heartbeat", { n }]);
+      const sent = await clog(server, tcp, (n) => [null, padding, "phoenix", "heartbeat", { n }]);
       await bystander.silence();
       tcp.socket.resume();
       for (let n = 0; n < sent; n++) assert.deepEqual(await tcp.message(), ok(null, padding, "phoenix"));
@@ -1392,17 +1411,12 @@ describe("too much", () => {
       await tcp.message();
       tcp.socket.pause();
       tcp.write(Buffer.concat(Array.from({ length: 2_000 }, (_, n) => text(["1", `${n}`, DISCOVERY, "discover", {}]))));
-      let taken = -1;
-      await until("the server takes no more of it", async () => {
-        const before = taken;
-        taken = await gauge(server, 'muster_messages_received_total{kind="push"}');
-        await new Promise((resolve) => setTimeout(resolve, 200));
-        return taken > 0 && taken === before;
-      });
-      assert.ok(taken < 2_000, "it did not take everything");
+      const taken = () => gauge(server, 'muster_messages_received_total{kind="push"}');
+      await until("the server takes no more of it", async () => (await taken()) > 0 && standsStill(taken));
+      assert.ok((await taken()) < 2_000, "it did not take everything");
       await bystander.silence();
       tcp.socket.resume();
-      assert.equal((await tcp.close(10_000)).code, 1013);
+      assert.equal((await tcp.close()).code, 1013);
       tcp.destroy();
       await until("it is forgotten", async () => (await gauge(server, "muster_sockets")) === 1);
       assert.equal(await gauge(server, "muster_sockets_overloaded_total"), 1, "and counted");
@@ -1413,15 +1427,15 @@ describe("too much", () => {
   });
 
   test("R6 R28 R45: a peer that has stopped reading for good is let go of, and its agent is offline", async () => {
-    const server = await Server.start({ set: [...SMALL_QUEUE, "limits.socket_idle_timeout_ms=1000"] });
+    const server = await Server.start({ set: [...SMALL_QUEUE, "limits.socket_idle_timeout_ms=5000"] });
     try {
       const agent = await server.agent();
       const tcp = await Tcp.upgraded(server, `/socket/agent/websocket?api_key=${agent.key}&vsn=2.0.0`);
       tcp.write(text(["1", "1", `agent:${agent.id}`, "phx_join", {}]));
       await tcp.message();
-      await clog(tcp, () => [null, "r".repeat(200), "phoenix", "heartbeat", {}]);
-      await until("the agent is offline", async () => (await gauge(server, "muster_agents_online")) === 0, 6_000);
-      await until("the socket is gone", async () => (await gauge(server, "muster_sockets")) === 0, 6_000);
+      await clog(server, tcp, () => [null, "r".repeat(200), "phoenix", "heartbeat", {}]);
+      await until("the agent is offline", async () => (await gauge(server, "muster_agents_online")) === 0);
+      await until("the socket is gone", async () => (await gauge(server, "muster_sockets")) === 0);
       assert.ok((await gauge(server, "muster_socket_closes_total")) <= 1, "a close is counted once");
       tcp.destroy();
     } finally {
@@ -1436,13 +1450,13 @@ describe("too much", () => {
       const tcp = await Tcp.upgraded(server, `/socket/websocket?api_key=${agent.key}&vsn=2.0.0`);
       tcp.write(text(["1", "1", DISCOVERY, "phx_join", {}]));
       await tcp.message();
-      await clog(tcp, () => [null, "r".repeat(200), "phoenix", "heartbeat", {}]);
+      await clog(server, tcp, () => [null, "r".repeat(200), "phoenix", "heartbeat", {}]);
       const wire = await open(socketUrl(server, "/socket", speaker.key));
       wire.send(["1", "1", DISCOVERY, "phx_join", {}]);
       await wire.next();
       for (;;) {
         // Its queue has to stay full for a while: one that is only slow catches up.
-        const [, , , event, payload] = await wire.nextPresence(10_000);
+        const [, , , event, payload] = await wire.nextPresence();
         if (event === "presence_state" ? !payload[agent.id] : payload.leaves[agent.id]) break;
       }
       await until("the socket is gone", async () => (await gauge(server, "muster_sockets")) === 1);
@@ -1460,9 +1474,9 @@ describe("too much", () => {
       const tcp = await Tcp.upgraded(server, `/socket/agent/websocket?api_key=${agent.key}&vsn=2.0.0`);
       tcp.write(text(["1", "1", `agent:${agent.id}`, "phx_join", {}]));
       await tcp.message();
-      await clog(tcp, () => [null, "r".repeat(200), "phoenix", "heartbeat", {}]);
+      await clog(server, tcp, () => [null, "r".repeat(200), "phoenix", "heartbeat", {}]);
       await server.ok("POST", "/api/v1/auth/rotate-key", { key: agent.key, body: {} });
-      await until("the agent is offline", async () => (await gauge(server, "muster_agents_online")) === 0, 5_000);
+      await until("the agent is offline", async () => (await gauge(server, "muster_agents_online")) === 0);
       tcp.destroy();
     } finally {
       await server.end();

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure real time and read the environment")]
 #![allow(clippy::print_stdout, reason = "figures are for people")]
 
+pub mod links;
 pub mod raw;
 pub mod requirements;
 pub mod siege;
@@ -82,7 +83,7 @@ impl Node {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         command.env("MUSTER_ADMIN_TOKEN", OPERATOR).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while self.operator.send(Method::GET, "/ready", None).await.is_err() {
             let exited = self.child.as_mut().unwrap().try_wait().unwrap();
             assert!(exited.is_none() && Instant::now() < end, "the node did not start:\n{}", self.log());

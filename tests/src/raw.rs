@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Opcode of a fragment that is not the first.
 pub const CONTINUATION: u8 = 0;
@@ -92,13 +92,7 @@ impl Raw {
 
     /// Reads the head of an answer.
     pub fn head(&mut self) -> String {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            self.0.read_exact(&mut byte).unwrap();
-            head.push(byte[0]);
-        }
-        String::from_utf8(head).unwrap()
+        self.read_until("\r\n\r\n")
     }
 
     /// Reads until what came ends so.
@@ -112,18 +106,12 @@ impl Raw {
         String::from_utf8(read).unwrap()
     }
 
-    /// Status of the answer, if one comes soon.
+    /// Status of the answer, if one is there or comes soon. It may be asked for again.
     pub fn status_if_any(&mut self) -> Option<u16> {
         self.0.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut head = [0; 12];
-        let mut seen = 0;
-        while seen < head.len() {
-            match self.0.read(&mut head[seen..]) {
-                Ok(0) | Err(_) => return None,
-                Ok(count) => seen += count,
-            }
-        }
-        std::str::from_utf8(&head[9..]).ok()?.parse().ok()
+        let seen = self.0.peek(&mut head).ok()?;
+        std::str::from_utf8(head[..seen].get(9..)?).ok()?.parse().ok()
     }
 
     /// Sends all of it.

@@ -24,17 +24,27 @@ const LATE: Duration = Duration::from_secs(2);
 /// How long the allocator keeps what was freed, as it is told.
 const DECAY: Duration = Duration::from_secs(1);
 /// How long memory may take to come back.
-const RETURN_TIME: Duration = Duration::from_secs(20);
+const RETURN_TIME: Duration = Duration::from_secs(60);
 /// What may stay of what a node grew by, besides half of it: pages that hold a little of something else.
 const KEPT_BYTES: u64 = 4 * MIB;
 /// How long the node may take to notice that peers are gone.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Resident bytes of a process.
 #[must_use]
 pub fn resident(pid: u32) -> u64 {
+    memory(pid, "VmRSS")
+}
+
+/// The most resident bytes a process ever had.
+#[must_use]
+pub fn peak(pid: u32) -> u64 {
+    memory(pid, "VmHWM")
+}
+
+fn memory(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * KIB
 }
 
@@ -134,6 +144,30 @@ impl Siege {
         Self { node, agent, innocent, quiet, name, _folder: folder }
     }
 
+    /// So many connections that say nothing yet.
+    #[must_use]
+    pub fn connections(&self, count: u64) -> Vec<Raw> {
+        (0..count).map(|_| Raw::connect(&self.node.address)).collect()
+    }
+
+    /// So many WebSockets of the attacker.
+    #[must_use]
+    pub fn sockets(&self, count: u64) -> Vec<Raw> {
+        (0..count).map(|_| Raw::open(&self.node.address, &self.agent.key)).collect()
+    }
+
+    /// So many connections with little room for what comes.
+    #[must_use]
+    pub fn deaf_connections(&self, count: u64) -> Vec<Raw> {
+        (0..count).map(|_| Raw::connect_deaf(&self.node.address)).collect()
+    }
+
+    /// So many WebSockets of the attacker with little room for what comes.
+    #[must_use]
+    pub fn deaf_sockets(&self, count: u64) -> Vec<Raw> {
+        self.deaf_connections(count).into_iter().map(|raw| raw.upgraded(&self.agent.key)).collect()
+    }
+
     /// Attacks twice. Each time the node must grow by `bound` bytes at most, from before the first time on, answer an
     /// innocent client meanwhile, and let go of everything when what `attack` gives is dropped.
     pub async fn attack<T>(&self, bound: u64, mut attack: impl FnMut(&Self) -> T) {
@@ -182,7 +216,7 @@ impl Siege {
         assert!(!self.node.log().contains("\"panic\""), "{}", self.node.log());
     }
 
-    /// Waits until a counter has stood still for half a second; its value.
+    /// Waits until a counter has stood still for a second; its value.
     #[must_use]
     pub fn settled(&self, counter: &str) -> u64 {
         let read = || {
@@ -192,7 +226,7 @@ impl Siege {
         let end = Instant::now() + PATIENCE;
         let mut last = read();
         loop {
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_secs(1));
             let now = read();
             if now == last {
                 return now;

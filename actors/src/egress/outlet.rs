@@ -184,16 +184,18 @@ impl Outlet {
 
     /// Answers a push. Replies get out after the end of the join too: they name the message they answer.
     pub fn reply(&self, reference: &Ref, status: Status, response: &Json) -> Outcome {
-        let refs = (&self.push_ref, reference);
-        let frame = reply_frame(self.version, refs, Some(&self.topic), status, response);
-        self.sink.write(Class::Control, &[frame])
+        self.sink.write(Class::Control, &[self.reply_frame(reference, status, response)])
     }
 
     /// The same, together with what else the connection is to be told soon.
     pub fn reply_soon(&self, reference: &Ref, status: Status, response: &Json) -> Outcome {
-        let refs = (&self.push_ref, reference);
-        let frame = reply_frame(self.version, refs, Some(&self.topic), status, response);
-        self.sink.write_soon(Class::Control, &[frame])
+        self.sink.write_soon(Class::Control, &[self.reply_frame(reference, status, response)])
+    }
+
+    /// The reply to a push as a frame.
+    #[must_use]
+    pub fn reply_frame(&self, reference: &Ref, status: Status, response: &Json) -> Bytes {
+        reply_frame(self.version, (&self.push_ref, reference), Some(&self.topic), status, response)
     }
 
     /// Pushes an event to this join alone.
@@ -229,9 +231,8 @@ impl Outlet {
     /// Ends the join at the client's wish: reply, then `phx_close`. Whether it did: not if it had ended.
     pub fn leave(&self, reference: &Ref) -> bool {
         self.end(|| {
-            let refs = (&self.push_ref, reference);
             vec![
-                reply_frame(self.version, refs, Some(&self.topic), Status::Ok, &Json::empty_object()),
+                self.reply_frame(reference, Status::Ok, &Json::empty_object()),
                 end_frame(self.version, self.end_ref(), &self.topic, event::CLOSE, &Json::empty_object()),
             ]
         })

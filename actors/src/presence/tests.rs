@@ -1,12 +1,16 @@
-//! Watchers whose connections are full.
+//! Watchers whose connections are full; and, in `across`, several nodes.
+
+mod across;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use muster_protocol::cluster::NodeKey;
 use muster_protocol::time::Timestamp;
 use prometheus_client::registry::Registry;
 
 use super::watching::STALL_MS;
 use super::*;
+use crate::cluster::Alone;
 use crate::egress::outlet::tests::outlet;
 use crate::egress::sink::tests::{Pipe, sink};
 use crate::ports::{Clock, Entropy};
@@ -43,8 +47,12 @@ impl World {
     fn new() -> Self {
         let clock = Arc::new(Hand::default());
         let environment = Environment { clock: clock.clone(), entropy: Arc::new(Zeroes) };
-        let presence = Presence::new(environment, Arc::new(Metrics::register(&mut Registry::default())));
-        Self { clock, presence, state: State::default(), tracked: 0 }
+        let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+        let me = NodeKey { name: "alone".into(), incarnation: 1 };
+        let limits = Limits::default();
+        let state = State::new(Replicas::new(&me, Bounds::from(&limits)), 0);
+        let presence = Presence::new(environment, metrics, Arc::new(Alone::new(me)), &limits);
+        Self { clock, presence, state, tracked: 0 }
     }
 
     fn flush(&mut self) {
@@ -102,7 +110,7 @@ fn a_slow_watcher_gets_the_state_whole_and_again_when_it_has_room() {
         world.clock.0.fetch_add(STALL_MS, Ordering::Relaxed);
         pipe.allow(100);
         sink.flush().unwrap();
-        world.presence.end_stalled();
+        world.presence.every_second();
         world.flush();
     }
     assert!(!sink.is_closed());
@@ -132,7 +140,7 @@ fn a_watcher_that_takes_nothing_is_closed() {
     }
     for (waited_ms, closed) in [(0, false), (STALL_MS - 1, false), (1, true)] {
         world.clock.0.fetch_add(waited_ms, Ordering::Relaxed);
-        world.presence.end_stalled();
+        world.presence.every_second();
         world.flush();
         assert_eq!(sink.is_closed(), closed);
     }

@@ -145,6 +145,28 @@ impl Topic {
         });
     }
 
+    /// Tells those who know of a key something about it.
+    pub fn tell_about(
+        &mut self,
+        name: &SmolStr,
+        key: &str,
+        (event, payload): (&str, Json),
+        node: &Arc<Presence>,
+    ) {
+        let mut burst = Burst::new(name, vec![(event, payload)]);
+        for watcher in self.newcomers.iter().filter(|watcher| watcher.knows(key)) {
+            // One whose connection is full learns it from its state.
+            watcher.outlet.write(Class::Broadcast, &[burst.broadcast(&watcher.outlet)]);
+        }
+        self.tell(
+            name,
+            node,
+            |watcher| {
+                if watcher.knows(key) { Some(burst.broadcast(&watcher.outlet)) } else { None }
+            },
+        );
+    }
+
     /// Writes to each watcher what is for it, and puts those aside whose connection is full.
     pub fn tell(
         &mut self,

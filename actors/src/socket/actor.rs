@@ -4,8 +4,6 @@
 use std::sync::Arc;
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
-use muster_protocol::json::Json;
-use muster_protocol::phoenix::encode::Status;
 use muster_protocol::websocket::CloseCode;
 use parking_lot::RwLock;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
@@ -168,8 +166,7 @@ impl Socket {
         }
         for message in waiting {
             if let JoinMessage::Leave { refs: (join_ref, reference), permit: _until_answered } = message {
-                let refs = (&join_ref, &reference);
-                self.reply(refs, Some(join.outlet.topic()), Status::Ok, &Json::empty_object());
+                self.answer_leave((&join_ref, &reference), Some(join.outlet.topic()));
             }
         }
     }

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
-use muster_protocol::json::Json;
 use muster_protocol::phoenix::Ref;
 use muster_protocol::phoenix::encode::Status;
 use muster_protocol::topic::Topic;
@@ -235,8 +234,7 @@ impl JoinActor {
         socket.forget(self.outlet.id());
         // Else it came behind a refused join or another leave, or the join has been closed meanwhile.
         if channel.is_none() || !self.outlet.leave(reference) {
-            let empty = Json::empty_object();
-            socket.reply((join_ref, reference), Some(self.outlet.topic()), Status::Ok, &empty);
+            socket.answer_leave((join_ref, reference), Some(self.outlet.topic()));
         }
         drop(channel);
         self.end();

@@ -164,12 +164,12 @@ impl Socket {
                 let Some((socket, permit)) = self.permit() else { return };
                 let refs = (message.join_ref.clone(), message.reference.clone());
                 if !join.tell(&socket, JoinMessage::Leave { refs, permit }) {
-                    self.answer_leave(message);
+                    self.answer_leave(refs_of(message), message.topic.as_deref());
                 }
             }
             Action::LeaveUnjoined => {
                 self.count("leave");
-                self.answer_leave(message);
+                self.answer_leave(refs_of(message), message.topic.as_deref());
             }
             Action::Unmatched => {
                 self.count("unmatched");
@@ -181,10 +181,9 @@ impl Socket {
         }
     }
 
-    /// Answers the leave of a topic that is not joined.
-    fn answer_leave(&self, message: &Inbound<'_>) {
-        let refs = (&message.join_ref, &message.reference);
-        self.reply(refs, message.topic.as_deref(), Status::Ok, &Json::empty_object());
+    /// Answers the leave of a topic that is not joined, or no more.
+    fn answer_leave(&self, refs: (&Ref, &Ref), topic: Option<&str>) {
+        self.reply(refs, topic, Status::Ok, &Json::empty_object());
     }
 
     fn decide(&self, message: &Inbound<'_>) -> Action {
@@ -292,8 +291,7 @@ impl Socket {
 
     fn refuse(&self, message: &Inbound<'_>, refusal: &Refusal) {
         self.count("refused");
-        let refs = (&message.join_ref, &message.reference);
-        self.reply(refs, message.topic.as_deref(), Status::Error, &refusal.response());
+        self.reply(refs_of(message), message.topic.as_deref(), Status::Error, &refusal.response());
     }
 
     fn reply(&self, refs: (&Ref, &Ref), topic: Option<&str>, status: Status, response: &Json) {
@@ -342,6 +340,11 @@ impl Socket {
             end_join(&join.handle);
         }
     }
+}
+
+/// What a reply to a message echoes.
+fn refs_of<'a>(message: &'a Inbound<'_>) -> (&'a Ref, &'a Ref) {
+    (&message.join_ref, &message.reference)
 }
 
 /// Ends a join without a word: what it has been given already is still done.

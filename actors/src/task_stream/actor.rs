@@ -1,77 +1,45 @@
 //! The actor of one task's stream. Here a chunk gets its seq, goes out to the readers, and is sent to the store; here
 //! the end of a task is ordered after its last chunk.
+//!
+//! In a cluster one node owns the stream and does that; on each other node that has to do with it, the same actor follows
+//! the owner. Either becomes the other when nodes come and go, and its readers stay.
 
 mod delivery;
+mod ending;
+mod following;
+mod forwarding;
 mod gathering;
+mod owning;
 mod storing;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_protocol::cluster::NodeKey;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::AgentId;
-use muster_protocol::join_rules::may_read_stream;
-use muster_protocol::json::Json;
 use muster_protocol::task::{Ending, Task, TaskAction};
 use muster_protocol::task_stream::{Chunk, NewChunk, Retain, StreamLog};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
-use tokio::sync::oneshot;
 
 use self::gathering::Gathering;
 use super::ack::Ack;
-use super::reader::{Joining, Reader};
+use super::command::Command;
+use super::reader::Reader;
 use super::{Handle, Registry, Tail};
-use crate::egress::{OfOutlet, OutletId, Roster};
+use crate::egress::Roster;
 use crate::inbox::Wake;
 use crate::settings::Acknowledge;
-use crate::store::{Append, Finish, Reassign, StoreError, StreamHead};
+use crate::store::{Append, StoreError, StreamHead};
 
-/// What a stream is asked.
-pub(super) enum Command {
-    /// Append a chunk.
-    Emit { by: AgentId, chunk: NewChunk, ack: Ack },
-    /// Answer a join, and send it everything after a seq.
-    Attach { joining: Joining, after: Option<u64> },
-    /// A reader has left.
-    Detach(OutletId),
-    /// A reader's connection has room again.
-    Drained(OutletId),
-    /// The store has read for a reader.
-    Fetched(OutletId, Result<Vec<Chunk>, StoreError>),
-    /// Read without staying.
-    Read { after: Option<u64>, bytes_max: usize, reply: oneshot::Sender<Result<Reading, Refusal>> },
-    /// The store has everything up to a seq, or could not take it.
-    Stored { upto: u64, result: Result<(), StoreError> },
-    /// End the task: `by` an agent, in the name of its `provider` if that is whose right it is.
-    Finish {
-        ending: Ending,
-        by: Option<AgentId>,
-        provider: Option<AgentId>,
-        reply: oneshot::Sender<Result<Task, Refusal>>,
-    },
-    /// Give the task to another provider.
-    Reassign { provider: AgentId, by: AgentId, reply: oneshot::Sender<Result<Task, Refusal>> },
-    /// Crash, for a drill.
-    Panic,
-}
-
-/// What a [`Command::Read`] found.
-#[derive(Clone, Debug)]
-pub struct Reading {
-    /// Chunks after the cursor, with their seqs.
-    pub chunks: Vec<(u64, Json)>,
-    /// Seq of the newest chunk there is; 0 when there is none.
-    pub seq: u64,
-    /// First seq that this reading can reach; 0 when there is none.
-    pub first_seq: u64,
-    /// Whether chunks before `first_seq` are missing that were asked for.
-    pub truncated: bool,
-    /// The task's state.
-    pub status: &'static str,
-    /// How the task ended, once these chunks are the last.
-    pub ending: Option<Ending>,
+/// What this node is to the stream.
+enum Role {
+    /// It gives out the seqs and writes to the store.
+    Owner(owning::Owning),
+    /// Another does, or it is not known yet who.
+    Follower(following::Following),
 }
 
 pub(super) struct StreamActor;
@@ -80,8 +48,18 @@ pub(super) struct StreamActor;
 pub(super) struct State {
     handle: Arc<Handle>,
     registry: Arc<Registry>,
-    /// What this stream writes under: another that claims it fences this one off.
+    role: Role,
+    /// What its owner writes under: another that claims it fences that one off.
     epoch: u64,
+    /// Commands that wait until this stream knows where it stands, and whether it may by now.
+    held: Vec<Command>,
+    run_held_again: bool,
+    /// Keys of chunks that readers have seen and that were lost, by seq.
+    vain: BTreeMap<u64, Option<SmolStr>>,
+    /// A node that took the stream over, and when.
+    favoured: Option<(NodeKey, u64)>,
+    /// When it is to wake by itself.
+    wake_due_ms: Option<u64>,
     log: StreamLog,
     /// First seq the store has; older ones are gone.
     stored_from: u64,
@@ -105,15 +83,26 @@ const TICK_MS: u64 = 5_000;
 impl Actor for StreamActor {
     type Msg = Wake;
     type State = State;
-    type Arguments = (Arc<Handle>, Arc<Registry>, StreamHead);
+    type Arguments = (Arc<Handle>, Arc<Registry>, StreamHead, bool);
 
     async fn pre_start(
         &self,
         _myself: ActorRef<Wake>,
-        (handle, registry, head): Self::Arguments,
+        (handle, registry, head, is_owner): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
         let active_at_ms = registry.environment.monotonic_ms();
+        let role = if is_owner {
+            Role::Owner(owning::Owning::default())
+        } else {
+            Role::Follower(following::Following::new(false, active_at_ms))
+        };
         let mut state = State {
+            role,
+            held: Vec::new(),
+            run_held_again: false,
+            vain: BTreeMap::new(),
+            favoured: None,
+            wake_due_ms: None,
             ending: Ending::of(&head.task),
             epoch: head.epoch,
             log: StreamLog::restore(head.last_seq, head.newest),
@@ -139,6 +128,7 @@ impl Actor for StreamActor {
     async fn post_start(&self, myself: ActorRef<Wake>, state: &mut State) -> Result<(), ActorProcessingErr> {
         state.handle.inbox.attach(myself.clone());
         state.schedule_tick(&myself);
+        state.settle(&myself);
         Ok(())
     }
 
@@ -172,18 +162,39 @@ impl Actor for StreamActor {
 impl State {
     async fn work(&mut self, myself: &ActorRef<Wake>) {
         self.gather().await;
-        let commands = self.handle.inbox.take();
+        let mut commands = self.handle.inbox.take();
+        if self.wake_due_ms.is_some_and(|due_ms| due_ms <= self.registry.environment.monotonic_ms()) {
+            self.wake_due_ms = None;
+            self.mind_owner(myself);
+        }
         if commands.is_empty() {
             return;
         }
         self.active_at_ms = self.registry.environment.monotonic_ms();
         let emitted = commands.iter().filter(|command| matches!(command, Command::Emit { .. })).count();
         self.gathering.took(emitted);
+        loop {
+            self.run(myself, commands).await;
+            if !std::mem::take(&mut self.run_held_again) {
+                break;
+            }
+            commands = std::mem::take(&mut self.held);
+        }
+        // Last: keys that were looked up in memory above stay there for as long as this batch needs them.
+        self.trim();
+        self.note_waiting(myself);
+    }
+
+    async fn run(&mut self, myself: &ActorRef<Wake>, commands: Vec<Command>) {
+        let commands: Vec<Command> = commands.into_iter().map(|command| self.as_chunk(command)).collect();
         let known = self.seqs_known_to_store(&commands).await;
         for command in commands {
-            match command {
-                Command::Emit { by, chunk, ack } => self.emit(by, chunk, ack, &known),
-                other => {
+            // Another node may have come to own the stream by one of those before.
+            let Some(command) = self.hold(myself, command) else { continue };
+            match (command, &self.role) {
+                (Command::Emit { by, chunk, ack }, Role::Owner(_)) => self.emit(by, chunk, ack, &known),
+                (Command::Emit { by, chunk, ack }, Role::Follower(_)) => self.forward_chunk(by, chunk, ack),
+                (other, _) => {
                     // What was emitted before goes out before.
                     self.send_out().await;
                     self.obey(myself, other).await;
@@ -191,9 +202,7 @@ impl State {
             }
         }
         self.send_out().await;
-        // Last: keys that were looked up in memory above stay there for as long as this batch needs them.
-        self.trim();
-        self.note_waiting(myself);
+        self.let_go_when_stored(myself);
     }
 
     async fn obey(&mut self, myself: &ActorRef<Wake>, command: Command) {
@@ -204,15 +213,21 @@ impl State {
             Command::Drained(id) => self.advance(id),
             Command::Fetched(id, fetched) => self.fetched(id, fetched),
             Command::Read { after, bytes_max, reply } => self.read(after, bytes_max, reply),
-            Command::Stored { upto, result } => self.stored(myself, upto, result),
-            Command::Finish { ending, by, provider, reply } => {
-                let _caller_gone = reply.send(self.finish(myself, ending, (by, provider)).await);
+            Command::Stored { upto, epoch, result } => self.stored(myself, (upto, epoch), result),
+            Command::Finish { ending, by, provider, again, reply } => {
+                self.finish_or_forward(myself, (ending, again), (by, provider), reply).await;
             }
-            Command::Reassign { provider, by, reply } => {
-                let _caller_gone = reply.send(self.reassign(myself, provider, by).await);
+            Command::Reassign { provider, by, again, reply } => {
+                self.reassign_or_forward(myself, (provider, by, again), reply).await;
             }
             #[allow(clippy::panic, reason = "a crash drill crashes")]
             Command::Panic => panic!("crash drill"),
+            Command::Peer { node, follow, what } => self.obey_peer(myself, (node, follow), what).await,
+            Command::Examine => self.examine(myself),
+            Command::Gone(node) => self.gone(myself, &node),
+            Command::Claimed { follow, result } => self.claimed(myself, follow, result),
+            Command::Verified(epoch) => self.verified(myself, epoch),
+            Command::TaskRead(read) => self.task_read(read),
         }
     }
 
@@ -276,6 +291,7 @@ impl State {
         metrics.chunks.inc();
         let chunk = self.log.append(chunk, self.registry.environment.now());
         let seq = chunk.seq;
+        self.check_vain(&chunk);
         self.fresh.push(chunk);
         self.acknowledge(ack, seq);
     }
@@ -296,6 +312,7 @@ impl State {
         }
         let fresh = std::mem::take(&mut self.fresh);
         let begun_us = self.registry.environment.monotonic_us();
+        self.tell_followers(&fresh);
         self.fan_out(&fresh);
         self.gathering.fanned_out(self.registry.environment.monotonic_us() - begun_us);
         self.tell_tail();
@@ -312,7 +329,7 @@ impl State {
         self.appends_pending += 1;
         let first = append.chunks.first().map_or(0, |chunk| chunk.seq);
         let of_this = self.acks.extract_if(.., |(seq, _)| *seq >= first).collect();
-        let done = self.when_stored(upto, of_this);
+        let done = self.when_stored((upto, self.epoch), of_this);
         self.registry.store.append_chunks(append, done).await;
         self.count_bytes();
     }
@@ -329,82 +346,12 @@ impl State {
             reader.released = true;
             reader.outlet.fail(refusal.code.reason());
         }
+        self.refuse_waiting(&refusal);
         self.registry.forget(&self.handle);
         for command in self.handle.inbox.close() {
-            if let Command::Emit { ack, .. } = command {
-                ack.refuse(&refusal);
-            }
+            command.refuse(&refusal);
         }
         myself.stop(None);
-    }
-
-    async fn finish(
-        &mut self,
-        myself: &ActorRef<Wake>,
-        ending: Ending,
-        (by, provider): (Option<AgentId>, Option<AgentId>),
-    ) -> Result<Task, Refusal> {
-        // Asked before, but the task may have been given to another since.
-        if provider.is_some_and(|provider| provider != self.task.provider) {
-            return Err(ErrorCode::NotFound.into());
-        }
-        let action = match ending.status {
-            muster_protocol::task::TaskStatus::Completed => TaskAction::Complete,
-            muster_protocol::task::TaskStatus::Cancelled => TaskAction::Cancel,
-            _ => TaskAction::Fail,
-        };
-        self.task.status.after(action)?;
-        let finish = Finish {
-            task: self.task.id,
-            epoch: self.epoch,
-            ending: ending.clone(),
-            by,
-            last_seq: self.log.last_seq(),
-            now: self.registry.environment.now(),
-        };
-        let finished = self.registry.store.finish_task(finish).await;
-        self.task = finished.map_err(|error| self.refused_by_store(myself, error))?;
-        self.ending = Some(ending);
-        let ids: Vec<OutletId> = self.readers.iter().map(OfOutlet::outlet_id).collect();
-        for id in ids {
-            self.advance(id);
-        }
-        self.tell_tail();
-        Ok(self.task.clone())
-    }
-
-    async fn reassign(
-        &mut self,
-        myself: &ActorRef<Wake>,
-        provider: AgentId,
-        by: AgentId,
-    ) -> Result<Task, Refusal> {
-        self.task.status.after(TaskAction::Reassign)?;
-        let now = self.registry.environment.now();
-        let reassign = Reassign { task: self.task.id, epoch: self.epoch, provider, by, now };
-        let reassigned = self.registry.store.reassign_task(reassign).await;
-        self.task = reassigned.map_err(|error| self.refused_by_store(myself, error))?;
-        let parties = self.task.parties();
-        *self.handle.parties.write() = parties;
-        self.readers.retain_mut(|reader| {
-            let stays = may_read_stream(&reader.principal, &parties);
-            if !stays {
-                reader.released = true;
-                reader.outlet.close();
-            }
-            stays
-        });
-        self.tell_tail();
-        Ok(self.task.clone())
-    }
-
-    /// What is answered when the store refuses to change the task. If it knows more than this stream, another has claimed
-    /// that.
-    fn refused_by_store(&mut self, myself: &ActorRef<Wake>, error: StoreError) -> Refusal {
-        if matches!(error, StoreError::Fenced | StoreError::WrongStatus(_)) {
-            self.give_up(myself, &error);
-        }
-        super::refusal_of(error)
     }
 
     fn tell_tail(&self) {
@@ -456,11 +403,18 @@ impl State {
             Some(_) => self.registry.settings.finished_replay_ms,
             None => self.registry.settings.idle_unload_ms,
         };
+        self.mind_readers(myself);
         let unused = self.readers.iter().all(|reader| reader.told_end)
             && self.handle.tail.receiver_count() == 0
             && self.acks.is_empty()
-            && self.appends_pending == 0;
+            && self.appends_pending == 0
+            && self.held.is_empty()
+            && match &self.role {
+                Role::Owner(owning) => !owning.is_followed(),
+                Role::Follower(following) => !following.is_waited_for(),
+            };
         if unused && idle_ms >= keep_ms && self.handle.inbox.close_if_empty() {
+            self.unfollow();
             self.readers.iter_mut().for_each(|reader| reader.released = true);
             self.registry.forget(&self.handle);
             myself.stop(None);

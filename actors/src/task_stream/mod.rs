@@ -3,13 +3,17 @@
 //! or [`Streams::tail`].
 //!
 //! # Layout
-//! * `actor`: one stream: seq, readers, store, end
+//! * `command`: what a stream is asked
+//! * `actor`: one stream: seq, readers, store, end; its owner, or one that follows another node
+//! * `hearing`: what other nodes say
 //! * `registry`: which are live, and their supervisor
 //! * `reader`: a cursor and a way out
 //! * [`ack`]: the answer a producer waits for
 
 pub mod ack;
 mod actor;
+mod command;
+mod hearing;
 mod reader;
 mod registry;
 
@@ -30,10 +34,11 @@ use ractor::{Actor, ActorCell};
 use tokio::sync::{OnceCell, oneshot, watch};
 
 use self::ack::Ack;
-use self::actor::Command;
-pub use self::actor::Reading;
+use self::command::Command;
+pub use self::command::Reading;
 use self::reader::Joining;
 use self::registry::{Registry, StreamsActor};
+use crate::cluster::Cluster;
 use crate::egress::Outlet;
 use crate::inbox::{Inbox, Refused};
 use crate::metric_definitions::Metrics;
@@ -45,6 +50,9 @@ use crate::supervisor::ChildSpec;
 
 /// Commands that may wait in front of one stream; a further chunk answers `overloaded`.
 const INBOX_COMMANDS_MAX: usize = 8_192;
+
+/// Streams of which it is read at once whose they are.
+const VERIFYING_MAX: usize = 8;
 
 /// The task streams of a node.
 #[derive(Clone)]
@@ -80,6 +88,8 @@ pub struct Tail {
 pub struct Needs {
     /// Store.
     pub store: Arc<dyn Store>,
+    /// The other nodes.
+    pub cluster: Arc<dyn Cluster>,
     /// Time and randomness.
     pub environment: Environment,
     /// Bounds.
@@ -118,7 +128,7 @@ impl Streams {
     /// None live yet.
     #[must_use]
     pub fn new(needs: Needs) -> Self {
-        let Needs { store, environment, limits, settings, metrics } = needs;
+        let Needs { store, cluster, environment, limits, settings, metrics } = needs;
         Self {
             registry: Arc::new(Registry {
                 live: Mutex::default(),
@@ -126,6 +136,12 @@ impl Streams {
                 agent_buckets: Buckets::new(limits.chunks_per_agent),
                 memory: AtomicUsize::new(0),
                 claims: AtomicU64::new(0),
+                members: cluster.members(),
+                cluster,
+                releases: Mutex::default(),
+                asked: Mutex::default(),
+                verifying: tokio::sync::Semaphore::new(VERIFYING_MAX),
+                numbers: AtomicU64::new(1),
                 store,
                 environment,
                 limits,
@@ -289,7 +305,8 @@ impl Streams {
         ending: Ending,
         (by, provider): (Option<AgentId>, Option<AgentId>),
     ) -> Result<Task, Refusal> {
-        self.ask(task, |reply| Command::Finish { ending: ending.clone(), by, provider, reply }).await
+        self.ask(task, |reply| Command::Finish { ending: ending.clone(), by, provider, again: false, reply })
+            .await
     }
 
     /// A client agent has come to belong to a user, who from now on reads the streams of its tasks.
@@ -308,7 +325,7 @@ impl Streams {
     /// # Errors
     /// It is not pending, or the store cannot be written.
     pub async fn reassign(&self, task: TaskId, provider: AgentId, by: AgentId) -> Result<Task, Refusal> {
-        self.ask(task, |reply| Command::Reassign { provider, by, reply }).await
+        self.ask(task, |reply| Command::Reassign { provider, by, again: false, reply }).await
     }
 
     /// Crashes a stream, for a drill.
@@ -388,14 +405,15 @@ impl Streams {
 
     async fn start(&self, task: TaskId) -> Result<Arc<Handle>, Refusal> {
         let registry = &self.registry;
-        let limits = &registry.limits;
-        let bytes_max = if registry.memory_is_short() { 0 } else { limits.stream_buffer_bytes_max };
-        let head = registry
-            .store
-            .claim_stream(task, limits.stream_buffer_chunks_max, bytes_max)
-            .await
-            .map_err(refusal_of)?;
-        registry.start(head).await
+        let (chunks_max, bytes_max) = registry.head_bounds();
+        if registry.cluster.is_alone() {
+            let head = registry.store.claim_stream(task, chunks_max, bytes_max).await.map_err(refusal_of)?;
+            return registry.start(head, true).await;
+        }
+        let head = registry.store.stream_head(task, chunks_max, bytes_max).await.map_err(refusal_of)?;
+        // Nothing happens any more to one that has ended: every node serves it from the store.
+        let has_ended = head.task.status.is_final();
+        registry.start(head, has_ended).await
     }
 }
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use muster_protocol::account::Principal;
-use muster_protocol::error_code::ErrorCode;
+use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::event::STREAM_CHUNK;
@@ -57,6 +57,14 @@ impl Joining {
             told_end: false,
             released: false,
         }
+    }
+}
+
+impl Joining {
+    /// Answers the join with a refusal.
+    pub fn refuse(mut self, refusal: &Refusal) {
+        self.answered = true;
+        self.outlet.fail_join(&self.reference, refusal.code.reason());
     }
 }
 

@@ -3,17 +3,23 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use muster_protocol::cluster::stream::{StreamMessage, What};
+use muster_protocol::cluster::{Members, Message, NodeKey};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, TaskId};
 use muster_protocol::limits::Limits;
 use muster_protocol::rate_limiter::TokenBucket;
+use muster_protocol::task::Task;
 use parking_lot::{Mutex, RwLock};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 
-use super::actor::{Command, Reading, StreamActor};
+use super::actor::StreamActor;
+use super::command::{Command, Reading};
 use super::{Handle, INBOX_COMMANDS_MAX, Slot, Tail, refusal_of};
+use crate::cluster::Cluster;
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
@@ -30,13 +36,137 @@ pub(super) struct Registry {
     /// Changes of ownership so far.
     pub claims: AtomicU64,
     pub store: Arc<dyn Store>,
+    pub cluster: Arc<dyn Cluster>,
+    pub members: watch::Receiver<Arc<Members>>,
+    /// Streams being let go elsewhere, so that this node can claim them.
+    pub releases: Mutex<HashMap<u64, Release>>,
+    /// Streams that are being opened for other nodes, and what those said meanwhile.
+    pub asked: Mutex<HashMap<TaskId, Vec<Said>>>,
+    /// Readings of epochs at once.
+    pub verifying: tokio::sync::Semaphore,
+    pub numbers: AtomicU64,
     pub environment: Environment,
     pub limits: Arc<Limits>,
     pub settings: StreamSettings,
     pub metrics: Arc<Metrics>,
 }
 
+/// What a node said by which attempt to follow.
+pub(super) type Said = (NodeKey, u64, What);
+
+/// A stream that other nodes are asked to let go of.
+pub(super) struct Release {
+    /// Those that have not answered.
+    pub waiting_for: Vec<NodeKey>,
+    pub done: oneshot::Sender<()>,
+}
+
+/// How long other nodes have to let go of a stream, in milliseconds; then it is taken from them.
+const RELEASE_MS: u64 = 1_000;
+
 impl Registry {
+    /// A number that this process has not given out yet.
+    pub fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Claims a stream for this node, and tells it.
+    pub fn claim(self: Arc<Self>, handle: Arc<Handle>, follow: u64, epoch: u64) {
+        tokio::spawn(async move {
+            // One that nobody ever had needs nobody's leave.
+            if epoch > 0 {
+                self.release_elsewhere(handle.task).await;
+            }
+            let (chunks_max, bytes_max) = self.head_bounds();
+            let result = self.store.claim_stream(handle.task, chunks_max, bytes_max).await;
+            let _stream_gone = handle.inbox.push_always(Command::Claimed { follow, result });
+        });
+    }
+
+    /// Lets whoever holds a stream store what they have, so that nothing is taken from under their hands.
+    async fn release_elsewhere(&self, task: TaskId) {
+        let me = self.cluster.me();
+        let members = self.members.borrow().clone();
+        let others: Vec<NodeKey> = members
+            .nodes
+            .iter()
+            .filter(|member| member.key != *me && !member.suspect)
+            .map(|member| member.key.clone())
+            .collect();
+        if others.is_empty() {
+            return;
+        }
+        let number = self.next_number();
+        let (done, released) = oneshot::channel();
+        self.releases.lock().insert(number, Release { waiting_for: others.clone(), done });
+        for node in others {
+            let message = StreamMessage { task, follow: number, what: What::Release };
+            if !self.cluster.send(&node, Message::Stream(message)) {
+                self.released(&node, number);
+            }
+        }
+        if tokio::time::timeout(Duration::from_millis(RELEASE_MS), released).await.is_err() {
+            self.releases.lock().remove(&number);
+        }
+    }
+
+    /// A node does not hold the stream (any more).
+    pub fn released(&self, node: &NodeKey, number: u64) {
+        let mut releases = self.releases.lock();
+        let Some(release) = releases.get_mut(&number) else { return };
+        release.waiting_for.retain(|waiting| waiting != node);
+        if release.waiting_for.is_empty()
+            && let Some(release) = releases.remove(&number)
+        {
+            let _given_up = release.done.send(());
+        }
+    }
+
+    /// A node will not answer.
+    pub fn gone(&self, node: &NodeKey) {
+        let numbers: Vec<u64> = self.releases.lock().keys().copied().collect();
+        for number in numbers {
+            self.released(node, number);
+        }
+    }
+
+    pub fn head_bounds(&self) -> (usize, usize) {
+        let bytes_max = if self.memory_is_short() { 0 } else { self.limits.stream_buffer_bytes_max };
+        (self.limits.stream_buffer_chunks_max, bytes_max)
+    }
+
+    /// Reads which epoch of a stream is the newest, and tells it.
+    pub fn read_epoch(self: Arc<Self>, handle: Arc<Handle>) {
+        tokio::spawn(async move {
+            let Ok(_place) = self.verifying.acquire().await else { return };
+            match self.store.stream_head(handle.task, 0, 0).await {
+                Ok(head) => {
+                    let _stream_gone = handle.inbox.push_always(Command::Verified(head.epoch));
+                }
+                Err(error) => tracing::warn!(%error, "cannot read whose a stream is"),
+            }
+        });
+    }
+
+    /// Reads a task's record, and tells its stream.
+    pub fn read_task(self: Arc<Self>, handle: Arc<Handle>) {
+        tokio::spawn(async move {
+            let mut read = self.store.task(handle.task).await;
+            if read.is_err() {
+                tokio::time::sleep(Duration::from_millis(READ_AGAIN_MS)).await;
+                read = self.store.task(handle.task).await;
+            }
+            let _stream_gone = handle.inbox.push_always(Command::TaskRead(read));
+        });
+    }
+
+    /// Answers a caller with the task as the store has it.
+    pub fn answer_with_task(self: Arc<Self>, task: TaskId, reply: oneshot::Sender<Result<Task, Refusal>>) {
+        tokio::spawn(async move {
+            let _caller_gone = reply.send(self.store.task(task).await.map_err(refusal_of));
+        });
+    }
+
     pub fn memory_is_short(&self) -> bool {
         self.memory.load(Ordering::Relaxed) > self.limits.stream_memory_bytes_max
     }
@@ -88,7 +218,8 @@ impl Registry {
         });
     }
 
-    pub async fn start(self: &Arc<Self>, head: StreamHead) -> Result<Arc<Handle>, Refusal> {
+    /// Starts a stream as the store has it: as its owner, or as one that finds out who that is.
+    pub async fn start(self: &Arc<Self>, head: StreamHead, is_owner: bool) -> Result<Arc<Handle>, Refusal> {
         let now_ms = self.environment.monotonic_ms();
         let tail = Tail { seq: head.last_seq, ended: head.task.status.is_final() };
         let handle = Arc::new(Handle {
@@ -101,7 +232,7 @@ impl Registry {
             actor: RwLock::default(),
         });
         let supervisor = self.supervisor.read().clone().ok_or(ErrorCode::Draining)?;
-        let arguments = (handle.clone(), self.clone(), head);
+        let arguments = (handle.clone(), self.clone(), head, is_owner);
         let (actor, _) = Actor::spawn_linked(None, StreamActor, arguments, supervisor)
             .await
             .map_err(|_| Refusal::new(ErrorCode::Internal))?;
@@ -109,6 +240,9 @@ impl Registry {
         Ok(handle)
     }
 }
+
+/// Pause before a record that could not be read is read again, in milliseconds.
+const READ_AGAIN_MS: u64 = 500;
 
 /// The supervisor of the streams: a stream that crashes is forgotten, so that whoever needs it next opens it anew from
 /// its log. Its readers and producers have been told by then, because what held their answers was dropped.

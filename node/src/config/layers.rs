@@ -20,7 +20,8 @@ pub struct Sources {
 /// Prefix of variables that are ours.
 const PREFIX: &str = "MUSTER_";
 /// Variables that are ours but not configuration.
-const OTHER_VARIABLES: [&str; 3] = ["MUSTER_ADMIN_TOKEN", "MUSTER_CONFIG", "MUSTER_URL"];
+const OTHER_VARIABLES: [&str; 4] =
+    ["MUSTER_ADMIN_TOKEN", "MUSTER_CLUSTER_SECRET", "MUSTER_CONFIG", "MUSTER_URL"];
 
 /// Reads and checks the configuration.
 ///
@@ -80,6 +81,7 @@ fn known_names() -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
     all.http.tls_certificate = Some(std::path::PathBuf::new());
     all.http.tls_key = Some(std::path::PathBuf::new());
     all.http.metrics_listen = Some(String::new());
+    all.cluster = all.cluster.with_every_setting();
     let table = Table::try_from(all).map_err(|error| ConfigError(error.to_string()))?;
     let mut names = BTreeMap::new();
     for (section, settings) in table {

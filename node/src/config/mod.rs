@@ -1,6 +1,7 @@
 //! Configuration: a file, then `MUSTER_*` variables, then flags, each over the one before. What nobody knows is an
 //! error, wherever it stands. `muster config` prints what comes out.
 
+mod cluster;
 mod layers;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use muster_protocol::limits::Limits;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
 use serde::{Deserialize, Serialize};
 
+pub use self::cluster::{ClusterConfig, TransportChoice};
 pub use self::layers::{Sources, combine, load};
 use crate::http::addresses::Networks;
 
@@ -31,6 +33,8 @@ pub struct Config {
     pub drain: DrainConfig,
     /// Task streams.
     pub stream: StreamSettings,
+    /// Other nodes.
+    pub cluster: ClusterConfig,
     /// Crash drills.
     pub drills: DrillsConfig,
     /// Every bound.
@@ -48,6 +52,15 @@ pub struct StoreConfig {
 impl Default for StoreConfig {
     fn default() -> Self {
         Self { data_dir: "muster-data".into() }
+    }
+}
+
+impl StoreConfig {
+    /// Whether the store is this node's alone.
+    #[must_use]
+    #[allow(clippy::unused_self, reason = "there is one kind of store")]
+    pub fn is_embedded(&self) -> bool {
+        true
     }
 }
 
@@ -170,6 +183,9 @@ pub struct ConfigError(pub String);
 /// Most that can be let in at once: more than a semaphore counts would end the node at its start.
 const PLACES_MAX: usize = tokio::sync::Semaphore::MAX_PERMITS;
 
+/// Most that one message to another node may take: a link ends over a frame of 16 MiB.
+const CLUSTER_MESSAGE_BYTES_MAX: usize = 15 * 1_024 * 1_024;
+
 /// Shortest time limit that makes sense: below it a client on a slow line never gets in.
 const TIMEOUT_MS_MIN: u64 = 100;
 
@@ -181,6 +197,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let named = |name: &str, problem: String| ConfigError(format!("{name}: {problem}"));
         self.origin_policy()?;
+        self.cluster.check()?;
         Networks::parse(&self.http.trusted_proxies).map_err(|error| named("http.trusted_proxies", error))?;
         Networks::parse(&self.limits.ip_limit_exempt)
             .map_err(|error| named("limits.ip_limit_exempt", error))?;
@@ -237,6 +254,15 @@ impl Config {
             ("limits.store_queue_writes_max", self.limits.store_queue_writes_max, 1),
             ("limits.store_batch_rows_max", self.limits.store_batch_rows_max, 1),
             ("limits.page_items_max", self.limits.page_items_max, 1),
+            ("limits.cluster_peers_max", self.limits.cluster_peers_max, 1),
+            ("limits.cluster_handshakes_max", self.limits.cluster_handshakes_max, 1),
+            ("limits.cluster_window_bytes_max", self.limits.cluster_window_bytes_max, 64 * 1_024),
+            ("limits.cluster_message_bytes_max", self.limits.cluster_message_bytes_max, 1_024 * 1_024),
+            (
+                "limits.cluster_outbox_bytes_max",
+                self.limits.cluster_outbox_bytes_max,
+                self.limits.cluster_message_bytes_max + self.limits.cluster_window_bytes_max,
+            ),
         ];
         for (name, value, least) in at_least {
             if value < least {
@@ -252,11 +278,17 @@ impl Config {
             ("limits.http_large_bodies_max", self.limits.http_large_bodies_max),
             ("limits.http_requests_in_flight_max", self.limits.http_requests_in_flight_max),
             ("limits.store_queue_writes_max", self.limits.store_queue_writes_max),
+            ("limits.cluster_handshakes_max", self.limits.cluster_handshakes_max),
         ];
         for (name, value) in places {
             if value > PLACES_MAX {
                 return Err(ConfigError(format!("{name}: at most {PLACES_MAX}, not {value}")));
             }
+        }
+        if self.limits.cluster_message_bytes_max > CLUSTER_MESSAGE_BYTES_MAX {
+            return Err(ConfigError(format!(
+                "limits.cluster_message_bytes_max: at most {CLUSTER_MESSAGE_BYTES_MAX}, which is what a link takes at once"
+            )));
         }
         if self.accounts.session_ttl_ms < 1 {
             return Err(ConfigError("accounts.session_ttl_ms: at least 1".into()));
@@ -276,6 +308,13 @@ impl Config {
         let patterns: Result<Vec<_>, _> = patterns.collect();
         patterns.map(OriginPolicy::Only).map_err(|error| ConfigError(format!("http.origins: {error}")))
     }
+}
+
+/// The secret that nodes share, from the environment; like the operator's token it is no setting.
+#[must_use]
+#[allow(clippy::disallowed_methods, reason = "this is the module the lint leaves the environment to")]
+pub fn cluster_secret() -> Option<String> {
+    std::env::var("MUSTER_CLUSTER_SECRET").ok().filter(|secret| !secret.is_empty())
 }
 
 /// The operator's token, from the environment; it is a secret, so it is no setting.

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::front::Origin;
+use super::patience::Cut;
 use crate::app::App;
 
 /// A comment this often keeps proxies from closing a quiet stream.
@@ -60,7 +61,7 @@ const LINGER_MS: u64 = 2_000;
 struct Ended {
     app: Arc<App>,
     token: CancellationToken,
-    cut: CancellationToken,
+    cut: Arc<Cut>,
     /// Since when a portion waits for the connection to take it, monotonic milliseconds; 0 when none does.
     handed_at_ms: AtomicU64,
 }
@@ -75,13 +76,10 @@ impl Connection for Ended {
         let handed_at_ms = self.handed_at_ms.load(Ordering::Relaxed);
         let ended = self.token.is_cancelled();
         let patience_ms = if ended { LINGER_MS } else { self.app.config.limits.reader_stall_timeout_ms };
-        if handed_at_ms == 0 || now_ms.saturating_sub(handed_at_ms) < patience_ms || self.cut.is_cancelled() {
+        if handed_at_ms == 0 || now_ms.saturating_sub(handed_at_ms) < patience_ms || self.cut.is_done() {
             return;
         }
-        if !ended {
-            self.app.core.metrics.readers_stalled.inc();
-        }
-        self.cut.cancel();
+        if ended { self.cut.now() } else { self.cut.stalled() }
     }
 }
 

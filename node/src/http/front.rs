@@ -21,12 +21,12 @@ use muster_protocol::account::Secret;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::phoenix::handshake::OriginPolicy;
 use muster_protocol::topic::Mount;
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::addresses::client_address;
 use super::answer::Answer;
 use super::listener::Peer;
+use super::patience::Cut;
 use super::{longpoll, rest, upgrade};
 use crate::app::App;
 use crate::mcp::Mcp;
@@ -48,7 +48,7 @@ pub struct Origin {
     /// What is left of the caller's requests, once that is known: limit and rest.
     pub allowance: Arc<OnceLock<(u32, u32)>>,
     /// Cuts the connection off: for a peer that does not take its answer.
-    pub cut: CancellationToken,
+    pub cut: Arc<Cut>,
 }
 
 impl Front {
@@ -167,7 +167,9 @@ enum Prepared {
 async fn prepare(app: &Arc<App>, request: Request<Incoming>, peer: &Peer) -> Result<Prepared, Refusal> {
     if request.method() == Method::OPTIONS && request.headers().contains_key("access-control-request-method")
     {
-        return Ok(Prepared::Preflight(preflight(request.headers())));
+        let methods = HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS");
+        let answer = preflight(request.headers(), StatusCode::NO_CONTENT, methods);
+        return Ok(Prepared::Preflight(answer));
     }
     let overloaded = |_| Refusal::new(ErrorCode::Overloaded);
     let limits = &app.config.limits;
@@ -251,11 +253,10 @@ pub fn presented_secret(headers: &HeaderMap) -> Option<Secret> {
         .and_then(Secret::presented)
 }
 
-fn preflight(asked: &HeaderMap) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
+/// Answers what browsers ask first: the methods there are, and every header that they want to send.
+pub(super) fn preflight(asked: &HeaderMap, status: StatusCode, methods: HeaderValue) -> Response<Body> {
+    let mut response = upgrade::empty(status);
     let headers = response.headers_mut();
-    let methods = HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS");
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
     if let Some(wanted) = asked.get(ACCESS_CONTROL_REQUEST_HEADERS) {
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());

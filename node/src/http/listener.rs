@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::front::{self, Front};
-use super::patience::Patient;
+use super::patience::{Cut, Patient};
 use crate::app::App;
 
 /// Connections waiting to be accepted.
@@ -35,7 +35,7 @@ pub struct Peer {
     /// Counts the connection as long as it is open.
     pub open: Arc<OpenConnection>,
     /// Cuts the connection off.
-    pub cut: CancellationToken,
+    pub cut: Arc<Cut>,
 }
 
 /// Counts a connection in the metrics until it is dropped.
@@ -113,7 +113,8 @@ pub async fn serve(
         // Answers are small and many: none of them waits for another (A4, C2).
         let _unsupported = stream.set_nodelay(true);
         let open = Arc::new(OpenConnection::new(app.clone()));
-        let peer = Peer { address: from, place, open, cut: CancellationToken::new() };
+        let cut = Arc::new(Cut::new(app.core.metrics.readers_stalled.clone()));
+        let peer = Peer { address: from, place, open, cut };
         connections.spawn(connection(front.clone(), stream, tls.clone(), peer, stop.clone()));
     }
 }
@@ -145,7 +146,7 @@ where
 {
     let limits = &front.app.config.limits;
     let patience = Duration::from_millis(limits.reader_stall_timeout_ms);
-    let stream = TokioIo::new(Patient::new(stream, patience));
+    let stream = TokioIo::new(Patient::new(stream, patience, peer.cut.clone()));
     let mut builder = http1::Builder::new();
     builder
         // Without a timer the header timeout does nothing (A5).
@@ -163,11 +164,11 @@ where
     // How a connection ends is its peer's business; a request that went wrong has had its answer.
     tokio::select! {
         _ended = connection.as_mut() => return,
-        () = cut.cancelled() => return,
+        () = cut.done() => return,
         () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         _ended = connection => {}
-        () = cut.cancelled() => {}
+        () = cut.done() => {}
     }
 }

@@ -4,17 +4,12 @@
 //! nothing else: with any other the npm client falls silent for ever. What is refused for a while therefore is an HTTP
 //! status without a body, on which every client tries again later.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
-use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN,
-};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -27,10 +22,9 @@ use muster_protocol::phoenix::longpoll::{
 use muster_protocol::phoenix::params::Params;
 use muster_protocol::topic::Mount;
 use tokio::sync::SemaphorePermit;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::addresses::client_address;
+use super::front::preflight;
 use super::listener::Peer;
 use super::upgrade::{self, empty, header};
 use crate::app::App;
@@ -69,7 +63,9 @@ async fn answer(app: &Arc<App>, request: Request<Incoming>, mount: Mount, peer: 
         return outcome(Status::Forbidden);
     }
     if method == Method::OPTIONS {
-        return preflight(request.headers());
+        // The types of a POST and the headers of a GET are none that browsers send unasked.
+        let methods = HeaderValue::from_static("GET, POST, OPTIONS");
+        return preflight(request.headers(), StatusCode::OK, methods);
     }
     let Some(asked) = read(&request, mount) else {
         return empty(StatusCode::BAD_REQUEST);
@@ -78,7 +74,7 @@ async fn answer(app: &Arc<App>, request: Request<Incoming>, mount: Mount, peer: 
         return post(app, request, &asked).await;
     }
     let address = client_address(peer.address, request.headers(), &app.trusted_proxies);
-    get(app, &asked, address, &peer.cut).await
+    get(app, &asked, address).await
 }
 
 /// Reads the query and the headers; `None` when the query is not UTF-8.
@@ -93,11 +89,11 @@ fn read<B>(request: &Request<B>, mount: Mount) -> Option<Asked> {
 }
 
 /// Fetches messages, or begins a session where there is none.
-async fn get(app: &Arc<App>, asked: &Asked, address: IpAddr, cut: &CancellationToken) -> Response<Body> {
+async fn get(app: &Arc<App>, asked: &Asked, address: IpAddr) -> Response<Body> {
     if let Some(session) = asked.session(app)
         && let Some(body) = session.poll().await
     {
-        return json(portions(app, body, cut));
+        return json(Body::from(body));
     }
     match open(app, asked, address).await {
         Ok(session) => json(Body::from(session.begin())),
@@ -167,9 +163,8 @@ async fn take(
 ) -> Result<Status, StatusCode> {
     let limits = &app.config.limits;
     let bytes_max = limits.longpoll_body_bytes_max;
-    // A length that is announced is refused before any of it comes; one that is not may become the largest.
-    let hint = body.size_hint();
-    if hint.lower() > bytes_max as u64 {
+    // A length that is announced is refused before any of it comes.
+    if body.size_hint().lower() > bytes_max as u64 {
         return Err(StatusCode::BAD_REQUEST);
     }
     // One POST of a session after another, as clients do it: the others stay unread.
@@ -204,52 +199,9 @@ fn outcome(status: Status) -> Response<Body> {
     json(Body::from(bare_answer(status)))
 }
 
-/// Bytes of an answer handed to the connection at a time.
-const PORTION_BYTES: usize = 16 * 1024;
-/// Answers up to this are handed over whole: what the kernel does not take of one is little.
-const SMALL_ANSWER_BYTES: usize = 64 * 1024;
-
-/// A large answer goes out in portions. A peer that takes none for too long is cut off, as a reader on a WebSocket is:
-/// its session ends by itself, but not its connection, nor what waits there.
-fn portions(app: &Arc<App>, body: Vec<u8>, cut: &CancellationToken) -> Body {
-    if body.len() <= SMALL_ANSWER_BYTES {
-        return Body::from(body);
-    }
-    let patience = Duration::from_millis(app.config.limits.reader_stall_timeout_ms);
-    let (app, cut) = (app.clone(), cut.clone());
-    let state = (Bytes::from(body), None::<AbortOnDropHandle<()>>);
-    Body::from_stream(futures_util::stream::unfold(state, move |(mut rest, watched)| {
-        // The portion before has been taken.
-        drop(watched);
-        let (app, cut) = (app.clone(), cut.clone());
-        let next = (!rest.is_empty()).then(|| {
-            let portion = rest.split_to(rest.len().min(PORTION_BYTES));
-            let watched = tokio::spawn(async move {
-                tokio::time::sleep(patience).await;
-                app.core.metrics.readers_stalled.inc();
-                cut.cancel();
-            });
-            (Ok::<_, Infallible>(portion), (rest, Some(AbortOnDropHandle::new(watched))))
-        });
-        std::future::ready(next)
-    }))
-}
-
 fn json(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     let json = HeaderValue::from_static("application/json; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, json);
-    response
-}
-
-/// What browsers ask first: the types of a POST and the headers of a GET are none that they send unasked.
-fn preflight(asked: &HeaderMap) -> Response<Body> {
-    let mut response = empty(StatusCode::OK);
-    let headers = response.headers_mut();
-    if let Some(wanted) = asked.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
-    }
-    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
-    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
     response
 }

@@ -3,24 +3,68 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+/// Cuts a connection off. Whoever finds first that its peer takes nothing counts it, and nobody after.
+pub struct Cut {
+    token: CancellationToken,
+    stalled: Counter,
+    is_counted: AtomicBool,
+}
+
+impl Cut {
+    /// With the counter of peers that took nothing.
+    #[must_use]
+    pub fn new(stalled: Counter) -> Self {
+        Self { token: CancellationToken::new(), stalled, is_counted: AtomicBool::new(false) }
+    }
+
+    /// The peer took nothing for too long: counts it, once, and cuts it off.
+    pub fn stalled(&self) {
+        if !self.is_counted.swap(true, Ordering::Relaxed) {
+            self.stalled.inc();
+        }
+        self.token.cancel();
+    }
+
+    /// Cuts it off for another reason.
+    pub fn now(&self) {
+        self.token.cancel();
+    }
+
+    /// Whether it has been cut off.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    /// Resolves once it has been cut off.
+    pub async fn done(&self) {
+        self.token.cancelled().await;
+    }
+}
 
 /// A stream with a bound on how long one write may wait for its peer.
 pub struct Patient<S> {
     stream: S,
     patience: Duration,
+    cut: Arc<Cut>,
     /// Runs while a write waits.
     waits: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    /// With so much patience.
-    pub fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waits: None }
+    /// With so much patience, and what is told when it is over.
+    pub fn new(stream: S, patience: Duration, cut: Arc<Cut>) -> Self {
+        Self { stream, patience, cut, waits: None }
     }
 
     /// The stream, once it is used for something else.
@@ -40,6 +84,7 @@ impl<S> Patient<S> {
         let patience = self.patience;
         let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(waits.as_mut().poll(context));
+        self.cut.stalled();
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -97,7 +142,9 @@ mod tests {
     #[tokio::test]
     async fn who_takes_nothing_is_cut_off_and_who_takes_slowly_is_not() {
         let (near, mut far) = duplex(10);
-        let mut near = Patient::new(near, Duration::from_millis(300));
+        let stalled = Counter::default();
+        let cut = Arc::new(Cut::new(stalled.clone()));
+        let mut near = Patient::new(near, Duration::from_millis(300), cut.clone());
         let slow = tokio::spawn(async move {
             for _ in 0..8 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -108,6 +155,10 @@ mod tests {
         near.write_all(&[0; 80]).await.unwrap();
         let _far = slow.await.unwrap();
         near.write_all(&[0; 10]).await.unwrap();
+        assert_eq!((stalled.get(), cut.is_done()), (0, false));
         assert_eq!(near.write_all(&[0; 10]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!((stalled.get(), cut.is_done()), (1, true));
+        cut.stalled();
+        assert_eq!(stalled.get(), 1, "counted once, whoever finds it too");
     }
 }

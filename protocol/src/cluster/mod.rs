@@ -5,12 +5,21 @@
 //! it comes right again from there.
 //!
 //! # Layout
+//! * [`frame`]: what travels from one node to another, on every transport
 //! * [`interest`]: which topics are wanted where
+//! * [`membership`]: which nodes are up
+//! * [`session`]: once and in order, between two processes
 //! * [`owner`]: which node a task stream belongs to
+//! * [`presence`]: who is present on the other nodes
 //! * [`stream`]: what its owner and the others say to each other
 
+pub mod frame;
+mod hash;
 pub mod interest;
+pub mod membership;
 pub mod owner;
+pub mod presence;
+pub mod session;
 pub mod stream;
 
 use serde::{Deserialize, Serialize};
@@ -80,6 +89,8 @@ pub enum Message {
     Notice(Notice),
     /// About the stream of a task.
     Stream(stream::StreamMessage),
+    /// Who is present.
+    Presence(presence::Message),
 }
 
 /// See [`Message::Interest`].

@@ -2,6 +2,7 @@
 //! hashing). A node that comes or goes moves only the streams that go to it or come from it. Nothing rests on all nodes
 //! agreeing: two that both think they own a stream are told apart by the store's epochs.
 
+use super::hash::hash;
 use super::{Member, NodeKey};
 use crate::ids::TaskId;
 
@@ -18,14 +19,7 @@ pub fn owner_of(task: TaskId, nodes: &[Member]) -> Option<&NodeKey> {
 /// The same at every version: nodes of two versions run side by side. By the node's name, not its incarnation, so that a
 /// node that starts again has the streams it had.
 fn score(name: &str, task: TaskId) -> u64 {
-    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0100_0000_01b3;
-    // FNV-1a, then the finish of SplitMix64, because names that end alike would otherwise score alike.
-    let bytes = name.bytes().chain([0xff]).chain(task.as_bytes().iter().copied());
-    let mut hash = bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ (hash >> 31)
+    hash(name.bytes().chain([0xff]).chain(task.as_bytes().iter().copied()))
 }
 
 #[cfg(test)]

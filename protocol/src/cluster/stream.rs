@@ -13,6 +13,7 @@ use crate::ids::{AgentId, TaskId};
 use crate::json::{Json, as_bytes};
 use crate::task::{Ending, TaskStatus};
 use crate::task_stream::{Chunk, ChunkKind, NewChunk};
+use crate::time::Timestamp;
 
 /// Something about the stream of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub enum What {
     Follow {
         /// I have everything up to this seq.
         after: u64,
+        /// The newest epoch of the stream that I have heard of: an owner of an older one is none any more.
+        epoch: u64,
         /// Whether I want chunks; else only answers.
         chunks: bool,
     },
@@ -48,6 +51,8 @@ pub enum What {
     },
     /// To a follower: where the stream stands; chunks follow.
     Following {
+        /// What the owner writes under.
+        epoch: u64,
         /// The newest seq there is.
         last_seq: u64,
         /// The oldest seq that is kept anywhere.
@@ -56,8 +61,8 @@ pub enum What {
         durable_seq: u64,
         /// Seq after which chunks follow: later than asked for when the owner has those in between in the store only.
         from: u64,
-        /// Whether the task has ended.
-        ended: bool,
+        /// When the task's record was changed last: whoever has an older one reads it again.
+        updated_at: Timestamp,
     },
     /// To a follower: new chunks, in order.
     Chunks {
@@ -108,8 +113,6 @@ pub enum Request {
         /// By whom.
         by: AgentId,
     },
-    /// Crash the stream's actor, for a drill.
-    Crash,
 }
 
 /// What came of a request.
@@ -244,7 +247,7 @@ mod tests {
         };
         let task = TaskId::from_bytes([7; 16]);
         for what in [
-            What::Follow { after: 5, chunks: true },
+            What::Follow { after: 5, epoch: 3, chunks: true },
             What::Chunks { durable_seq: 2, chunks: vec![chunk.into()] },
             What::Answers(vec![(1, Answer::Seq(4)), (2, Answer::Done)]),
             What::Release,

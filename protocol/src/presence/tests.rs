@@ -38,7 +38,7 @@ fn the_wire_shapes_are_as_recorded() {
         r#"{"alice":{"metas":[{"n":1,"phx_ref":"A"},{"n":1,"phx_ref":"B"}]},"bob":{"metas":[{"phx_ref":"C"}]}}"#
     );
     let changed = Meta { fields: Json::from_trusted_bytes("{\"n\":2}".into()), ..meta(1, "D") };
-    assert!(topic.update(&"alice".into(), changed));
+    assert!(topic.update(&"alice".into(), changed).is_some());
     assert!(topic.untrack(&"bob".into(), 3));
     assert_eq!(
         everyone(topic.flush()).as_deref(),
@@ -57,7 +57,7 @@ fn what_comes_and_goes_between_flushes_is_not_told() {
     assert_eq!(topic.flush(), None);
     assert!(topic.is_empty());
     assert!(!topic.untrack(&"a".into(), 1));
-    assert!(!topic.update(&"a".into(), meta(1, "B")));
+    assert!(topic.update(&"a".into(), meta(1, "B")).is_none());
 }
 
 #[test]
@@ -70,6 +70,14 @@ fn a_filtered_view_hides_keys_in_snapshot_and_diff() {
     assert_eq!(only_a.as_str(), r#"{"joins":{"a":{"metas":[{"n":1,"phx_ref":"A"}]}},"leaves":{}}"#);
     assert_eq!(diff.payload(|_, _| false), None);
     assert_eq!(topic.snapshot_of(|key, _| key == "b").as_str(), r#"{"b":{"metas":[{"n":1,"phx_ref":"B"}]}}"#);
+}
+
+#[test]
+fn ids_of_several_nodes_do_not_clash() {
+    let ids = [track_id(0, 1), track_id(1, 1), track_id(1, 2), track_id(u16::MAX, 1)];
+    assert_eq!(ids.iter().collect::<std::collections::BTreeSet<_>>().len(), ids.len());
+    assert_eq!(ids.map(track_number), [1, 1, 2, 1]);
+    assert_eq!(track_id(0, 7), 7);
 }
 
 #[test]
@@ -159,7 +167,9 @@ proptest! {
             counter += 1;
             let key = |key: u8| SmolStr::from(format!("k{key}"));
             match step {
-                Step::Track(k, id) => topic.track(&key(k), meta(id, &format!("r{counter}"))),
+                Step::Track(k, id) => {
+                    topic.track(&key(k), meta(id, &format!("r{counter}")));
+                }
                 Step::Update(k, id) => {
                     topic.update(&key(k), Meta { fields: Json::empty_object(), ..meta(id, &format!("r{counter}")) });
                 }

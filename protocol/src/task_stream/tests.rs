@@ -103,3 +103,27 @@ proptest! {
         prop_assert_eq!(&seen, &(1..=seen.len() as u64).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_log_that_follows_another_takes_the_next_chunk_only_and_can_go_back_or_ahead() {
+    let mut owner = StreamLog::default();
+    let chunks: Vec<Chunk> =
+        (0..6).map(|n| owner.append(new("x", Some(&format!("k{n}"))), Timestamp::from_unix_ms(0))).collect();
+    let mut log = StreamLog::default();
+    assert!(!log.append_given(chunks[1].clone()), "a gap");
+    for chunk in &chunks[..4] {
+        assert!(log.append_given(chunk.clone()));
+    }
+    assert!(!log.append_given(chunks[3].clone()), "a repeat");
+    log.confirm(2);
+    assert_eq!(log.truncate(2), chunks[2..4]);
+    assert_eq!((log.last_seq(), log.durable_seq(), log.seq_of_key("k2")), (2, 2, None));
+    assert!(log.append_given(chunks[2].clone()));
+    assert_eq!(log.read(0, usize::MAX), Read::Chunks(chunks[..3].iter().collect()));
+    log.skip_to(5);
+    assert_eq!(log.read(3, usize::MAX), Read::Stored { upto: 5 });
+    assert_eq!((log.bytes(), log.durable_seq()), (0, 5));
+    assert!(log.append_given(chunks[5].clone()));
+    log.skip_to(3);
+    assert_eq!(log.last_seq(), 6, "never back");
+}

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
+use muster_tests::raw;
+
 /// Connections that are being opened at once.
 const AT_ONCE: usize = 256;
 /// How long an answer to a handshake or a join may take.
@@ -38,7 +40,7 @@ impl<'a> Entry<'a> {
 
     /// The frame of the join.
     pub fn join_frame(&self) -> Vec<u8> {
-        super::wire::client_frame(&format!(r#"["1","1","{}","phx_join",{}]"#, self.topic, self.payload))
+        raw::text(&format!(r#"["1","1","{}","phx_join",{}]"#, self.topic, self.payload))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use muster_node::http::client::Client;
+use muster_tests::siege;
 use rustls::RootCertStore;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -40,23 +41,17 @@ impl Process {
 
     /// Resident bytes.
     pub fn resident(&self) -> u64 {
-        self.status("VmRSS")
+        siege::resident(self.child.id())
     }
 
     /// The most resident bytes it ever had.
     pub fn peak(&self) -> u64 {
-        self.status("VmHWM")
-    }
-
-    fn status(&self, name: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+        siege::peak(self.child.id())
     }
 
     /// Files and sockets it has open.
     pub fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+        siege::descriptors(self.child.id())
     }
 }
 

@@ -146,22 +146,3 @@ impl Counts for Either {
         }
     }
 }
-
-/// A text frame as a client sends it, masked with zeroes.
-pub fn client_frame(text: &str) -> Vec<u8> {
-    let mut frame = vec![0x81];
-    match text.len() {
-        length if length < 126 => frame.push(0x80 | u8::try_from(length).unwrap()),
-        length if length < 65_536 => {
-            frame.push(0x80 | 126);
-            frame.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
-        }
-        length => {
-            frame.push(0x80 | 127);
-            frame.extend_from_slice(&(length as u64).to_be_bytes());
-        }
-    }
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(text.as_bytes());
-    frame
-}

@@ -5,12 +5,12 @@ import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
-import { binary } from "./server.mjs";
+import { binary, PATIENCE_MS } from "./server.mjs";
 
 const run = promisify(execFile);
 
 /** Runs a command to its end: { code, stdout, stderr }. */
-export function muster(args, { env = {}, cwd, ms = 10_000 } = {}) {
+export function muster(args, { env = {}, cwd, ms = PATIENCE_MS } = {}) {
   const child = spawn(binary(), args, { env: { PATH: process.env.PATH, ...env }, cwd, stdio: ["ignore", "pipe", "pipe"] });
   const ended = { stdout: "", stderr: "" };
   child.stdout.on("data", (data) => (ended.stdout += data));

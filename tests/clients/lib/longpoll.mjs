@@ -3,7 +3,7 @@
 import http from "node:http";
 import net from "node:net";
 import { phoenix } from "./phoenix.mjs";
-import { until } from "./server.mjs";
+import { PATIENCE_MS, until } from "./server.mjs";
 
 const agent = new http.Agent({ keepAlive: true, maxSockets: Infinity });
 
@@ -86,7 +86,7 @@ export function connectByPolling(version, base, mount, params, options = {}) {
 }
 
 /** Connects, and waits until the socket is open. */
-export function opened(socket, ms = 5_000) {
+export function opened(socket, ms = PATIENCE_MS) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("the socket did not open")), ms);
     socket.onOpen(() => {
@@ -132,6 +132,18 @@ export class Poller {
     if (answer.body?.token) this.token = answer.body.token;
     this.messages.push(...(answer.body?.messages ?? []).map((text) => JSON.parse(text)));
     return answer;
+  }
+
+  /** A GET that surely waits at the node, as it has overtaken another; gives { answer, begun }. */
+  async waiting(options) {
+    let before = this.get(options);
+    for (;;) {
+      const begun = performance.now();
+      const two = [before, this.get(options)];
+      const ended = await Promise.race(two.map((get, at) => get.then(() => at)));
+      if ((await two[ended]).body.status === 204) return { answer: two[1 - ended], begun };
+      before = two[1 - ended];
+    }
   }
 
   /** One POST of messages, a line each, or of a body as it is. */

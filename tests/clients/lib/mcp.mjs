@@ -10,7 +10,7 @@ import { Client as NewClient, SSEClientTransport as NewSse, StreamableHTTPClient
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { SSEClientTransport } from "@modelcontextprotocol/sdk/client/sse.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
-import { Server, until } from "./server.mjs";
+import { PATIENCE_MS, Server, until } from "./server.mjs";
 import { ROOMY } from "./streams.mjs";
 
 export const MODERN = "2026-07-28";
@@ -50,7 +50,7 @@ export async function send(server, { method = "POST", path = "/mcp", headers = {
       response.on("error", reject);
     });
     // A stream that stays open is no answer; what waits for one has failed.
-    request.setTimeout(5_000, () => request.destroy(new Error(`${method} ${path}: no end of the answer`)));
+    request.setTimeout(PATIENCE_MS, () => request.destroy(new Error(`${method} ${path}: no end of the answer`)));
     request.on("error", reject);
     request.end(body === undefined || typeof body === "string" ? body : JSON.stringify(body));
   });
@@ -236,5 +236,5 @@ const inspector = path.join(path.dirname(fileURLToPath(import.meta.url)), "../no
 export const inspect = (server, where, transport, agent, args) =>
   new Promise((resolve) => {
     const all = ["--cli", server.url + where, "--transport", transport, ...args, "--header", `X-API-Key: ${agent.key}`];
-    const child = execFile(inspector, all, { timeout: 20_000 }, (_, stdout, stderr) => resolve({ code: child.exitCode, stdout, stderr }));
+    const child = execFile(inspector, all, { timeout: PATIENCE_MS }, (_, stdout, stderr) => resolve({ code: child.exitCode, stdout, stderr }));
   });

@@ -2,6 +2,7 @@
 
 import { createRequire } from "node:module";
 import WebSocket from "ws";
+import { PATIENCE_MS } from "./server.mjs";
 
 const require = createRequire(import.meta.url);
 
@@ -26,7 +27,7 @@ export function connect(version, server, mount, params, options = {}) {
   socket.recorded = { closes, frames };
   return new Promise((resolve, reject) => {
     socket.onOpen(() => resolve(socket));
-    const timer = setTimeout(() => reject(new Error("the socket did not open")), 5_000);
+    const timer = setTimeout(() => reject(new Error("the socket did not open")), PATIENCE_MS);
     socket.onOpen(() => clearTimeout(timer));
     socket.connect();
   });
@@ -52,6 +53,18 @@ export function push(channel, event, payload, timeout) {
       .receive("error", (response) => resolve({ status: "error", response }))
       .receive("timeout", () => resolve({ status: "timeout" }));
   });
+}
+
+/** A channel of a task's stream that joins again where it was, with the seqs it saw. */
+export function resuming(socket, task) {
+  const seen = [];
+  let last = 0;
+  const channel = socket.channel(`task_stream:${task.id}`, () => ({ after_seq: last }));
+  channel.on("stream.chunk", ({ seq }) => {
+    seen.push(seq);
+    last = seq;
+  });
+  return { channel, seen };
 }
 
 /** Collects an event's payloads. */

@@ -87,7 +87,24 @@ export class RawSocket {
   }
 
   goOnReading() {
+    if (this.counting) this.tcp.off("data", this.counting);
     this.tcp.resume();
+  }
+
+  /** Reads on until so many bytes have come, and stops again. */
+  read(bytes) {
+    return new Promise((resolve) => {
+      let left = bytes;
+      this.goOnReading();
+      this.counting = (data) => {
+        left -= data.length;
+        if (left > 0) return;
+        this.tcp.off("data", this.counting);
+        this.tcp.pause();
+        resolve();
+      };
+      this.tcp.on("data", this.counting);
+    });
   }
 
   end() {

@@ -3,6 +3,7 @@
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 import { collect, connect, join, push } from "./phoenix.mjs";
+import { PATIENCE_MS } from "./server.mjs";
 
 const VERSION = "1.8.16";
 
@@ -31,7 +32,7 @@ export class Connections {
 
   async socket(server, mount, credential, options = {}) {
     // Back at once after a crash: the tests wait for it.
-    const patience = { rejoinAfterMs: () => 50, reconnectAfterMs: () => 50, timeout: 20_000 };
+    const patience = { rejoinAfterMs: () => 50, reconnectAfterMs: () => 50, timeout: PATIENCE_MS };
     const socket = await connect(VERSION, server, mount, { api_key: credential }, { ...patience, ...options });
     this.#closers.push(() => socket.disconnect());
     return socket;

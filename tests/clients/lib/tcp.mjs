@@ -2,6 +2,7 @@
 
 import { randomBytes } from "node:crypto";
 import net from "node:net";
+import { PATIENCE_MS } from "./server.mjs";
 import { within } from "./wire.mjs";
 
 export const OP = { continuation: 0, text: 1, binary: 2, close: 8, ping: 9, pong: 10 };
@@ -97,7 +98,7 @@ export class Tcp {
     return new Promise((resolve) => this.socket.write(data, resolve));
   }
 
-  async #until(what, look, ms = 5_000) {
+  async #until(what, look, ms = PATIENCE_MS) {
     const wait = async () => {
       for (;;) {
         const found = look();
@@ -184,7 +185,7 @@ export class Tcp {
   }
 
   /** Waits until the server has ended the connection. */
-  gone(ms = 5_000) {
+  gone(ms = PATIENCE_MS) {
     return within(ms, "the server ends the connection", this.ended);
   }
 

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import WebSocket from "ws";
+import { PATIENCE_MS } from "./server.mjs";
 
 const PRESENCE = new Set(["presence_state", "presence_diff"]);
 
@@ -42,7 +43,7 @@ export class Wire {
       socket.on("open", resolve);
       socket.on("error", reject);
     });
-    await within(5_000, "the socket opens", opened);
+    await within(PATIENCE_MS, "the socket opens", opened);
     return wire;
   }
 
@@ -73,7 +74,7 @@ export class Wire {
     tcp.uncork();
   }
 
-  async #until(what, look, ms = 5_000) {
+  async #until(what, look, ms = PATIENCE_MS) {
     const end = Date.now() + ms;
     for (;;) {
       const found = look();
@@ -139,7 +140,7 @@ export class Wire {
   }
 
   /** Waits for the end; gives { code, reason }. */
-  end(ms = 5_000) {
+  end(ms = PATIENCE_MS) {
     return within(ms, "the socket closes", this.closed);
   }
 

@@ -7,9 +7,10 @@ use muster_protocol::task_stream::{Chunk, Read};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::{Reading, State};
+use super::State;
 use crate::egress::{Burst, Class, OfOutlet, Outcome, OutletId};
 use crate::store::StoreError;
+use crate::task_stream::command::Reading;
 use crate::task_stream::reader::{Joining, Mode};
 
 impl State {

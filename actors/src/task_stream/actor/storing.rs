@@ -6,22 +6,30 @@ use std::sync::atomic::Ordering;
 use muster_protocol::error_code::ErrorCode;
 use ractor::ActorRef;
 
-use super::{Command, State};
+use super::{Role, State};
 use crate::inbox::Wake;
 use crate::store::{AppendDone, StoreError};
 use crate::task_stream::ack::{Ack, AckBatch};
+use crate::task_stream::command::Command;
 
 impl State {
     /// What is done when the store has an append, or could not take it: its acknowledgements are answered.
-    pub(super) fn when_stored(&self, upto: u64, acks: Vec<(u64, Ack)>) -> AppendDone {
+    pub(super) fn when_stored(&self, (upto, epoch): (u64, u64), acks: Vec<(u64, Ack)>) -> AppendDone {
         let (handle, registry) = (self.handle.clone(), self.registry.clone());
         Box::new(move |result| {
             let now_ms = registry.environment.monotonic_ms();
             let mut batch = AckBatch::default();
             for (seq, ack) in acks {
-                if result.is_err() {
-                    ack.refuse(&ErrorCode::StoreUnavailable.into());
-                    continue;
+                match &result {
+                    Ok(()) => {}
+                    Err(StoreError::Fenced) => {
+                        ack.not_owner(&ErrorCode::OwnerUnreachable.into());
+                        continue;
+                    }
+                    Err(_) => {
+                        ack.refuse(&ErrorCode::StoreUnavailable.into());
+                        continue;
+                    }
                 }
                 #[allow(clippy::cast_precision_loss, reason = "milliseconds of one acknowledgement")]
                 let seconds = now_ms.saturating_sub(ack.received_at_ms) as f64 / 1_000.0;
@@ -30,7 +38,7 @@ impl State {
             }
             drop(batch);
             let is_news = result.is_err();
-            let stored = Command::Stored { upto, result };
+            let stored = Command::Stored { upto, epoch, result };
             // Quietly first and asked afterwards, so that whoever begins to wait in between finds it there.
             let told =
                 if is_news { handle.inbox.push_always(stored) } else { handle.inbox.push_quietly(stored) };
@@ -43,7 +51,8 @@ impl State {
     /// After a turn: the store's answers wake the stream only if a retry of a chunk that it is still storing waits for
     /// them, or more is held than should be, until it is stored.
     pub(super) fn note_waiting(&self, myself: &ActorRef<Wake>) {
-        let waits = !self.acks.is_empty() || self.appends_pending > 0 && self.log.is_over(self.retain());
+        let waits = !self.acks.is_empty()
+            || self.appends_pending > 0 && (self.is_leaving() || self.log.is_over(self.retain()));
         self.handle.awaits_store.store(waits, Ordering::Release);
         if waits && !self.handle.inbox.is_empty() {
             // It came before the note; a stream that is ending hears no more.
@@ -51,10 +60,18 @@ impl State {
         }
     }
 
-    pub(super) fn stored(&mut self, myself: &ActorRef<Wake>, upto: u64, result: Result<(), StoreError>) {
+    pub(super) fn stored(
+        &mut self,
+        myself: &ActorRef<Wake>,
+        (upto, epoch): (u64, u64),
+        result: Result<(), StoreError>,
+    ) {
         self.appends_pending -= 1;
         if let Err(error) = result {
-            self.give_up(myself, &error);
+            // Of an earlier time as owner, it is known already.
+            if epoch == self.epoch && matches!(self.role, Role::Owner(_)) {
+                self.fenced(myself, &error);
+            }
             return;
         }
         self.log.confirm(upto);

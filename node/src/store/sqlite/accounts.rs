@@ -169,7 +169,7 @@ pub fn purge_credentials(c: &Connection, ended_before: Timestamp, rows_max: usiz
 }
 
 /// The credential of a hash.
-pub fn credential_by_hash(c: &Connection, hash: SecretHash) -> StoreResult<Credential> {
+fn credential_by_hash(c: &Connection, hash: SecretHash) -> StoreResult<Credential> {
     let sql = format!("SELECT {CREDENTIAL_COLUMNS}, hash FROM credentials WHERE hash = ?1");
     let (credential, stored) = c
         .prepare_cached(&sql)

@@ -212,10 +212,6 @@ impl AccountStore for SqliteStore {
         self.write(move |c| accounts::purge_credentials(c, ended_before, rows_max)).await
     }
 
-    async fn credential_by_hash(&self, hash: SecretHash) -> StoreResult<Credential> {
-        self.read(move |c| accounts::credential_by_hash(c, hash)).await
-    }
-
     async fn caller_by_hash(&self, hash: SecretHash) -> StoreResult<(Credential, Option<Agent>)> {
         self.read(move |c| accounts::caller_by_hash(c, hash)).await
     }

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use muster_tests::raw;
+
 use super::{Measured, Scale, mib};
 use crate::door::{self, Entry};
 use crate::fleet::Fleet;
 use crate::node::{Agent, Node};
-use crate::wire::{ReplyCounter, client_frame};
+use crate::wire::ReplyCounter;
 
 /// Sockets that join and leave, each a topic of its own.
 const SOCKETS: usize = 200;
@@ -73,7 +75,7 @@ impl Traffic {
                 };
                 let (n, topic) = (self.join_refs[at], &self.topics[at]);
                 let text = format!(r#"["{n}","{reference}{n}","{topic}","{event}",{{}}]"#);
-                self.fleet.send(at, &client_frame(&text));
+                self.fleet.send(at, &raw::text(&text));
             }
             let waiting = Instant::now();
             while free.is_empty() {

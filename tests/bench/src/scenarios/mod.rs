@@ -17,8 +17,9 @@ mod streams;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use muster_tests::raw;
+
 use crate::fleet::{Fleet, Latencies};
-use crate::wire::client_frame;
 
 /// How much of it.
 pub struct Scale {
@@ -131,7 +132,7 @@ fn measure(
 
 /// The frame with which a provider emits a chunk.
 fn chunk_frame(reference: u64, provider: &str, task: &str, content: &str) -> Vec<u8> {
-    client_frame(&format!(
+    raw::text(&format!(
         r#"["1","{reference}","agent:{provider}","task.stream_chunk",{{"task_id":"{task}","content":"{content}","kind":"chat"}}]"#
     ))
 }

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use muster_tests::raw;
+
 use super::{Measured, Scale, mib};
 use crate::door::{self, Entry};
 use crate::fleet::Fleet;
 use crate::node::{Agent, Node};
-use crate::wire::{FrameCounter, client_frame};
+use crate::wire::FrameCounter;
 
 /// How long the node may take to notice what its clients did.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,7 +66,7 @@ pub fn connects(scale: &Scale) -> Vec<Measured> {
 pub fn idle(scale: &Scale) -> Vec<Measured> {
     let house = House::new();
     let few = scale.many / 4;
-    let beat = client_frame(r#"[null,"1","phoenix","heartbeat",{}]"#);
+    let beat = raw::text(r#"[null,"1","phoenix","heartbeat",{}]"#);
     let mut fleet = Fleet::of(Vec::new());
     let mut held = 0;
     let mut weigh = |count: usize| {

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use muster_tests::raw;
+
 use super::{CONTENT, Measured, Scale, chunk_frame, drive, measure};
 use crate::door::{self, Entry};
 use crate::fleet::Fleet;
 use crate::node::{self, Node, cpu_of};
-use crate::wire::client_frame;
 
 /// Many streams with one reader each.
 pub fn streams(scale: &Scale) -> Vec<Measured> {
@@ -63,7 +64,7 @@ pub fn ping(scale: &Scale) -> Vec<Measured> {
     let agent = node.agent();
     let mut fleet = Fleet::of(vec![door::join(node.address(), 0, &Entry::agent(&agent.key, ""))]);
     let (server, own) = (node.process.cpu(), cpu_of("self"));
-    let beat = client_frame(r#"[null,"1","phoenix","heartbeat",{}]"#);
+    let beat = raw::text(r#"[null,"1","phoenix","heartbeat",{}]"#);
     let driven = drive(&mut fleet, (1, 1), scale.time, |fleet, _| fleet.send(0, &beat));
     vec![measure("heartbeat and answer".into(), driven, (node.process.cpu() - server, cpu_of("self") - own))]
 }

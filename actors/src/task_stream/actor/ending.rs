@@ -1,0 +1,130 @@
+//! The end of a task, and its passing to another provider: ordered after its last chunk.
+
+use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::ids::AgentId;
+use muster_protocol::join_rules::may_read_stream;
+use muster_protocol::task::{Ending, Task, TaskAction, TaskStatus};
+use ractor::ActorRef;
+use tokio::sync::oneshot;
+
+use super::{Role, State};
+use crate::inbox::Wake;
+use crate::store::{Finish, Reassign, StoreError};
+use crate::task_stream::refusal_of;
+
+impl State {
+    pub(super) async fn finish_or_forward(
+        &mut self,
+        myself: &ActorRef<Wake>,
+        (ending, again): (Ending, bool),
+        by: (Option<AgentId>, Option<AgentId>),
+        reply: oneshot::Sender<Result<Task, Refusal>>,
+    ) {
+        if matches!(self.role, Role::Owner(_)) {
+            let done = if again && self.ending.as_ref() == Some(&ending) {
+                Ok(self.task.clone())
+            } else {
+                self.finish(myself, ending.clone(), by).await
+            };
+            // Fenced off while it was done: the next owner is asked.
+            if matches!(self.role, Role::Owner(_)) {
+                let _caller_gone = reply.send(done);
+                return;
+            }
+        }
+        self.forward_finish(&ending, by, reply);
+    }
+
+    pub(super) async fn reassign_or_forward(
+        &mut self,
+        myself: &ActorRef<Wake>,
+        (provider, by, again): (AgentId, AgentId, bool),
+        reply: oneshot::Sender<Result<Task, Refusal>>,
+    ) {
+        if matches!(self.role, Role::Owner(_)) {
+            let done = if again && self.task.provider == provider {
+                Ok(self.task.clone())
+            } else {
+                self.reassign(myself, provider, by).await
+            };
+            if matches!(self.role, Role::Owner(_)) {
+                let _caller_gone = reply.send(done);
+                return;
+            }
+        }
+        self.forward_reassign((provider, by), reply);
+    }
+
+    pub(super) async fn finish(
+        &mut self,
+        myself: &ActorRef<Wake>,
+        ending: Ending,
+        (by, provider): (Option<AgentId>, Option<AgentId>),
+    ) -> Result<Task, Refusal> {
+        // Asked before, but the task may have been given to another since.
+        if provider.is_some_and(|provider| provider != self.task.provider) {
+            return Err(ErrorCode::NotFound.into());
+        }
+        let action = match ending.status {
+            TaskStatus::Completed => TaskAction::Complete,
+            TaskStatus::Cancelled => TaskAction::Cancel,
+            _ => TaskAction::Fail,
+        };
+        self.task.status.after(action)?;
+        let finish = Finish {
+            task: self.task.id,
+            epoch: self.epoch,
+            ending: ending.clone(),
+            by,
+            last_seq: self.log.last_seq(),
+            now: self.registry.environment.now(),
+        };
+        let finished = self.registry.store.finish_task(finish).await;
+        self.task = finished.map_err(|error| self.refused_by_store(myself, error))?;
+        self.ending = Some(ending);
+        self.tell_changed();
+        self.advance_all();
+        self.tell_tail();
+        Ok(self.task.clone())
+    }
+
+    pub(super) async fn reassign(
+        &mut self,
+        myself: &ActorRef<Wake>,
+        provider: AgentId,
+        by: AgentId,
+    ) -> Result<Task, Refusal> {
+        self.task.status.after(TaskAction::Reassign)?;
+        let now = self.registry.environment.now();
+        let reassign = Reassign { task: self.task.id, epoch: self.epoch, provider, by, now };
+        let reassigned = self.registry.store.reassign_task(reassign).await;
+        self.task = reassigned.map_err(|error| self.refused_by_store(myself, error))?;
+        self.tell_changed();
+        self.parties_changed();
+        self.tell_tail();
+        Ok(self.task.clone())
+    }
+
+    /// Closes the stream to readers who have nothing to do with its task any more.
+    pub(super) fn parties_changed(&mut self) {
+        let parties = self.task.parties();
+        *self.handle.parties.write() = parties;
+        self.readers.retain_mut(|reader| {
+            let stays = may_read_stream(&reader.principal, &parties);
+            if !stays {
+                reader.released = true;
+                reader.outlet.close();
+            }
+            stays
+        });
+    }
+
+    /// What is answered when the store refuses to change the task. If it knows more than this stream, another has claimed
+    /// that.
+    fn refused_by_store(&mut self, myself: &ActorRef<Wake>, error: StoreError) -> Refusal {
+        if matches!(error, StoreError::Fenced | StoreError::WrongStatus(_)) {
+            self.fenced(myself, &error);
+        }
+        refusal_of(error)
+    }
+}

@@ -1,0 +1,450 @@
+//! The link to one other node: one actor for each name, through which everything from and to that node goes, so that what
+//! comes of it comes in order. It carries the session and picks what carries its frames.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use muster_actors::cluster::Event;
+use muster_protocol::cluster::frame::{Frame, Header, PROTOCOL_VERSION};
+use muster_protocol::cluster::membership::{Change, Heard};
+use muster_protocol::cluster::session::{Carrier, Outgoing, Refused, Session};
+use muster_protocol::cluster::{Message, NodeKey};
+use parking_lot::Mutex;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use smol_str::SmolStr;
+
+use super::fabric::Connection;
+use super::nodes::Nodes;
+
+/// The carrier that is not a connection.
+const FALLBACK: Carrier = Carrier { id: 0, reliable: false };
+
+/// How a frame came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// Over the connection of this number.
+    Direct(u64),
+    /// By the further transport.
+    Fallback,
+}
+
+/// What a link is told.
+pub enum Notice {
+    /// A frame came, of so many bytes.
+    Frame(Via, Box<Frame>, usize),
+    /// A connection is open.
+    Opened(Arc<Connection>),
+    /// A connection is gone.
+    Closed(u64),
+    /// Something waits.
+    Wake,
+    /// Some time has passed.
+    Tick,
+    /// So much waited that the session with this process was reset.
+    Overflowed(NodeKey),
+    /// The link's actor crashed while it was at work.
+    Crashed,
+    /// Let the node know at once how this one stands.
+    Tell,
+}
+
+impl ractor::Message for Notice {}
+
+/// A node as its link knows it. Outlives the link's actor, should that crash.
+pub struct Peer {
+    /// Name of the node.
+    pub name: SmolStr,
+    pub(super) state: Mutex<State>,
+    pub(super) actor: Mutex<Option<ActorRef<Notice>>>,
+    is_woken: AtomicBool,
+    /// Bytes of frames that the actor has not got to.
+    pending_bytes: AtomicUsize,
+}
+
+/// See [`Peer`].
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) open: Option<Open>,
+    pub(super) direct: Option<Direct>,
+    heartbeat_at_ms: u64,
+    /// When the peer sent its last frame, by its clock, and when that came, by ours, in microseconds.
+    echo: Option<(u64, u64)>,
+    /// Last round trip, in microseconds.
+    pub(super) round_trip_us: Option<u64>,
+    /// Since when frames go the way they go, in monotonic milliseconds.
+    pub(super) carrier_since_ms: u64,
+    pub(super) carrier: Option<Carrier>,
+    /// Sessions with this node that were reset.
+    pub(super) resets: u64,
+}
+
+/// A session with one process.
+pub(super) struct Open {
+    pub(super) key: NodeKey,
+    pub(super) session: Session,
+}
+
+/// A connection that is open.
+pub(super) struct Direct {
+    pub(super) connection: Arc<Connection>,
+    /// When something came over it last, in monotonic milliseconds.
+    pub(super) heard_at_ms: u64,
+}
+
+impl Peer {
+    /// A node of which nothing is known yet.
+    pub fn new(name: SmolStr) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            state: Mutex::default(),
+            actor: Mutex::default(),
+            is_woken: AtomicBool::new(false),
+            pending_bytes: AtomicUsize::new(0),
+        })
+    }
+
+    /// Tells the link something.
+    pub fn tell(&self, notice: Notice) {
+        let actor = self.actor.lock().clone();
+        if let Some(actor) = actor {
+            // A link that is gone is gone with its node.
+            let _gone = actor.cast(notice);
+        }
+    }
+
+    /// Hands a frame to the link; gives how many bytes it has not got to.
+    pub fn take(&self, via: Via, frame: Frame, bytes: usize) -> usize {
+        let pending = self.pending_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.tell(Notice::Frame(via, Box::new(frame), bytes));
+        pending
+    }
+
+    fn wake(&self) {
+        if !self.is_woken.swap(true, Ordering::AcqRel) {
+            self.tell(Notice::Wake);
+        }
+    }
+
+    /// Takes a message for a process; `false` when it is not up, or when it was too much.
+    pub fn send(&self, nodes: &Nodes, to: &NodeKey, message: Bytes) -> bool {
+        let mut state = self.state.lock();
+        let Some(open) = state.open.as_mut().filter(|open| open.key == *to) else { return false };
+        let before = open.session.counts();
+        let pushed = open.session.push(message, nodes.next_epoch());
+        let dropped = open.session.counts().messages_dropped - before.messages_dropped;
+        drop(state);
+        nodes.metrics.dropped(dropped);
+        match pushed {
+            Ok(()) => self.wake(),
+            Err(Refused::TooLarge) => {
+                tracing::error!(peer = %to, "a message was larger than limits.cluster_message_bytes_max");
+            }
+            Err(Refused::Reset) => self.tell(Notice::Overflowed(to.clone())),
+        }
+        pushed.is_ok()
+    }
+}
+
+/// The actor.
+pub struct Link {
+    /// The node.
+    pub peer: Arc<Peer>,
+    /// All nodes.
+    pub nodes: Arc<Nodes>,
+}
+
+impl Actor for Link {
+    type Msg = Notice;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Notice>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Notice>,
+        notice: Notice,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        self.take(notice);
+        Ok(())
+    }
+}
+
+impl Link {
+    fn take(&self, notice: Notice) {
+        match notice {
+            Notice::Frame(via, frame, bytes) => {
+                self.peer.pending_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                self.take_frame(via, *frame);
+            }
+            Notice::Opened(connection) => {
+                let heard_at_ms = self.nodes.now_ms();
+                let replaced = self.peer.state.lock().direct.replace(Direct { connection, heard_at_ms });
+                if let Some(replaced) = replaced {
+                    replaced.connection.cut.cancel();
+                }
+                self.heartbeat();
+                self.pump();
+            }
+            Notice::Closed(id) => {
+                let mut state = self.peer.state.lock();
+                if state.direct.as_ref().is_some_and(|direct| direct.connection.id == id) {
+                    state.direct = None;
+                }
+                drop(state);
+                self.pump();
+            }
+            Notice::Wake => {
+                // Before looking: who pushes while this looks wakes again.
+                self.peer.is_woken.store(false, Ordering::Release);
+                self.pump();
+            }
+            Notice::Tick => self.tick(),
+            Notice::Overflowed(key) => {
+                tracing::warn!(peer = %key, "too much waited for a node: its session begins anew");
+                self.raise_reset(key);
+                self.pump();
+            }
+            Notice::Crashed => {
+                let key = {
+                    let mut state = self.peer.state.lock();
+                    self.peer.pending_bytes.store(0, Ordering::Relaxed);
+                    state.open.as_mut().map(|open| {
+                        self.nodes.metrics.dropped(open.session.reset(self.nodes.next_epoch()));
+                        open.key.clone()
+                    })
+                };
+                if let Some(key) = key {
+                    self.raise_reset(key);
+                }
+                self.pump();
+            }
+            Notice::Tell => self.heartbeat(),
+        }
+    }
+
+    fn raise_reset(&self, key: NodeKey) {
+        self.peer.state.lock().resets += 1;
+        self.nodes.metrics.resets.inc();
+        self.nodes.raise(Event::Reset(key));
+    }
+
+    fn take_frame(&self, via: Via, frame: Frame) {
+        let (now_ms, now_us) = (self.nodes.now_ms(), self.nodes.now_us());
+        let header = &frame.header;
+        let key = header.from.clone();
+        let heard = Heard { key: key.clone(), draining: header.draining, goodbye: header.goodbye };
+        match self.nodes.heard(&heard, now_ms) {
+            Ok(changes) => changes.into_iter().for_each(|change| self.apply(change)),
+            Err(refusal) => return self.nodes.refuse(&key, &refusal),
+        }
+        let mut state = self.peer.state.lock();
+        let State { open, direct, echo, round_trip_us, .. } = &mut *state;
+        if let (Via::Direct(id), Some(direct)) = (via, direct.as_mut())
+            && direct.connection.id == id
+        {
+            direct.heard_at_ms = now_ms;
+        }
+        let Some(open) = open.as_mut().filter(|open| open.key == key) else { return };
+        if header.to.is_some() && header.sent_us > 0 {
+            *echo = Some((header.sent_us, now_us));
+        }
+        if header.echo_us > 0
+            && let Some(taken) = now_us.checked_sub(header.echo_us.saturating_add(header.held_us))
+        {
+            *round_trip_us = Some(taken);
+            self.nodes.metrics.round_trip(taken);
+        }
+        // Epoch 0 is who has no session yet: it lets be known that it is there, and is answered.
+        let mut received = None;
+        if header.epoch > 0 && header.to.is_some() {
+            let before = open.session.counts();
+            received = Some(open.session.receive(frame));
+            self.nodes.metrics.dropped(open.session.counts().messages_dropped - before.messages_dropped);
+        }
+        drop(state);
+        if let Some(received) = received {
+            if received.reset {
+                tracing::warn!(peer = %key, "the session with a node begins anew");
+                self.raise_reset(key.clone());
+            }
+            for item in received.items {
+                self.take_message(&key, &item);
+            }
+        }
+        self.pump();
+    }
+
+    fn take_message(&self, key: &NodeKey, bytes: &Bytes) {
+        match Message::decode(bytes) {
+            Ok(message) => {
+                self.nodes.metrics.received.inc();
+                self.nodes.raise(Event::Message(key.clone(), Box::new(message)));
+            }
+            Err(error) => {
+                // A newer node says things that this one does not know.
+                tracing::debug!(peer = %key, %error, "passed over a message");
+                self.nodes.metrics.passed_over.inc();
+            }
+        }
+    }
+
+    fn apply(&self, change: Change) {
+        match change {
+            Change::Up(key) => {
+                tracing::info!(peer = %key, "a node is up");
+                let session = Session::new(self.nodes.next_epoch(), self.nodes.bounds);
+                let mut state = self.peer.state.lock();
+                (state.echo, state.round_trip_us, state.carrier) = (None, None, None);
+                state.open = Some(Open { key: key.clone(), session });
+                drop(state);
+                self.nodes.raise(Event::Up(key));
+            }
+            Change::Down(key) => {
+                tracing::warn!(peer = %key, "a node is gone");
+                let mut state = self.peer.state.lock();
+                if let Some(mut open) = state.open.take() {
+                    self.nodes.metrics.dropped(open.session.drop_all());
+                }
+                // Whatever its process still holds of this connection is nobody's any more.
+                if let Some(direct) = state.direct.take_if(|direct| direct.connection.peer == key) {
+                    direct.connection.cut.cancel();
+                }
+                drop(state);
+                self.nodes.raise(Event::Down(key));
+            }
+        }
+    }
+
+    fn tick(&self) {
+        let now_ms = self.nodes.now_ms();
+        if let Some(change) = self.nodes.tick(&self.peer.name, now_ms) {
+            self.apply(change);
+        }
+        let mut state = self.peer.state.lock();
+        if let Some(direct) = &state.direct
+            && now_ms.saturating_sub(direct.heard_at_ms) >= self.nodes.config.down_after_ms
+        {
+            tracing::warn!(peer = %direct.connection.peer, "a connection is silent: it is cut");
+            direct.connection.cut.cancel();
+            state.direct = None;
+        }
+        let is_due = now_ms >= state.heartbeat_at_ms;
+        let owes = state.open.as_ref().is_some_and(|open| open.session.may_answer());
+        drop(state);
+        self.pump();
+        if is_due {
+            self.heartbeat();
+        } else if owes {
+            self.answer();
+        }
+    }
+
+    /// Which way frames go just now.
+    fn carrier(&self, state: &State, now_ms: u64) -> Option<Carrier> {
+        let fallback = self.nodes.fallback.as_ref().filter(|fallback| fallback.is_up()).map(|_| FALLBACK);
+        let Some(direct) = &state.direct else { return fallback };
+        let carrier = Carrier { id: direct.connection.id, reliable: true };
+        let is_silent = now_ms.saturating_sub(direct.heard_at_ms) >= self.nodes.config.suspect_after_ms;
+        if is_silent { fallback.or(Some(carrier)) } else { Some(carrier) }
+    }
+
+    /// Sends what may leave.
+    fn pump(&self) {
+        let (now_ms, now_us) = (self.nodes.now_ms(), self.nodes.now_us());
+        let mut state = self.peer.state.lock();
+        let Some(carrier) = self.carrier(&state, now_ms) else {
+            state.carrier = None;
+            return;
+        };
+        if state.carrier != Some(carrier) {
+            (state.carrier, state.carrier_since_ms) = (Some(carrier), now_ms);
+        }
+        while let Some(open) = state.open.as_mut() {
+            let Some(out) = open.session.poll(now_ms, carrier) else { break };
+            let key = open.key.clone();
+            if !self.put(&state, carrier, &key, &out, now_us) {
+                if let Some(open) = state.open.as_mut() {
+                    open.session.give_back();
+                }
+                return;
+            }
+        }
+        let must_answer = state.open.as_ref().is_some_and(|open| open.session.must_answer());
+        drop(state);
+        if must_answer {
+            self.answer();
+        }
+    }
+
+    /// Sends a frame without messages the way all go.
+    fn answer(&self) {
+        let (now_ms, now_us) = (self.nodes.now_ms(), self.nodes.now_us());
+        let mut state = self.peer.state.lock();
+        let Some(carrier) = self.carrier(&state, now_ms) else { return };
+        let Some(open) = state.open.as_mut() else { return };
+        let (out, key) = (open.session.bare(), open.key.clone());
+        self.put(&state, carrier, &key, &out, now_us);
+    }
+
+    /// Lets the node know that this one is there, the way frames go; and over the connection too, if they go another way,
+    /// so that both ends see when it is of use again.
+    fn heartbeat(&self) {
+        let (now_ms, now_us) = (self.nodes.now_ms(), self.nodes.now_us());
+        let mut state = self.peer.state.lock();
+        state.heartbeat_at_ms = now_ms + self.nodes.config.heartbeat_ms;
+        let direct = state.direct.as_ref().map(|direct| direct.connection.clone());
+        let carrier = self.carrier(&state, now_ms);
+        let open = state.open.as_mut().map(|open| (open.key.clone(), open.session.bare()));
+        if let Some(connection) = direct {
+            // To a process that has just taken the other's place there is no session yet.
+            let out = open.iter().find(|(key, _)| *key == connection.peer).map(|(_, out)| out.clone());
+            let out =
+                out.unwrap_or(Outgoing { epoch: 0, peer_epoch: 0, number: 0, ack: 0, items: Bytes::new() });
+            let carrier = Carrier { id: connection.id, reliable: true };
+            self.put(&state, carrier, &connection.peer, &out, now_us);
+        }
+        if let (Some((key, out)), Some(FALLBACK)) = (open, carrier) {
+            self.put(&state, FALLBACK, &key, &out, now_us);
+        }
+    }
+
+    /// Hands one frame over.
+    fn put(&self, state: &State, carrier: Carrier, to: &NodeKey, out: &Outgoing, now_us: u64) -> bool {
+        let (echo_us, heard_us) = state.echo.unwrap_or((0, now_us));
+        let header = out.header(Header {
+            version: PROTOCOL_VERSION,
+            cluster: self.nodes.cluster.clone(),
+            from: self.nodes.me.clone(),
+            to: Some(to.clone()),
+            epoch: 0,
+            peer_epoch: 0,
+            number: 0,
+            ack: 0,
+            draining: self.nodes.is_draining(),
+            goodbye: self.nodes.has_left(),
+            sent_us: now_us,
+            echo_us,
+            held_us: now_us.saturating_sub(heard_us),
+        });
+        let frame = match Frame::encode(&header, &out.items) {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(%error, "a frame could not be written");
+                return false;
+            }
+        };
+        if carrier == FALLBACK {
+            return self.nodes.fallback.as_ref().is_some_and(|fallback| fallback.send(to, frame));
+        }
+        // A connection to another process of that node takes nothing that is meant for this one.
+        let direct = state.direct.as_ref().map(|direct| &direct.connection);
+        direct.is_some_and(|connection| {
+            connection.id == carrier.id && connection.peer == *to && connection.send(&frame)
+        })
+    }
+}

@@ -1,0 +1,172 @@
+//! Who may link: both ends of a connection show a certificate that the cluster's authority has signed.
+//!
+//! The authority is the cluster's own, so a certificate of it means a node of this cluster, whatever address it was dialled
+//! at: addresses come and go, and prove nothing. A certificate that names nodes (`muster://node/NAME`, as `muster cluster
+//! cert` writes it) stands for these alone; one that names none, such as one that all share, for any.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::config::{ClusterConfig, ConfigError};
+use crate::run::RunError;
+
+/// What a certificate calls a node, in front of its name.
+pub const NODE_URI: &str = "muster://node/";
+
+/// Both ends of TLS between nodes.
+#[derive(Clone)]
+pub struct Tls {
+    /// For connections that come.
+    pub acceptor: TlsAcceptor,
+    /// For those that are dialled.
+    pub connector: TlsConnector,
+}
+
+/// ractor_cluster brings another provider along, so each configuration names ours.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+impl Tls {
+    /// Reads what the configuration names, if it does.
+    ///
+    /// # Errors
+    /// A file cannot be read, or certificate and key do not fit.
+    pub fn load(config: &ClusterConfig) -> Result<Option<Self>, ConfigError> {
+        let (Some(ca), Some(certificate), Some(key)) = (&config.ca, &config.certificate, &config.key) else {
+            return Ok(None);
+        };
+        let failed = |what: &Path, error: String| ConfigError(format!("{}: {error}", what.display()));
+        let mut roots = RootCertStore::empty();
+        for root in certificates(ca)? {
+            roots.add(root).map_err(|error| failed(ca, error.to_string()))?;
+        }
+        let roots = Arc::new(roots);
+        let chain = certificates(certificate)?;
+        let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;
+        let server = server(roots.clone(), chain.clone(), secret.clone_key());
+        let server = server.map_err(|error| failed(certificate, error.to_string()))?;
+        let client = client(roots, chain, secret).map_err(|error| failed(certificate, error.to_string()))?;
+        Ok(Some(Self {
+            acceptor: TlsAcceptor::from(Arc::new(server)),
+            connector: TlsConnector::from(Arc::new(client)),
+        }))
+    }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(ConfigError(format!("{}: no certificate in it", file.display()))),
+        Err(error) => Err(ConfigError(format!("{}: {error}", file.display()))),
+    }
+}
+
+fn server(
+    roots: Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, RunError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build()?;
+    Ok(ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?)
+}
+
+fn client(
+    roots: Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ClientConfig, RunError> {
+    let signatures = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider()).build()?;
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(SignedByCluster { roots, signatures }))
+        .with_client_auth_cert(chain, key)?)
+}
+
+/// Takes a certificate that the cluster's authority has signed, whatever names it has: which node it stands for is looked
+/// at once the other end has said who it is ([`stands_for`]).
+#[derive(Debug)]
+struct SignedByCluster {
+    roots: Arc<RootCertStore>,
+    signatures: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for SignedByCluster {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = provider().signature_verification_algorithms.all;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(
+            &certificate,
+            &self.roots,
+            intermediates,
+            now,
+            algorithms,
+        )?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.signatures.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.signatures.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.signatures.supported_verify_schemes()
+    }
+}
+
+/// Whether a certificate stands for this node.
+pub fn stands_for(certificate: &CertificateDer<'_>, node: &str) -> bool {
+    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return false };
+    let mut nodes = certificate.valid_uri_names().filter_map(|uri| uri.strip_prefix(NODE_URI)).peekable();
+    nodes.peek().is_none() || nodes.any(|name| name == node)
+}
+
+/// For a listener that nobody is to get in by: it asks for a certificate of an authority whose key is thrown away here.
+pub fn closed_door() -> Result<TlsAcceptor, RunError> {
+    let mut authority = CertificateParams::new(Vec::new())?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let certificate = CertificateParams::new(Vec::new())?.signed_by(&key, &authority)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.der().clone())?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let server = server(Arc::new(roots), vec![certificate.der().clone()], key)?;
+    Ok(TlsAcceptor::from(Arc::new(server)))
+}

@@ -1,0 +1,339 @@
+//! Which nodes are up, by what is heard of them and when.
+//!
+//! A node is up when something is heard of it, suspect after some silence, and gone after more, or when it says goodbye. A
+//! node that has started again is another process, of a higher incarnation: it replaces the old one at once, and the old one
+//! is not listened to any more.
+
+use std::collections::BTreeMap;
+
+use smol_str::SmolStr;
+
+use super::{Member, Members, NodeKey};
+
+/// How long a process that is gone keeps older ones of its name away, in milliseconds. After that an older one is let in:
+/// the clock of its machine has been set back.
+const OLDER_REFUSED_FOR_MS: u64 = 60_000;
+
+/// What silence means, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Silence after which a node is suspect.
+    pub suspect_after_ms: u64,
+    /// Silence after which it is gone.
+    pub down_after_ms: u64,
+}
+
+/// Something that was heard of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Of which process.
+    pub key: NodeKey,
+    /// Whether it is going away.
+    pub draining: bool,
+    /// Whether it is gone with that.
+    pub goodbye: bool,
+}
+
+/// A node came or went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is up.
+    Up(NodeKey),
+    /// It is gone.
+    Down(NodeKey),
+}
+
+/// Why a process is not listened to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It is this process: a way that leads back.
+    #[error("this is the same process")]
+    Oneself,
+    /// Another process has this node's name.
+    #[error("the name {name} is this node's, in another process: every node needs a name of its own")]
+    OurName {
+        /// The name.
+        name: SmolStr,
+    },
+    /// A later process of that name is known.
+    #[error(
+        "{key} is older than incarnation {known}, which is known: two processes have one name, or a clock went back"
+    )]
+    Older {
+        /// Who was refused.
+        key: NodeKey,
+        /// The later one.
+        known: u64,
+    },
+    /// As many nodes as may be are known.
+    #[error("{most} other nodes are known already (limits.cluster_peers_max)")]
+    Full {
+        /// How many.
+        most: usize,
+    },
+}
+
+/// Where a node stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is heard.
+    Up,
+    /// It has been silent for a while.
+    Suspect,
+    /// It has been silent for too long.
+    Silent,
+    /// It said goodbye.
+    Left,
+}
+
+/// A node as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its last process.
+    pub key: NodeKey,
+    /// Where it stands.
+    pub standing: Standing,
+    /// Whether it is going away.
+    pub draining: bool,
+    /// When it was heard last, in monotonic milliseconds.
+    pub heard_at_ms: u64,
+}
+
+impl Known {
+    /// Whether it is up, suspect or not.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(self.standing, Standing::Up | Standing::Suspect)
+    }
+}
+
+/// The nodes that one node knows.
+pub struct Membership {
+    me: NodeKey,
+    draining: bool,
+    timing: Timing,
+    peers_max: usize,
+    /// Addresses by configuration where nobody has answered yet.
+    unanswered: usize,
+    known: BTreeMap<SmolStr, Known>,
+}
+
+impl Membership {
+    /// A node that knows nobody.
+    #[must_use]
+    pub fn new(me: NodeKey, timing: Timing, peers_max: usize) -> Self {
+        Self { me, draining: false, timing, peers_max, unanswered: 0, known: BTreeMap::new() }
+    }
+
+    /// Whether a process would be listened to.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits(&self, key: &NodeKey, now_ms: u64) -> Result<(), Refusal> {
+        if *key == self.me {
+            return Err(Refusal::Oneself);
+        }
+        if key.name == self.me.name {
+            return Err(Refusal::OurName { name: key.name.clone() });
+        }
+        let Some(known) = self.known.get(&key.name) else {
+            let is_full = self.known.len() >= self.peers_max && self.known.values().all(Known::is_up);
+            return if is_full { Err(Refusal::Full { most: self.peers_max }) } else { Ok(()) };
+        };
+        let is_past = !known.is_up() && now_ms >= known.heard_at_ms.saturating_add(OLDER_REFUSED_FOR_MS);
+        if key.incarnation < known.key.incarnation && !is_past {
+            return Err(Refusal::Older { key: key.clone(), known: known.key.incarnation });
+        }
+        Ok(())
+    }
+
+    /// Notes what was heard; gives what has changed with it, in order.
+    ///
+    /// # Errors
+    /// That process is not listened to.
+    pub fn heard(&mut self, heard: &Heard, now_ms: u64) -> Result<Vec<Change>, Refusal> {
+        let Heard { key, draining, goodbye } = heard;
+        self.admits(key, now_ms)?;
+        let mut changes = Vec::new();
+        let standing = if *goodbye { Standing::Left } else { Standing::Up };
+        let known = Known { key: key.clone(), standing, draining: *draining, heard_at_ms: now_ms };
+        if let Some(before) = self.known.get(&key.name) {
+            let is_same = before.key == *key;
+            if is_same && before.standing == Standing::Left {
+                // What was under way when it left does not bring it back.
+                return Ok(changes);
+            }
+            if before.is_up() && (!is_same || *goodbye) {
+                changes.push(Change::Down(before.key.clone()));
+            }
+            if !*goodbye && !(is_same && before.is_up()) {
+                changes.push(Change::Up(key.clone()));
+            }
+        } else {
+            self.make_room();
+            if !*goodbye {
+                changes.push(Change::Up(key.clone()));
+            }
+        }
+        self.known.insert(key.name.clone(), known);
+        Ok(changes)
+    }
+
+    /// Looks at a node after some time; gives what that changes.
+    pub fn tick(&mut self, name: &str, now_ms: u64) -> Option<Change> {
+        let known = self.known.get_mut(name).filter(|known| known.is_up())?;
+        let silent_ms = now_ms.saturating_sub(known.heard_at_ms);
+        if silent_ms >= self.timing.down_after_ms {
+            known.standing = Standing::Silent;
+            return Some(Change::Down(known.key.clone()));
+        }
+        known.standing =
+            if silent_ms >= self.timing.suspect_after_ms { Standing::Suspect } else { Standing::Up };
+        None
+    }
+
+    /// This node is going away.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether this node is going away.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Notes at how many addresses of the configuration nobody has answered yet.
+    pub fn set_unanswered(&mut self, addresses: usize) {
+        self.unanswered = addresses;
+    }
+
+    /// The nodes that are up, and whether this one is cut off: there should be others, and none is heard. Others that said
+    /// goodbye need not be there.
+    #[must_use]
+    pub fn members(&self) -> Members {
+        let me = Member { key: self.me.clone(), draining: self.draining, suspect: false };
+        let up = self.known.values().filter(|known| known.is_up()).map(|known| Member {
+            key: known.key.clone(),
+            draining: known.draining,
+            suspect: known.standing == Standing::Suspect,
+        });
+        let mut nodes: Vec<Member> = up.chain([me]).collect();
+        nodes.sort_by(|a, b| a.key.name.cmp(&b.key.name));
+        let is_heard = self.known.values().any(|known| known.standing == Standing::Up);
+        let is_awaited =
+            self.unanswered > 0 || self.known.values().any(|known| known.standing != Standing::Left);
+        Members { isolated: is_awaited && !is_heard, nodes }
+    }
+
+    /// All nodes that are known, by name.
+    pub fn known(&self) -> impl Iterator<Item = &Known> {
+        self.known.values()
+    }
+
+    /// Forgets the one that has been gone for longest, if as many as may be are known.
+    fn make_room(&mut self) {
+        if self.known.len() < self.peers_max {
+            return;
+        }
+        let gone = self.known.values().filter(|known| !known.is_up()).min_by_key(|known| known.heard_at_ms);
+        if let Some(name) = gone.map(|known| known.key.name.clone()) {
+            self.known.remove(&name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMING: Timing = Timing { suspect_after_ms: 3_000, down_after_ms: 5_000 };
+
+    fn key(name: &str, incarnation: u64) -> NodeKey {
+        NodeKey { name: name.into(), incarnation }
+    }
+
+    fn membership() -> Membership {
+        Membership::new(key("a", 10), TIMING, 3)
+    }
+
+    fn from(name: &str, incarnation: u64) -> Heard {
+        Heard { key: key(name, incarnation), draining: false, goodbye: false }
+    }
+
+    fn up(name: &str, incarnation: u64) -> Change {
+        Change::Up(key(name, incarnation))
+    }
+
+    fn down(name: &str, incarnation: u64) -> Change {
+        Change::Down(key(name, incarnation))
+    }
+
+    #[test]
+    fn silence_makes_a_node_suspect_then_gone_and_a_word_brings_it_back() {
+        let mut members = membership();
+        assert_eq!(members.heard(&from("b", 1), 0), Ok(vec![up("b", 1)]));
+        assert_eq!(members.heard(&from("b", 1), 1_000), Ok(vec![]));
+        assert_eq!(members.tick("b", 3_999), None);
+        assert!(!members.members().nodes[1].suspect);
+        assert_eq!(members.tick("b", 4_000), None);
+        assert!(members.members().nodes[1].suspect && members.members().isolated);
+        assert_eq!(members.tick("b", 6_000), Some(down("b", 1)));
+        assert_eq!(members.tick("b", 7_000), None);
+        let view = members.members();
+        assert_eq!((view.nodes.len(), view.isolated), (1, true));
+        assert_eq!(members.heard(&from("b", 1), 8_000), Ok(vec![up("b", 1)]));
+        assert!(!members.members().isolated);
+    }
+
+    #[test]
+    fn a_later_process_replaces_at_once_and_an_older_one_is_refused() {
+        let mut members = membership();
+        members.heard(&from("b", 5), 0).unwrap();
+        assert_eq!(members.heard(&from("b", 6), 1), Ok(vec![down("b", 5), up("b", 6)]));
+        let refused = members.heard(&from("b", 5), 2);
+        assert_eq!(refused, Err(Refusal::Older { key: key("b", 5), known: 6 }));
+        members.tick("b", 5_001);
+        assert!(members.heard(&from("b", 5), 5_002).is_err());
+        assert_eq!(members.heard(&from("b", 5), 1 + OLDER_REFUSED_FOR_MS), Ok(vec![up("b", 5)]));
+    }
+
+    #[test]
+    fn a_goodbye_is_the_last_word_and_leaves_nobody_cut_off() {
+        let mut members = membership();
+        members.heard(&from("b", 1), 0).unwrap();
+        let draining = Heard { draining: true, ..from("b", 1) };
+        assert_eq!(members.heard(&draining, 1), Ok(vec![]));
+        assert!(members.members().nodes[1].draining);
+        let goodbye = Heard { goodbye: true, ..from("b", 1) };
+        assert_eq!(members.heard(&goodbye, 2), Ok(vec![down("b", 1)]));
+        assert_eq!(members.heard(&from("b", 1), 3), Ok(vec![]), "late words do not bring it back");
+        assert_eq!(members.members().nodes.len(), 1);
+        assert!(!members.members().isolated);
+        assert_eq!(members.heard(&from("b", 2), 4), Ok(vec![up("b", 2)]));
+    }
+
+    #[test]
+    fn who_is_alone_by_configuration_is_not_cut_off_and_who_waits_for_others_is() {
+        let mut members = membership();
+        assert!(!members.members().isolated);
+        members.set_unanswered(2);
+        assert!(members.members().isolated);
+        members.heard(&from("c", 1), 0).unwrap();
+        assert!(!members.members().isolated);
+    }
+
+    #[test]
+    fn names_are_ones_own_and_room_is_bounded() {
+        let mut members = membership();
+        assert_eq!(members.admits(&key("a", 10), 0), Err(Refusal::Oneself));
+        assert!(matches!(members.heard(&from("a", 11), 0), Err(Refusal::OurName { .. })));
+        for name in ["b", "c", "d"] {
+            members.heard(&from(name, 1), 0).unwrap();
+        }
+        assert_eq!(members.heard(&from("e", 1), 1), Err(Refusal::Full { most: 3 }));
+        members.tick("c", 5_000);
+        assert_eq!(members.heard(&from("e", 1), 5_001), Ok(vec![up("e", 1)]));
+        assert_eq!(members.known().count(), 3);
+    }
+}

@@ -1,0 +1,244 @@
+//! Nodes that are nothing but their links (`link_node`), as processes.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::free_port;
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Lines a node may be ahead of its test.
+const LINES_MAX: usize = 100_000;
+
+/// A place for nodes, with a port for each name.
+pub struct Links {
+    folder: tempfile::TempDir,
+    ports: [(&'static str, u16); 4],
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Links {
+    /// A new place, for nodes a, b, c and d.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut taken = Vec::new();
+        let ports = ["a", "b", "c", "d"].map(|name| {
+            let port = std::iter::repeat_with(free_port).find(|port| !taken.contains(port)).unwrap();
+            taken.push(port);
+            (name, port)
+        });
+        Self { folder: tempfile::tempdir().unwrap(), ports }
+    }
+
+    /// Where logs and certificates are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where a node listens for others.
+    #[must_use]
+    pub fn port(&self, name: &str) -> u16 {
+        self.ports.iter().find(|(known, _)| *known == name).unwrap().1
+    }
+
+    /// Settings of a node on loopback that dials these.
+    #[must_use]
+    pub fn settings(&self, name: &str, peers: &[&str]) -> Vec<String> {
+        let peers: Vec<String> = peers.iter().map(|peer| format!("127.0.0.1:{}", self.port(peer))).collect();
+        vec![
+            format!("cluster.node={name}"),
+            format!("cluster.listen=127.0.0.1:{}", self.port(name)),
+            format!("cluster.peers={}", serde_json::json!(peers)),
+        ]
+    }
+
+    /// Starts a node on loopback that dials these.
+    #[must_use]
+    pub fn node(&self, name: &str, peers: &[&str]) -> LinkNode {
+        self.start(name, &[], &self.settings(name, peers))
+    }
+
+    /// Starts a node with these settings, under another program if there is one.
+    #[must_use]
+    pub fn start(&self, name: &str, wrapper: &[&str], settings: &[String]) -> LinkNode {
+        let path = self.folder().join(format!("{name}.log"));
+        let log = std::fs::File::options().create(true).append(true).open(&path).unwrap();
+        let binary = std::env::current_exe().unwrap();
+        let binary = binary.parent().and_then(Path::parent).unwrap().join("link_node");
+        let mut words: Vec<String> = wrapper.iter().map(|&word| word.to_owned()).collect();
+        words.push(binary.display().to_string());
+        words.extend_from_slice(settings);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let (lines, received) = sync_channel(LINES_MAX);
+        let output = child.stdout.take().unwrap();
+        std::thread::spawn(move || read(BufReader::new(output), &lines));
+        let input = child.stdin.take().unwrap();
+        LinkNode { name: name.to_owned(), child, input, lines: received, kept: Vec::new(), log: path }
+    }
+}
+
+fn read(output: impl BufRead, lines: &SyncSender<Value>) {
+    for line in output.lines().map_while(Result::ok) {
+        if lines.send(serde_json::from_str(&line).unwrap()).is_err() {
+            return;
+        }
+    }
+}
+
+/// A running node. It is killed when this is dropped.
+pub struct LinkNode {
+    name: String,
+    child: Child,
+    input: ChildStdin,
+    lines: Receiver<Value>,
+    /// Lines that came before one that was waited for.
+    kept: Vec<Value>,
+    log: PathBuf,
+}
+
+impl LinkNode {
+    /// Gives it a command.
+    pub fn tell(&mut self, command: &str) {
+        writeln!(self.input, "{command}").unwrap();
+    }
+
+    /// The next line of a kind, which may have come already.
+    pub fn next(&mut self, event: &str) -> Value {
+        self.find(PATIENCE, |line| line["event"] == event)
+            .unwrap_or_else(|| panic!("no {event} at {}:\n{}", self.name, self.log()))
+    }
+
+    /// Waits for an event about a node; gives its process.
+    pub fn wait_for(&mut self, event: &str, node: &str) -> String {
+        let prefix = format!("{node}#");
+        let is_it = |line: &Value| {
+            line["event"] == event && line["node"].as_str().is_some_and(|key| key.starts_with(&prefix))
+        };
+        let line = self.find(PATIENCE, is_it);
+        let line = line.unwrap_or_else(|| panic!("{node} is not {event} at {}:\n{}", self.name, self.log()));
+        line["node"].as_str().unwrap().to_owned()
+    }
+
+    /// Whether an event of a kind comes within a time.
+    pub fn comes(&mut self, event: &str, within: Duration) -> bool {
+        self.find(within, |line| line["event"] == event).is_some()
+    }
+
+    /// The numbers of the next so many messages.
+    pub fn messages(&mut self, count: usize) -> Vec<u64> {
+        (0..count).map(|_| self.next("message")["name"].as_str().unwrap().parse().unwrap()).collect()
+    }
+
+    fn find(&mut self, within: Duration, is_it: impl Fn(&Value) -> bool) -> Option<Value> {
+        if let Some(at) = self.kept.iter().position(&is_it) {
+            return Some(self.kept.remove(at));
+        }
+        let end = Instant::now() + within;
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) if is_it(&line) => return Some(line),
+                Ok(line) => self.kept.push(line),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// How the cluster looks from it.
+    pub fn status(&mut self) -> Value {
+        self.tell("status");
+        self.next("status")["status"].clone()
+    }
+
+    /// What it says of another node.
+    pub fn status_of(&mut self, node: &str) -> Option<Value> {
+        let status = self.status();
+        status["nodes"].as_array().unwrap().iter().find(|known| known["name"] == node).cloned()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends its process a signal, such as STOP.
+    pub fn signal(&self, signal: &str) {
+        let sent =
+            Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Bytes of memory it holds.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+    }
+
+    /// Everything it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Its TCP sockets in a state (`01` established, `0A` listening): local and remote port of each.
+    #[must_use]
+    pub fn sockets(&self, state: &str) -> Vec<(u16, u16)> {
+        let held: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter_map(|link| {
+                Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
+            })
+            .collect();
+        let mut sockets = Vec::new();
+        for table in ["tcp", "tcp6"] {
+            let text =
+                std::fs::read_to_string(format!("/proc/{}/net/{table}", self.pid())).unwrap_or_default();
+            for line in text.lines().skip(1) {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let port =
+                    |address: &str| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
+                if fields[3] == state && held.iter().any(|inode| inode == fields[9]) {
+                    sockets.push((port(fields[1]), port(fields[2])));
+                }
+            }
+        }
+        sockets
+    }
+
+    /// Connections it has with any of these ports at either end.
+    #[must_use]
+    pub fn connections_of(&self, ports: &[u16]) -> usize {
+        let open = self.sockets("01");
+        open.iter().filter(|(local, remote)| ports.contains(local) || ports.contains(remote)).count()
+    }
+}
+
+impl Drop for LinkNode {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _killed = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
