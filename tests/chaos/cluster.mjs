@@ -105,11 +105,10 @@ export class Node extends Server {
     return answer?.status === 200 ? answer.data : null;
   }
 
-  /** Names of the nodes that are up, in its eyes. */
+  /** Names of the nodes that are up in its eyes, itself among them. */
   async membersUp() {
     const view = await this.view();
-    const isUp = (node) => ["up", "self", "alive"].includes(node.state ?? node.status ?? "up");
-    return (view?.nodes ?? []).filter(isUp).map((node) => node.name ?? node.node).sort();
+    return (view?.nodes ?? []).filter((node) => node.state === "up").map((node) => node.name).sort();
   }
 }
 
@@ -231,11 +230,9 @@ export class Cluster {
     const expected = this.running().map((node) => node.name).sort();
     if (expected.length < 2) return;
     for (const node of this.running()) {
-      let last = null;
-      const check = async () => expected.every((name) => last.includes(name));
       await node.child.until(`sees ${expected.join(", ")}`, async () => {
-        last = await node.membersUp();
-        if (await check()) return true;
+        const up = await node.membersUp();
+        if (expected.every((name) => up.includes(name))) return true;
         await sleep(100);
         return false;
       }, ms);

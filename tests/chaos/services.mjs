@@ -2,12 +2,13 @@
 
 import { execFile } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { chownSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chownSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
 import { Child, environment, find } from "./child.mjs";
+import { root } from "./folders.mjs";
 import { ownName } from "./network.mjs";
 
 const run = promisify(execFile);
@@ -151,8 +152,8 @@ export class Redis {
   }
 }
 
-/** Milliseconds between two looks of the balancer at a node. */
-const CHECK_MS = 500;
+/** The configuration as it is shipped, so that this is what is tried. */
+const HAPROXY = path.join(root, "deploy/haproxy.cfg");
 
 export class Balancer {
   static async start({ host, network, folder, nodes }) {
@@ -160,9 +161,10 @@ export class Balancer {
     balancer.command = find("haproxy");
     if (!balancer.command) throw missing("HAProxy", "haproxy");
     Object.assign(balancer, { host, log: path.join(folder, "haproxy.log"), address: host.address });
-    balancer.port = await network.port(8080);
+    balancer.port = await network.port(4000);
+    balancer.metrics = await network.port(8404);
     balancer.config = path.join(folder, "haproxy.cfg");
-    writeFileSync(balancer.config, configuration(balancer, nodes));
+    writeFileSync(balancer.config, withServers(readFileSync(HAPROXY, "utf8"), nodes));
     await balancer.launch();
     return balancer;
   }
@@ -172,7 +174,9 @@ export class Balancer {
   }
 
   async launch() {
-    this.child = new Child({ name: "haproxy", command: this.command, args: ["-db", "-f", this.config], log: this.log, wrap: this.host.wrap });
+    const { address, port, metrics, command, config, log } = this;
+    const env = { MUSTER_BIND: `${address}:${port}`, MUSTER_STATS: `${address}:${metrics}` };
+    this.child = new Child({ name: "haproxy", command, args: ["-db", "-f", config], env, log, wrap: this.host.wrap });
     await this.child.until("listens", () => listens(this));
   }
 
@@ -185,36 +189,11 @@ export class Balancer {
   }
 }
 
-/** In front of all nodes: who is ready gets the next connection, and who is not loses those it had. */
-function configuration({ address, port }, nodes) {
-  const servers = nodes.map((node) => `  server ${node.name} ${node.address}:${node.port} check`);
-  return `global
-  log stdout format raw local0 notice
-  maxconn 8000
-
-defaults
-  log global
-  mode http
-  option dontlognull
-  option redispatch
-  retries 2
-  timeout connect 2s
-  timeout http-request 15s
-  timeout client 90s
-  timeout server 90s
-  # A WebSocket: longer than its heartbeats are apart.
-  timeout tunnel 120s
-
-frontend clients
-  bind ${address}:${port}
-  default_backend nodes
-
-backend nodes
-  balance leastconn
-  option httpchk GET /ready
-  http-check expect status 200
-  timeout check 1s
-  default-server inter ${CHECK_MS}ms fall 2 rise 1 on-marked-down shutdown-sessions
-${servers.join("\n")}
-`;
+/** The nodes there are in place of those that the file names. */
+function withServers(text, nodes) {
+  const isServer = (line) => /^\s+server\s/.test(line ?? "");
+  const servers = nodes.map((node) => `    server ${node.name} ${node.address}:${node.port}`);
+  const lines = text.split("\n");
+  if (!lines.some(isServer)) throw new Error(`${HAPROXY} names no server`);
+  return lines.flatMap((line, at) => (!isServer(line) ? [line] : isServer(lines[at - 1]) ? [] : servers)).join("\n");
 }
