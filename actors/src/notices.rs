@@ -1,11 +1,14 @@
 //! Changes of the store that nodes keep things of in memory: told here, and to every other node.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use muster_protocol::agent::Agent;
 use muster_protocol::cluster::{Message, Notice};
 use muster_protocol::error_code::Refusal;
 use muster_protocol::ids::{AgentId, CredentialId, UserId};
+use muster_protocol::time::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::blocks::Blocks;
@@ -27,9 +30,16 @@ pub struct Notices {
     blocks: Arc<Blocks>,
     streams: Streams,
     store: Arc<dyn Store>,
+    /// Credentials that the store told of lately, and when they ended.
+    known_ended: Mutex<HashMap<CredentialId, Timestamp>>,
     /// What cannot be done without waiting for the store.
     reading: mpsc::Sender<Reading>,
 }
+
+/// How far back it is looked for ended credentials, in milliseconds: further than the clocks of two nodes are apart.
+const LOOK_BACK_MS: i64 = 30_000;
+/// Ended credentials read at once.
+const ENDED_AT_ONCE: usize = 1_000;
 
 enum Reading {
     Agent(AgentId),
@@ -48,7 +58,9 @@ impl Notices {
         streams: Streams,
     ) -> Arc<Self> {
         let (reading, mut readings) = mpsc::channel(NOTICES_MAX);
-        let notices = Arc::new(Self { cluster, connections, online, blocks, streams, store, reading });
+        let known_ended = Mutex::default();
+        let notices =
+            Arc::new(Self { cluster, connections, online, blocks, streams, store, known_ended, reading });
         let weak = Arc::downgrade(&notices);
         tokio::spawn(async move {
             while let Some(reading) = readings.recv().await {
@@ -71,6 +83,35 @@ impl Notices {
     /// The same for what another node has ended and told the store.
     pub fn end_credentials(&self, credentials: &[CredentialId], reason: &str) -> usize {
         credentials.iter().map(|credential| self.connections.end_credential(*credential, reason)).sum()
+    }
+
+    /// Ends what stands on credentials that another node has ended, though its notice did not come: the store tells. To be
+    /// called every second.
+    pub async fn look_for_ended(&self, now: Timestamp) {
+        if self.cluster.is_alone() {
+            return;
+        }
+        let mut since = (now.plus_ms(-LOOK_BACK_MS), None);
+        loop {
+            let found = match self.store.credentials_ended_since(since, ENDED_AT_ONCE).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read which credentials have ended");
+                    return;
+                }
+            };
+            let new: Vec<CredentialId> = {
+                let mut known = self.known_ended.lock();
+                known.retain(|_, at| *at >= now.plus_ms(-2 * LOOK_BACK_MS));
+                let is_new = found.iter().filter(|(at, id)| known.insert(*id, *at).is_none());
+                is_new.map(|(_, id)| *id).collect()
+            };
+            self.end_credentials(&new, "credential revoked");
+            match found.last() {
+                Some((at, id)) if found.len() == ENDED_AT_ONCE => since = (*at, Some(*id)),
+                _ => return,
+            }
+        }
     }
 
     /// An agent was stopped: everything of it is closed.

@@ -187,6 +187,14 @@ pub trait AccountStore: Send + Sync + 'static {
     async fn caller_by_hash(&self, hash: SecretHash) -> StoreResult<(Credential, Option<Agent>)>;
     /// The credentials of an owner, revoked ones too.
     async fn credentials_of(&self, owner: Owner) -> StoreResult<Vec<Credential>>;
+    /// Credentials that were revoked since a time, and of those of that very time the ones beyond an id: when, and which,
+    /// oldest first. Clocks of nodes differ, and transactions take their time, so whoever asks again and again goes back a
+    /// little each time.
+    async fn credentials_ended_since(
+        &self,
+        since: (Timestamp, Option<CredentialId>),
+        limit: usize,
+    ) -> StoreResult<Vec<(Timestamp, CredentialId)>>;
     /// Revokes a credential of that owner and, if it is an agent's key, the sessions that were had by it. Gives
     /// everything that was revoked.
     async fn revoke_credential(

@@ -96,6 +96,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     }
     tokio::spawn(every_second(app.clone(), stop.clone()));
     tokio::spawn(purge(app.clone(), stop.clone()));
+    tokio::spawn(look_for_ended(app.clone(), stop.clone()));
     app.set_ready();
     let url = format!("{scheme}://{address}");
     tracing::info!(%address, "serving");
@@ -200,6 +201,14 @@ async fn note_gone(core: &Core) {
         if let Err(error) = core.store.set_last_seen(agent, now).await {
             tracing::warn!(%error, "cannot note when an agent was last seen");
         }
+    }
+}
+
+/// Looks every second for credentials that another node has ended; apart from the rest, for the store may take its time.
+async fn look_for_ended(app: Arc<App>, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(Duration::from_secs(1));
+    while stop.run_until_cancelled(timer.tick()).await.is_some() {
+        app.core.notices.look_for_ended(app.core.environment.now()).await;
     }
 }
 

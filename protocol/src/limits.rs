@@ -160,8 +160,15 @@ pub struct Limits {
     pub store_queue_writes_max: usize,
     /// Rows of one store transaction.
     pub store_batch_rows_max: usize,
-    /// Bytes of chunks that the store holds in memory and in its journal before it moves them to their table.
+    /// Bytes of chunks that the embedded store holds in memory and in its journal before it moves them to their table.
     pub store_journal_bytes_max: usize,
+    /// Connections a node holds to PostgreSQL; four of them are for chunks.
+    pub store_connections_max: usize,
+    /// How long one statement, and one wait for a lock, may take in PostgreSQL, in milliseconds.
+    pub store_statement_timeout_ms: u64,
+    /// How long a call of the store may take in all, with waiting for a connection and trying again while PostgreSQL is
+    /// away, in milliseconds; then it answers `store_unavailable`.
+    pub store_call_timeout_ms: u64,
 
     /// Other nodes that are known at once; further ones are refused.
     pub cluster_peers_max: usize,
@@ -255,6 +262,9 @@ impl Default for Limits {
             store_queue_writes_max: 4_096,
             store_batch_rows_max: 1_000,
             store_journal_bytes_max: 32 * MIB,
+            store_connections_max: 20,
+            store_statement_timeout_ms: 5_000,
+            store_call_timeout_ms: 10_000,
 
             cluster_peers_max: 256,
             cluster_handshakes_max: 64,

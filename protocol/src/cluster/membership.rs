@@ -166,7 +166,7 @@ impl Membership {
             if before.is_up() && (!is_same || *goodbye) {
                 changes.push(Change::Down(before.key.clone()));
             }
-            if !*goodbye && !(is_same && before.is_up()) {
+            if !(*goodbye || is_same && before.is_up()) {
                 changes.push(Change::Up(key.clone()));
             }
         } else {

@@ -56,6 +56,35 @@ pub async fn credentials_are_found_by_hash_and_end(store: &dyn Store) {
     assert_eq!(store.revoke_credential(owner, nobody, at(5)).await, Err(StoreError::NotFound));
 }
 
+pub async fn what_was_revoked_is_found_by_time(store: &dyn Store) {
+    let agent = add_agent(store, 1, None).await;
+    let owner = Owner::Agent(agent.id);
+    let keys: Vec<_> = (2..=5).map(|n| credential(n, CredentialKind::AgentKey, owner)).collect();
+    let session = Credential { parent: Some(keys[3].id), ..credential(6, CredentialKind::Session, owner) };
+    for (key, n) in keys.iter().zip(2..) {
+        store.create_credential(key.clone(), hash(n), 10).await.unwrap();
+    }
+    store.create_credential(session.clone(), hash(6), 10).await.unwrap();
+    assert_eq!(store.credentials_ended_since((at(0), None), 10).await, Ok(vec![]), "all are live");
+    for (key, ms) in [(&keys[0], 300), (&keys[2], 200), (&keys[3], 300)] {
+        store.revoke_credential(owner, key.id, at(ms)).await.unwrap();
+    }
+    let all =
+        vec![(at(200), keys[2].id), (at(300), keys[0].id), (at(300), keys[3].id), (at(300), session.id)];
+    assert_eq!(store.credentials_ended_since((at(200), None), 10).await, Ok(all.clone()), "from then on");
+    assert_eq!(store.credentials_ended_since((at(201), None), 10).await, Ok(all[1..].to_vec()));
+    assert_eq!(store.credentials_ended_since((at(301), None), 10).await, Ok(vec![]));
+    // In parts, each from where the one before ended.
+    let (mut found, mut since) = (Vec::new(), (at(0), None));
+    loop {
+        let part = store.credentials_ended_since(since, 2).await.unwrap();
+        let Some((time, id)) = part.last() else { break };
+        since = (*time, Some(*id));
+        found.extend(part);
+    }
+    assert_eq!(found, all);
+}
+
 pub async fn live_credentials_are_bounded(store: &dyn Store) {
     store.create_user(user(1)).await.unwrap();
     let owner = Owner::User(user(1).id);

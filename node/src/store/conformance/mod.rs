@@ -16,6 +16,9 @@ use muster_protocol::json::Json;
 use muster_protocol::limits::Limits;
 use muster_protocol::task::{Task, TaskStatus};
 use muster_protocol::time::Timestamp;
+use muster_test_postgres::Server;
+
+use crate::store::postgres::PostgresStore;
 
 /// A store, and how another is opened on the same data.
 pub struct Fixture {
@@ -112,8 +115,8 @@ pub fn task(n: u8, client: &Agent, provider: &Agent) -> Task {
     }
 }
 
-/// Runs the whole suite on stores that `$open` opens.
-macro_rules! conformance {
+/// Runs the whole suite on stores that `$open` opens, each test by itself.
+macro_rules! each_by_itself {
     (
         $backend:ident, $open:path, [$($part:ident: $($test:ident),* $(,)?);* $(;)?],
         reopened [$($reopened_part:ident: $($reopened:ident),* $(,)?);* $(;)?]
@@ -137,11 +140,42 @@ macro_rules! conformance {
     };
 }
 
+/// The same with stores in one PostgreSQL server for each part: starting one takes longer than most tests.
+macro_rules! one_server_a_part {
+    (
+        $backend:ident, $open:path, [$($part:ident: $($test:ident),* $(,)?);* $(;)?],
+        reopened [$($reopened_part:ident: $($reopened:ident),* $(,)?);* $(;)?]
+    ) => {
+        mod $backend {
+            $(
+                #[tokio::test]
+                async fn $part() {
+                    let server = muster_test_postgres::Server::start();
+                    $(
+                        println!(stringify!($test));
+                        let fixture = $open(&server, stringify!($test)).await;
+                        super::$part::$test(fixture.store.as_ref()).await;
+                        fixture.close().await;
+                    )*
+                }
+            )*
+            #[tokio::test]
+            async fn reopened() {
+                let server = muster_test_postgres::Server::start();
+                $($(
+                    println!(stringify!($reopened));
+                    super::$reopened_part::$reopened($open(&server, stringify!($reopened)).await).await;
+                )*)*
+            }
+        }
+    };
+}
+
 macro_rules! conformance_of {
-    ($backend:ident, $open:path) => {
-        conformance!($backend, $open, [
+    ($run:ident, $backend:ident, $open:path) => {
+        $run!($backend, $open, [
             accounts: operator_hash_is_kept, users_are_paged, credentials_are_found_by_hash_and_end,
-                live_credentials_are_bounded, sessions_make_room_for_each_other,
+                what_was_revoked_is_found_by_time, live_credentials_are_bounded, sessions_make_room_for_each_other,
                 rotation_and_revocation_take_sessions_along,
                 agents_are_created_once, agents_change_by_compare_and_set, agents_are_claimed_once,
                 agents_are_found_in_order, blocks_work_both_ways_and_end;
@@ -176,5 +210,18 @@ async fn sqlite_folding() -> Fixture {
     sqlite_with(Limits { store_journal_bytes_max: 0, ..Limits::default() }).await
 }
 
-conformance_of!(on_sqlite, super::sqlite);
-conformance_of!(on_sqlite_folding, super::sqlite_folding);
+async fn postgres(server: &Server, database: &str) -> Fixture {
+    let url = server.database(database);
+    Fixture::of(Box::new(move || {
+        let url = url.clone();
+        Box::pin(async move {
+            let store = PostgresStore::open(&url, None, &Limits::default()).await.unwrap();
+            Arc::new(store) as Arc<dyn Store>
+        })
+    }))
+    .await
+}
+
+conformance_of!(each_by_itself, on_sqlite, super::sqlite);
+conformance_of!(each_by_itself, on_sqlite_folding, super::sqlite_folding);
+conformance_of!(one_server_a_part, on_postgres, super::postgres);

@@ -8,7 +8,8 @@ use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use super::columns::{count, exists, id_bytes, optional_id, optional_time, rows, time};
-use super::{agents, before, page, page_rows, sql_error};
+use super::{agents, before, page_rows, sql_error};
+use crate::store::page;
 
 /// Keeps the first operator hash it is given.
 pub fn operator_hash(c: &Connection, first: SecretHash) -> StoreResult<SecretHash> {
@@ -196,6 +197,21 @@ pub fn credentials_of(c: &Connection, owner: Owner) -> StoreResult<Vec<Credentia
         "SELECT {CREDENTIAL_COLUMNS} FROM credentials WHERE agent = ?1 OR user = ?2 ORDER BY id DESC"
     );
     rows(c, &sql, &[&agent, &user], read_credential)
+}
+
+/// Credentials that were revoked from a time on, oldest first.
+pub fn credentials_ended_since(
+    c: &Connection,
+    (since, after): (Timestamp, Option<CredentialId>),
+    limit: usize,
+) -> StoreResult<Vec<(Timestamp, CredentialId)>> {
+    let after = after.map_or([0; 16], |after| *after.as_bytes());
+    rows(
+        c,
+        "SELECT revoked_at, id FROM credentials WHERE (revoked_at, id) > (?1, ?2) ORDER BY revoked_at, id LIMIT ?3",
+        &[&since.unix_ms(), &after, &i64::try_from(limit).unwrap_or(i64::MAX)],
+        |row| Ok((time(row, 0)?, CredentialId::from_bytes(id_bytes(row, 1)?))),
+    )
 }
 
 /// Revokes a credential of an owner, and what was had by it.

@@ -15,7 +15,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::accounts::insert_credential;
 use super::columns::{count, id_bytes, json, optional_id, optional_time, rows, time};
-use super::{before, page, page_rows, sql_error};
+use super::{before, page_rows, sql_error};
+use crate::store::page;
 
 const AGENT_COLUMNS: &str = "id, owner, name, did, capabilities, pricing_model, base_price, public_key, \
      protocol_versions, metadata, status, tasks_completed, tasks_failed, created_at, updated_at, last_seen_at";

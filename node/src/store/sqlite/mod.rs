@@ -44,7 +44,8 @@ use tokio::sync::oneshot;
 
 use self::journal::{Journal, Memtable};
 use self::readers::Readers;
-use self::writer::{Answer, AppendAnswer, Write, Writer};
+use self::writer::{Answer, Write, Writer};
+use super::answer::AppendAnswer;
 
 /// The embedded store.
 pub struct SqliteStore {
@@ -163,14 +164,6 @@ fn sql_error(error: rusqlite::Error) -> StoreError {
     }
 }
 
-/// Turns `limit + 1` rows into a page.
-fn page<T>(mut items: Vec<T>, limit: usize, total: u64, id: impl Fn(&T) -> [u8; 16]) -> Page<T> {
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let next = if more { items.last().map(id) } else { None };
-    Page { items, total, next }
-}
-
 /// Rows of a page to ask for: one more than wanted shows whether there are more.
 fn page_rows(request: &PageRequest) -> i64 {
     i64::try_from(request.limit).unwrap_or(i64::MAX).saturating_add(1)
@@ -218,6 +211,14 @@ impl AccountStore for SqliteStore {
 
     async fn credentials_of(&self, owner: Owner) -> StoreResult<Vec<Credential>> {
         self.read(move |c| accounts::credentials_of(c, owner)).await
+    }
+
+    async fn credentials_ended_since(
+        &self,
+        since: (Timestamp, Option<CredentialId>),
+        limit: usize,
+    ) -> StoreResult<Vec<(Timestamp, CredentialId)>> {
+        self.read(move |c| accounts::credentials_ended_since(c, since, limit)).await
     }
 
     async fn revoke_credential(

@@ -5,9 +5,12 @@ use rusqlite::Connection;
 
 use super::sql_error;
 
-/// Migrations in order; their numbers are their places, from 1, the same for every backend.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../migrations/0001_initial.sql"), include_str!("../migrations/0002_chunk_journal.sql")];
+/// Migrations in order; their numbers are their places, from 1.
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/sqlite/0001_initial.sql"),
+    include_str!("../migrations/sqlite/0002_chunk_journal.sql"),
+    include_str!("../migrations/sqlite/0003_revocations.sql"),
+];
 
 /// Brings the database to the newest version.
 ///

@@ -13,7 +13,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::agents::count_outcome;
 use super::columns::{count, exists, id_bytes, json, optional_id, optional_json, optional_time, rows, time};
-use super::{before, page, page_rows, sql_error, streams};
+use super::{before, page_rows, sql_error, streams};
+use crate::store::page;
 
 const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
      external_client, hiring, created_at, updated_at, ended_at";

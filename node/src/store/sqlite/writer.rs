@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use muster_actors::store::{Append, AppendDone, StoreError, StoreResult};
+use muster_actors::store::{Append, StoreError, StoreResult};
 use muster_protocol::ids::TaskId;
 use muster_protocol::limits::Limits;
 use muster_protocol::task_stream::Chunk;
@@ -20,6 +20,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::journal::Journal;
 use super::sql_error;
+use crate::store::answer::AppendAnswer;
 
 /// Answers a write: its argument is why nothing was committed, if nothing was.
 pub type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -67,31 +68,6 @@ impl Write {
         match self {
             Self::Append { append, .. } => append.chunks.iter().map(Chunk::weight).sum(),
             Self::Rows { .. } => 0,
-        }
-    }
-}
-
-/// The answer of an append: given even when the writer is gone.
-pub struct AppendAnswer(Option<AppendDone>);
-
-impl AppendAnswer {
-    /// Will be given by this.
-    #[must_use]
-    pub fn new(done: AppendDone) -> Self {
-        Self(Some(done))
-    }
-
-    fn give(mut self, result: StoreResult<()>) {
-        if let Some(done) = self.0.take() {
-            done(result);
-        }
-    }
-}
-
-impl Drop for AppendAnswer {
-    fn drop(&mut self) {
-        if let Some(done) = self.0.take() {
-            done(Err(StoreError::Unavailable("closed".into())));
         }
     }
 }

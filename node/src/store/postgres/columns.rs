@@ -1,0 +1,105 @@
+//! Ids, documents and numbers as PostgreSQL has them.
+
+use muster_actors::store::{PageRequest, StoreError};
+use muster_protocol::json::Json;
+use muster_protocol::time::Timestamp;
+use tokio_postgres::Row;
+use tokio_postgres::types::private::BytesMut;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+
+use super::pool::Failure;
+
+/// 16 bytes of an id: a `uuid`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(pub [u8; 16]);
+
+type BoxedError = Box<dyn std::error::Error + Sync + Send>;
+
+impl ToSql for Id {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, BoxedError> {
+        out.extend_from_slice(&self.0);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::UUID
+    }
+
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Id {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, BoxedError> {
+        Ok(Self(raw.try_into()?))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::UUID
+    }
+}
+
+/// An id of a record, as a parameter.
+macro_rules! id {
+    ($id:expr) => {
+        $crate::store::postgres::columns::Id(*$id.as_bytes())
+    };
+}
+pub(super) use id;
+
+/// A row that this program did not write.
+pub fn broken() -> Failure {
+    StoreError::Unavailable("a row of the database is damaged, or of a newer version".into()).into()
+}
+
+/// 16 bytes of an id column.
+pub fn id_bytes(row: &Row, index: usize) -> Result<[u8; 16], Failure> {
+    Ok(row.try_get::<_, Id>(index)?.0)
+}
+
+/// 16 bytes of an id column that may be null.
+pub fn optional_id(row: &Row, index: usize) -> Result<Option<[u8; 16]>, Failure> {
+    Ok(row.try_get::<_, Option<Id>>(index)?.map(|id| id.0))
+}
+
+/// A JSON column.
+pub fn json(row: &Row, index: usize) -> Result<Json, Failure> {
+    Ok(Json::from_trusted_bytes(row.try_get::<_, String>(index)?.into()))
+}
+
+/// A JSON column that may be null.
+pub fn optional_json(row: &Row, index: usize) -> Result<Option<Json>, Failure> {
+    Ok(row.try_get::<_, Option<String>>(index)?.map(|text| Json::from_trusted_bytes(text.into())))
+}
+
+/// A column of Unix milliseconds.
+pub fn time(row: &Row, index: usize) -> Result<Timestamp, Failure> {
+    Ok(Timestamp::from_unix_ms(row.try_get(index)?))
+}
+
+/// A column of Unix milliseconds that may be null.
+pub fn optional_time(row: &Row, index: usize) -> Result<Option<Timestamp>, Failure> {
+    Ok(row.try_get::<_, Option<i64>>(index)?.map(Timestamp::from_unix_ms))
+}
+
+/// A number that is not negative.
+pub fn number(row: &Row, index: usize) -> Result<u64, Failure> {
+    u64::try_from(row.try_get::<_, i64>(index)?).map_err(|_| broken())
+}
+
+/// A number as a parameter; what is larger than all there are is the largest.
+pub fn whole<N>(number: N) -> i64
+where
+    i64: TryFrom<N>,
+{
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Rows of a page to ask for: one more than wanted shows whether there are more.
+pub fn page_rows(request: &PageRequest) -> i64 {
+    whole(request.limit).saturating_add(1)
+}
+
+/// Newest first: ids below the cursor.
+pub fn before(request: &PageRequest) -> Id {
+    Id(request.after.unwrap_or([0xFF; 16]))
+}

@@ -1,0 +1,62 @@
+//! Migrations: forward only, numbered, each in its own transaction, under a lock that all nodes share.
+
+use muster_actors::store::StoreError;
+
+use super::pool::{Connection, Failure};
+
+/// Migrations in order; their numbers are their places, from 1.
+const MIGRATIONS: &[&str] = &[include_str!("../migrations/postgres/0001_initial.sql")];
+/// Of the lock that is held while migrating: `muster` in ASCII.
+const LOCK: i64 = 0x6d_75_73_74_65_72;
+/// How long one migration, and waiting for those of another node, may take, in milliseconds.
+const MIGRATION_MS: u64 = 600_000;
+
+/// Brings the database to the newest version.
+///
+/// # Errors
+/// The database is newer than this program, has another encoding than UTF-8, or cannot be written.
+pub async fn migrate(c: &Connection) -> Result<(), Failure> {
+    let encoding: String = c.one("SELECT current_setting('server_encoding')", &[]).await?.try_get(0)?;
+    if encoding != "UTF8" {
+        return Err(refuse(format!("the database has the encoding {encoding}, and must have UTF8")));
+    }
+    while migrate_next(c).await? {}
+    Ok(())
+}
+
+/// Runs the next migration, if there is one.
+async fn migrate_next(c: &Connection) -> Result<bool, Failure> {
+    c.batch(&format!(
+        "BEGIN; SET LOCAL statement_timeout = {MIGRATION_MS}; SET LOCAL lock_timeout = {MIGRATION_MS}"
+    ))
+    .await?;
+    let migrated = migrate_locked(c).await;
+    c.batch(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+    if let Ok(Some(version)) = migrated {
+        tracing::info!(version, "store migrated");
+    }
+    Ok(migrated?.is_some())
+}
+
+async fn migrate_locked(c: &Connection) -> Result<Option<usize>, Failure> {
+    c.query("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    c.batch("CREATE TABLE IF NOT EXISTS muster_schema (version bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())")
+        .await?;
+    let row = c.one("SELECT coalesce(max(version), 0) FROM muster_schema", &[]).await?;
+    let current = usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(usize::MAX);
+    let newest = MIGRATIONS.len();
+    if current > newest {
+        return Err(refuse(format!(
+            "the database has version {current}, this program knows versions up to {newest}: use a newer one"
+        )));
+    }
+    let Some(migration) = MIGRATIONS.get(current) else { return Ok(None) };
+    c.batch(migration).await?;
+    let version = i64::try_from(current + 1).unwrap_or(i64::MAX);
+    c.execute("INSERT INTO muster_schema (version) VALUES ($1)", &[&version]).await?;
+    Ok(Some(current + 1))
+}
+
+fn refuse(problem: String) -> Failure {
+    StoreError::Unavailable(problem).into()
+}
