@@ -2,7 +2,7 @@
 // scripts/dev-cluster and scripts/chaos alike.
 
 import { execFile } from "node:child_process";
-import { mkdirSync, readdirSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import path from "node:path";
 import { promisify } from "node:util";
 import { binary, Server, sleep, until } from "../clients/lib/server.mjs";
@@ -112,20 +112,13 @@ export class Node extends Server {
   }
 }
 
-/** Certificates for the links between the nodes, by the binary's own command. */
+/** Certificates for the links between the nodes, by the binary's own command; gives a node's settings. */
 async function certificates(folder, names, addresses) {
   const place = path.join(folder, "certificates");
   const sans = [...new Set(addresses)].flatMap((address) => ["--san", address]);
-  const args = ["cluster", "cert", place, ...names.flatMap((name) => ["--node", name]), ...sans];
-  await run(binary(), args, { timeout: 20_000 });
-  const files = readdirSync(place, { recursive: true }).map(String);
-  const named = (name, fits) => {
-    const found = files.find((file) => file.includes(name) && fits(path.basename(file)));
-    if (!found) throw new Error(`muster cluster cert made no such file for ${name}: ${files.join(", ")}`);
-    return path.join(place, found);
-  };
-  const isKey = (file) => /key/.test(file);
-  return (name) => ({ ca: named("ca", (file) => !isKey(file) && file.startsWith("ca")), certificate: named(name, (file) => !isKey(file)), key: named(name, isKey) });
+  await run(binary(), ["cluster", "cert", place, ...names.flatMap((name) => ["--node", name]), ...sans], { timeout: 20_000 });
+  const file = (name) => path.join(place, name);
+  return (name) => [`cluster.ca=${file("ca.pem")}`, `cluster.certificate=${file(`${name}.pem`)}`, `cluster.key=${file(`${name}-key.pem`)}`];
 }
 
 export class Cluster {
@@ -178,9 +171,8 @@ export class Cluster {
       if (isClustered) {
         const peers = places.filter((other) => other !== place).map((other) => `${other.host.address}:${other.link}`);
         const own = `${place.host.address}:${place.link}`;
-        const { ca, certificate: chain, key } = certificate(place.name);
         settings.push("cluster.name=muster-test", `cluster.node=${place.name}`, `cluster.listen=${own}`, `cluster.advertise=${own}`);
-        settings.push(`cluster.peers=${JSON.stringify(peers)}`, `cluster.ca=${ca}`, `cluster.certificate=${chain}`, `cluster.key=${key}`, `cluster.transport=${this.transport}`);
+        settings.push(`cluster.peers=${JSON.stringify(peers)}`, `cluster.transport=${this.transport}`, ...certificate(place.name));
         env.MUSTER_CLUSTER_SECRET = clusterSecret;
         if (this.redis) env.MUSTER_CLUSTER_REDIS_URL = this.redis.url;
       }
