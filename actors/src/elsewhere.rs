@@ -50,6 +50,8 @@ impl Elsewhere {
             connections.retain(|connection| connection.track != id.track);
             if let Some(meta) = meta {
                 let names = if id.topic == DISCOVERY { meta.fields.parse().ok() } else { None };
+                // Mostly it is the only one.
+                connections.reserve_exact(1);
                 connections.push(Connection { track: id.track, meta: meta.clone(), names });
             } else if connections.is_empty() {
                 agents.remove(&agent);

@@ -8,6 +8,7 @@
 //! same topics, and are told with the next flush (`across`).
 
 mod across;
+mod asleep;
 mod watching;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -27,6 +28,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
 
 use self::across::FromNode;
+use self::asleep::Asleep;
 use self::watching::{Topic, Watcher};
 use crate::cluster::Cluster;
 use crate::egress::{Burst, Outlet, OutletId};
@@ -57,11 +59,14 @@ pub struct Presence {
     /// Bytes of what other nodes said that wait in the inbox.
     said_bytes: AtomicUsize,
     said_bytes_max: usize,
+    /// Messages dropped because too much waited, since it was last logged.
+    said_dropped: AtomicU64,
     tells_bytes_max: usize,
 }
 
 struct State {
     topics: HashMap<SmolStr, Topic>,
+    asleep: Asleep,
     dirty: BTreeSet<SmolStr>,
     replicas: Replicas,
     /// Events from other nodes, told with the next flush, and their bytes.
@@ -199,6 +204,7 @@ impl Presence {
             cluster,
             elsewhere: Elsewhere::default(),
             said_bytes: AtomicUsize::new(0),
+            said_dropped: AtomicU64::new(0),
             said_bytes_max: limits.presence_inbox_bytes_max,
             tells_bytes_max: limits.presence_tells_bytes_max,
         })
@@ -304,6 +310,7 @@ impl State {
     fn new(replicas: Replicas, salt: u64) -> Self {
         Self {
             topics: HashMap::new(),
+            asleep: Asleep::default(),
             dirty: BTreeSet::new(),
             replicas,
             tells: Vec::new(),
@@ -325,8 +332,7 @@ impl State {
         match command {
             Command::Track { topic, key, id, shown } => {
                 let phx_ref = self.next_ref();
-                let entry = self.topics.entry(topic.clone()).or_default();
-                let meta = entry.presence.track(&key, shown.meta(id, phx_ref));
+                let meta = self.topic(&topic).presence.track(&key, shown.meta(id, phx_ref));
                 self.replicas.put(EntryId::new(&topic, &key, id), meta);
                 self.dirty.insert(topic);
             }
@@ -347,7 +353,7 @@ impl State {
                 }
             }
             Command::Watch { topic, watcher } => {
-                self.topics.entry(topic.clone()).or_default().newcomers.insert(watcher);
+                self.topic(&topic).newcomers.insert(watcher);
                 self.dirty.insert(topic);
             }
             Command::Unwatch { topic, outlet } => {
@@ -385,6 +391,17 @@ impl State {
         }
     }
 
+    /// A topic, which may have slept. It is told of with the next flush.
+    fn topic(&mut self, name: &SmolStr) -> &mut Topic {
+        self.topics.entry(name.clone()).or_insert_with(|| {
+            let mut topic = Topic::default();
+            for (key, meta) in self.asleep.wake(name) {
+                topic.presence.put(&key, meta);
+            }
+            topic
+        })
+    }
+
     fn next_ref(&mut self) -> SmolStr {
         self.refs += 1;
         phx_ref(self.salt, self.refs)
@@ -396,7 +413,7 @@ impl State {
         for name in std::mem::take(&mut self.dirty) {
             let Some(topic) = self.topics.get_mut(&name) else { continue };
             topic.flush(&name, node);
-            if topic.is_idle() {
+            if topic.is_unwatched() && self.asleep.takes(&name, &topic.presence) {
                 self.topics.remove(&name);
             } else if !topic.newcomers.is_empty() {
                 self.dirty.insert(name);

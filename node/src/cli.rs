@@ -12,10 +12,11 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
+use crate::cluster::certificates::{self, CertificateArguments};
 use crate::config::{self, Config, ConfigError, Sources};
 use crate::http::client::Client;
 use crate::run::{self, RunError};
-use crate::{demo, documents, logging};
+use crate::{demo, documents, logging, system_clock};
 
 /// A realtime server for fleets of AI agents.
 #[derive(Parser)]
@@ -53,6 +54,9 @@ enum Command {
     /// Agents.
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// Nodes.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
 }
 
 /// Where the configuration comes from.
@@ -67,6 +71,10 @@ struct Serve {
     /// Folder of the embedded store: `store.data_dir`.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// PostgreSQL instead of the embedded store, as `postgres://USER@HOST/DATABASE`: `store.url`. With a password, better
+    /// in MUSTER_STORE_URL: arguments are shown to everybody on the machine.
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
     /// Any setting by name, such as `stream.ack=memory`.
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     set: Vec<(String, String)>,
@@ -85,6 +93,9 @@ impl Serve {
         }
         if let Some(data_dir) = self.data_dir {
             flags.push(("store.data_dir".into(), json!(data_dir).to_string()));
+        }
+        if let Some(store) = self.store {
+            flags.push(("store.url".into(), json!(store).to_string()));
         }
         config::load(&Sources { file: self.config, environment: std::env::vars().collect(), flags })
     }
@@ -200,6 +211,17 @@ enum AgentCommand {
     },
 }
 
+#[derive(Subcommand)]
+enum ClusterCommand {
+    /// Make an authority of the cluster's own and certificates of nodes, and say what goes where.
+    Cert(CertificateArguments),
+    /// Show the nodes and the links to them, as one node sees them; as the operator.
+    Status {
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
 impl Server {
     fn client(&self) -> Result<Client, RunError> {
         Ok(Client::new(&self.url, self.token.clone(), roots(self.ca.as_deref())?))
@@ -255,6 +277,13 @@ async fn execute(command: Command) -> Result<(), RunError> {
         Command::User(command) => user(command).await,
         Command::Token(command) => token(command).await,
         Command::Agent(command) => agent(command).await,
+        Command::Cluster(ClusterCommand::Cert(arguments)) => {
+            print(&certificates::make(&arguments, system_clock::environment().now())?);
+            Ok(())
+        }
+        Command::Cluster(ClusterCommand::Status { server }) => {
+            show(&server, Method::GET, "/api/v1/admin/cluster", None).await
+        }
     }
 }
 

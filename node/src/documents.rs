@@ -150,7 +150,8 @@ pub fn config_reference() -> String {
          flags (`--set http.listen=…`), each over the one before. Unknown names are errors. `muster config` prints what \
          comes out. What each setting means stands beside it in `node/src/config/mod.rs` and `protocol/src/limits.rs`.\n\n\
          Absent by default: `http.tls_certificate`, `http.tls_key` (PEM files; both serve TLS), `http.metrics_listen` \
-         (an address of its own for `/metrics`).\n\n```toml\n{defaults}```\n"
+         (an address of its own for `/metrics`), `store.url` (PostgreSQL instead of the embedded store; shown without its \
+         password), `store.tls_ca` (PEM file by which the database's server is verified).\n\n```toml\n{defaults}```\n"
     )
 }
 

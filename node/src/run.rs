@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::http::front::Front;
 use crate::http::{listener, tls};
 use crate::metric_definitions::{HttpMetrics, registry};
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::system_clock;
 
@@ -62,7 +63,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     check_plaintext(&config, tls.is_some())?;
     check_cluster(&config)?;
     let environment = system_clock::environment();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store.data_dir, &config.limits)?);
+    let store = open_store(&config).await?;
     let (operator, new_operator_token) =
         operator(store.as_ref(), operator_token, environment.random()).await?;
     let mut registry = registry();
@@ -103,6 +104,15 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     Ok(Node { address, url, new_operator_token, app, stop, connections })
 }
 
+/// The store that the settings name: PostgreSQL by its URL, otherwise the embedded one.
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, RunError> {
+    let (store, limits) = (&config.store, &config.limits);
+    Ok(match &store.url {
+        Some(url) => Arc::new(PostgresStore::open(url.reveal(), store.tls_ca.as_deref(), limits).await?),
+        None => Arc::new(SqliteStore::open(&store.data_dir, limits)?),
+    })
+}
+
 /// Plain HTTP beyond this machine shows every credential to whoever listens on the way (agrenting.md R170).
 fn check_plaintext(config: &Config, has_tls: bool) -> Result<(), RunError> {
     let address: SocketAddr = config
@@ -141,7 +151,10 @@ async fn join(
         return Ok((Arc::new(Alone::new(me)), None));
     }
     let metrics = ClusterMetrics::register(registry);
-    let nodes = cluster::open(&config.cluster, &config.limits, environment, metrics).await?;
+    if config.cluster.redis_url.is_some() {
+        return Err("cluster.redis_url: this version carries nothing over Redis".into());
+    }
+    let nodes = cluster::open(&config.cluster, &config.limits, environment, metrics, None).await?;
     Ok((nodes.clone(), Some(nodes)))
 }
 

@@ -1,11 +1,17 @@
 //! Nodes that are nothing but their links (`link_node`), as processes.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 
 use crate::free_port;
@@ -87,6 +93,122 @@ impl Links {
         std::thread::spawn(move || read(BufReader::new(output), &lines));
         let input = child.stdin.take().unwrap();
         LinkNode { name: name.to_owned(), child, input, lines: received, kept: Vec::new(), log: path }
+    }
+}
+
+impl Links {
+    /// Makes certificates for nodes, by the command for it.
+    pub fn certificates(&self, folder: &Path, nodes: &[&str]) {
+        let mut command = Command::new(crate::binary());
+        command.args(["cluster", "cert"]).arg(folder);
+        for node in nodes {
+            command.args(["--node", node]);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// A network of its own, with nothing but loopback, in which packets can be dropped. Needs root.
+pub struct Namespace {
+    name: String,
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Namespace {
+    /// A new one.
+    #[must_use]
+    pub fn new() -> Self {
+        let name = format!("muster-{}-{}", std::process::id(), free_port());
+        let added = Command::new("ip").args(["netns", "add", &name]).status().unwrap();
+        assert!(added.success(), "a network namespace takes root");
+        let space = Self { name };
+        space.run(&["ip", "link", "set", "lo", "up"]);
+        space
+    }
+
+    /// What a program in it is started with.
+    #[must_use]
+    pub fn prefix(&self) -> [&str; 4] {
+        ["ip", "netns", "exec", &self.name]
+    }
+
+    /// Runs a program in it.
+    pub fn run(&self, words: &[&str]) {
+        let output = Command::new("ip").args(&self.prefix()[1..]).args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // What is left goes with the machine.
+        let _deleted = Command::new("ip").args(["netns", "delete", &self.name]).status();
+    }
+}
+
+/// Speaks TLS to a port, takes whatever certificate it shows and shows none; gives what it says to these bytes.
+#[must_use]
+pub fn tls_without_trust(port: u16, bytes: &[u8]) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        .with_no_client_auth();
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let session = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = rustls::StreamOwned::new(session, stream);
+    // That nothing can be said is as good as that nothing is answered.
+    let _said = stream.write_all(bytes);
+    let mut heard = Vec::new();
+    let _ended = stream.read_to_end(&mut heard);
+    heard
+}
+
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -161,6 +161,8 @@ fn each_library_has_its_place() {
     let places = [
         ("hyper", "node/src/http/"),
         ("rusqlite", "node/src/store/"),
+        ("tokio_postgres", "node/src/store/"),
+        ("deadpool_postgres", "node/src/store/"),
         ("rmcp", "node/src/mcp/"),
         ("fastwebsockets", "node/src/http/"),
     ];

@@ -40,6 +40,7 @@ impl Presence {
         let waiting = self.said_bytes.fetch_add(bytes, Ordering::Relaxed);
         if waiting + bytes > self.said_bytes_max {
             self.said_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.said_dropped.fetch_add(1, Ordering::Relaxed);
             self.metrics.presence_refused.get_or_create(&[("what", "inbox")]).inc();
             return;
         }
@@ -110,7 +111,7 @@ impl State {
         let mut out = Outcome::default();
         self.replicas.digest(&mut out);
         self.absorb(out, node);
-        let refused = std::mem::take(&mut self.refused);
+        let refused = std::mem::take(&mut self.refused) + node.said_dropped.swap(0, Ordering::Relaxed);
         if refused > 0 {
             tracing::warn!(
                 refused,
@@ -133,10 +134,10 @@ impl State {
     fn absorb(&mut self, mut out: Outcome, node: &Arc<Presence>) {
         if !out.changes.is_empty() {
             for Change { id, meta } in out.changes {
-                let entry = match self.topics.get_mut(&id.topic) {
-                    Some(entry) => entry,
-                    None => self.topics.entry(id.topic.clone()).or_default(),
-                };
+                if !self.topics.contains_key(&id.topic) && self.asleep.note(&id, meta.as_ref()) {
+                    continue;
+                }
+                let entry = self.topic(&id.topic);
                 match meta {
                     Some(meta) => entry.presence.put(&id.key, meta),
                     None => {
@@ -175,6 +176,11 @@ impl State {
         for (what, count) in refused.into_iter().filter(|(_, count)| *count > 0) {
             node.metrics.presence_refused.get_or_create(&[("what", what)]).inc_by(count);
             self.refused += count;
+        }
+        if counts.diverged > 0 {
+            tracing::warn!(
+                "what is known of another node's presence differed from what it is; asking for all of it"
+            );
         }
         let repairs = [
             ("changes", counts.asked_for_changes),

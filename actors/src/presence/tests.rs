@@ -1,6 +1,7 @@
 //! Watchers whose connections are full; and, in `across`, several nodes.
 
 mod across;
+mod fleet;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -198,10 +198,8 @@ impl Topic {
         }
     }
 
-    pub fn is_idle(&self) -> bool {
-        self.presence.is_empty()
-            && self.watchers.is_empty()
-            && self.newcomers.is_empty()
-            && self.behind.is_empty()
+    /// Whether nobody wants to be told of it.
+    pub fn is_unwatched(&self) -> bool {
+        self.watchers.is_empty() && self.newcomers.is_empty() && self.behind.is_empty()
     }
 }

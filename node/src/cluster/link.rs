@@ -113,11 +113,15 @@ impl Peer {
         }
     }
 
-    /// Hands a frame to the link; gives how many bytes it has not got to.
-    pub fn take(&self, via: Via, frame: Frame, bytes: usize) -> usize {
-        let pending = self.pending_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    /// Hands a frame of so many bytes to the link.
+    pub fn take(&self, via: Via, frame: Frame, bytes: usize) {
+        self.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.tell(Notice::Frame(via, Box::new(frame), bytes));
-        pending
+    }
+
+    /// Bytes of frames that the link has not got to.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes.load(Ordering::Relaxed)
     }
 
     fn wake(&self) {
@@ -178,8 +182,8 @@ impl Link {
     fn take(&self, notice: Notice) {
         match notice {
             Notice::Frame(via, frame, bytes) => {
-                self.peer.pending_bytes.fetch_sub(bytes, Ordering::Relaxed);
                 self.take_frame(via, *frame);
+                self.peer.pending_bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
             Notice::Opened(connection) => {
                 let heard_at_ms = self.nodes.now_ms();
@@ -212,7 +216,6 @@ impl Link {
             Notice::Crashed => {
                 let key = {
                     let mut state = self.peer.state.lock();
-                    self.peer.pending_bytes.store(0, Ordering::Relaxed);
                     state.open.as_mut().map(|open| {
                         self.nodes.metrics.dropped(open.session.reset(self.nodes.next_epoch()));
                         open.key.clone()

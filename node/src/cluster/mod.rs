@@ -4,10 +4,12 @@
 //! * [`nodes`]: the port's other side: who is up, what goes to whom
 //! * [`link`]: one actor for each other node, with the session
 //! * [`doors`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
+//! * [`certificates`]: makes those that nodes show
 //! * [`fabric`], [`stream`]: ractor_cluster, which carries frames over connections
 //! * [`transport`]: what carries frames beside them
 //! * [`status`], [`metric_definitions`]: what operators see
 
+pub mod certificates;
 mod doors;
 mod fabric;
 mod link;
@@ -32,6 +34,7 @@ use self::fabric::Fabric;
 use self::metric_definitions::ClusterMetrics;
 use self::nodes::{Nodes, Parts};
 use self::tls::Tls;
+use self::transport::Transport;
 use crate::config::{ClusterConfig, ConfigError, TransportChoice};
 use crate::http::listener;
 use crate::run::RunError;
@@ -54,7 +57,8 @@ pub fn identity(config: &ClusterConfig, environment: &Environment) -> Result<Nod
     Ok(NodeKey { name: name.into(), incarnation: environment.now().unix_ms_unsigned() })
 }
 
-/// Gets ready to be one of several nodes: listens, but takes nobody in before it is started through the port.
+/// Gets ready to be one of several nodes: listens, but takes nobody in before it is started through the port. `fallback` is
+/// what reaches nodes that are not reached directly.
 ///
 /// # Errors
 /// The configuration cannot be used, or the address cannot be listened on.
@@ -63,11 +67,9 @@ pub async fn open(
     limits: &Limits,
     environment: &Environment,
     metrics: ClusterMetrics,
+    fallback: Option<Arc<dyn Transport>>,
 ) -> Result<Arc<Nodes>, RunError> {
     let me = identity(config, environment)?;
-    if config.redis_url.is_some() {
-        return Err("cluster.redis_url: this build carries nothing over Redis".into());
-    }
     let tls = Tls::load(config)?;
     let address = config.listen_address()?.filter(|_| config.transport == TransportChoice::Auto);
     let listener = match address {
@@ -83,7 +85,7 @@ pub async fn open(
         limits: limits.clone(),
         environment: environment.clone(),
         metrics,
-        fallback: None,
+        fallback,
     };
     let begin = Box::new(move |nodes: Arc<Nodes>| {
         if let Some(fallback) = &nodes.fallback {

@@ -252,13 +252,19 @@ impl Nodes {
         if let Err(refusal) = self.admits(&header.from) {
             return self.refuse(&header.from, &refusal);
         }
-        let via = connection.map_or(Via::Fallback, |connection| Via::Direct(connection.id));
-        let pending = self.peer(&header.from.name).take(via, frame, bytes.len());
+        let peer = self.peer(&header.from.name);
         let pending_max =
             PENDING_WINDOWS_MAX * (self.bounds.window_bytes_max + self.bounds.message_bytes_max);
-        if let Some(connection) = connection.filter(|_| pending > pending_max) {
-            tracing::warn!(peer = %connection.peer, "a node sends more than its window: its connection is cut");
-            connection.cut.cancel();
+        let is_too_much = peer.pending_bytes() + bytes.len() > pending_max;
+        match connection {
+            Some(connection) if is_too_much => {
+                tracing::warn!(peer = %connection.peer, "a node sends more than its window: its connection is cut");
+                connection.cut.cancel();
+                self.metrics.refused("flood");
+            }
+            None if is_too_much => self.metrics.refused("flood"),
+            Some(connection) => peer.take(Via::Direct(connection.id), frame, bytes.len()),
+            None => peer.take(Via::Fallback, frame, bytes.len()),
         }
     }
 

@@ -85,6 +85,19 @@ impl From<Standing> for NodeState {
     }
 }
 
+impl Status {
+    /// A node that is alone.
+    #[must_use]
+    pub fn alone(cluster: &str, me: &NodeKey, draining: bool) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            node: me.name.to_string(),
+            isolated: false,
+            nodes: vec![NodeStatus::oneself(me, draining)],
+        }
+    }
+}
+
 impl NodeStatus {
     /// A node of which no more is known than that it is up.
     #[must_use]

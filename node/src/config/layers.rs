@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, StoreUrl};
 
 /// Where configuration comes from.
 #[derive(Clone, Debug, Default)]
@@ -51,7 +51,9 @@ pub fn combine(
     flags: &[(String, String)],
 ) -> Result<Config, ConfigError> {
     let mut table: Table = match file {
-        Some((name, text)) => text.parse().map_err(|error| ConfigError(format!("{name}: {error}")))?,
+        Some((name, text)) => {
+            text.parse().map_err(|error| ConfigError(format!("{name}: {}", place_of(&error, text))))?
+        }
         None => Table::new(),
     };
     let names = known_names()?;
@@ -74,6 +76,12 @@ pub fn combine(
     Ok(config)
 }
 
+/// What is wrong with a file, and where; the line itself may hold a secret.
+fn place_of(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!("line {}: {}", before.matches('\n').count() + 1, error.message())
+}
+
 /// Every setting by the name of its variable: `http.listen` is `MUSTER_HTTP_LISTEN`.
 fn known_names() -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
     // Options that are absent do not show in TOML, so they are given a value first.
@@ -81,6 +89,8 @@ fn known_names() -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
     all.http.tls_certificate = Some(std::path::PathBuf::new());
     all.http.tls_key = Some(std::path::PathBuf::new());
     all.http.metrics_listen = Some(String::new());
+    all.store.url = StoreUrl::parse("postgres://").ok();
+    all.store.tls_ca = Some(std::path::PathBuf::new());
     all.cluster = all.cluster.with_every_setting();
     let table = Table::try_from(all).map_err(|error| ConfigError(error.to_string()))?;
     let mut names = BTreeMap::new();
@@ -163,6 +173,34 @@ mod tests {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/muster.toml");
         let config = load(&Sources { file: Some(file), ..Sources::default() }).unwrap();
         assert_eq!((config.http.listen.as_str(), config.drain.unready_ms), ("0.0.0.0:4000", 5_000));
+    }
+
+    #[test]
+    fn the_password_of_the_database_is_taken_from_everywhere_and_shown_nowhere() {
+        let url = "postgres://me:geheim@db/muster";
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "[store]\nurl = \"{url}\"").unwrap();
+        let sources = [
+            Sources { file: Some(file.path().to_owned()), ..Sources::default() },
+            Sources { environment: vec![pair("MUSTER_STORE_URL", url)], ..Sources::default() },
+            Sources { flags: vec![pair("store.url", url)], ..Sources::default() },
+        ];
+        for sources in sources {
+            let config = load(&sources).unwrap();
+            assert_eq!(config.store.url.as_ref().unwrap().reveal(), url);
+            let shown = toml::to_string_pretty(&config).unwrap();
+            assert!(shown.contains("postgres://me:***@db/muster") && !shown.contains("geheim"), "{shown}");
+            assert!(!format!("{config:?}").contains("geheim"));
+        }
+        let mut broken = tempfile::NamedTempFile::new().unwrap();
+        writeln!(broken, "[store]\nurl = {url}").unwrap();
+        for sources in [
+            Sources { file: Some(broken.path().to_owned()), ..Sources::default() },
+            Sources { flags: vec![pair("store.url", "mysql://me:geheim@db")], ..Sources::default() },
+        ] {
+            let error = load(&sources).unwrap_err();
+            assert!(!error.0.contains("geheim"), "{error}");
+        }
     }
 
     #[test]

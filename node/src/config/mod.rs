@@ -3,6 +3,7 @@
 
 mod cluster;
 mod layers;
+mod store_url;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cluster::{ClusterConfig, TransportChoice};
 pub use self::layers::{Sources, combine, load};
+pub use self::store_url::StoreUrl;
 use crate::http::addresses::Networks;
 
 /// The configuration of a node.
@@ -47,11 +49,17 @@ pub struct Config {
 pub struct StoreConfig {
     /// Folder of the embedded store.
     pub data_dir: PathBuf,
+    /// PostgreSQL instead of the embedded store: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…`, where `sslmode` is
+    /// `disable`, `prefer`, `require` or `verify-full`. The nodes of a cluster share one database. It holds a password:
+    /// better in the environment or a file than among the arguments.
+    pub url: Option<StoreUrl>,
+    /// PEM file with the certificates by which the database's server is known; it is verified when this is given.
+    pub tls_ca: Option<PathBuf>,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { data_dir: "muster-data".into() }
+        Self { data_dir: "muster-data".into(), url: None, tls_ca: None }
     }
 }
 
@@ -189,6 +197,9 @@ const CLUSTER_MESSAGE_BYTES_MAX: usize = 15 * 1_024 * 1_024;
 /// Shortest time limit that makes sense: below it a client on a slow line never gets in.
 const TIMEOUT_MS_MIN: u64 = 100;
 
+/// Connections to PostgreSQL without which a node cannot work: those of its appenders, and one.
+const STORE_CONNECTIONS_MIN: usize = crate::store::postgres::appends::APPENDERS + 1;
+
 impl Config {
     /// Checks what the types do not.
     ///
@@ -225,6 +236,8 @@ impl Config {
             ("limits.reader_stall_timeout_ms", self.limits.reader_stall_timeout_ms),
             ("limits.mcp_session_idle_ms", self.limits.mcp_session_idle_ms),
             ("limits.longpoll_window_ms", self.limits.longpoll_window_ms),
+            ("limits.store_statement_timeout_ms", self.limits.store_statement_timeout_ms),
+            ("limits.store_call_timeout_ms", self.limits.store_call_timeout_ms),
         ];
         for (name, value) in times {
             if value < TIMEOUT_MS_MIN {
@@ -253,6 +266,7 @@ impl Config {
             ("limits.requests_in_flight_per_socket_max", self.limits.requests_in_flight_per_socket_max, 1),
             ("limits.store_queue_writes_max", self.limits.store_queue_writes_max, 1),
             ("limits.store_batch_rows_max", self.limits.store_batch_rows_max, 1),
+            ("limits.store_connections_max", self.limits.store_connections_max, STORE_CONNECTIONS_MIN),
             ("limits.page_items_max", self.limits.page_items_max, 1),
             ("limits.cluster_peers_max", self.limits.cluster_peers_max, 1),
             ("limits.cluster_handshakes_max", self.limits.cluster_handshakes_max, 1),
@@ -278,6 +292,7 @@ impl Config {
             ("limits.http_large_bodies_max", self.limits.http_large_bodies_max),
             ("limits.http_requests_in_flight_max", self.limits.http_requests_in_flight_max),
             ("limits.store_queue_writes_max", self.limits.store_queue_writes_max),
+            ("limits.store_connections_max", self.limits.store_connections_max),
             ("limits.cluster_handshakes_max", self.limits.cluster_handshakes_max),
         ];
         for (name, value) in places {

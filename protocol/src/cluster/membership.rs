@@ -166,7 +166,8 @@ impl Membership {
             if before.is_up() && (!is_same || *goodbye) {
                 changes.push(Change::Down(before.key.clone()));
             }
-            if !(*goodbye || is_same && before.is_up()) {
+            let was_up = is_same && before.is_up();
+            if !(*goodbye || was_up) {
                 changes.push(Change::Up(key.clone()));
             }
         } else {

@@ -1,12 +1,13 @@
 // Starts real nodes on free ports, and speaks to their REST API.
 
-import { spawn } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { existsSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../..");
 
@@ -52,6 +53,19 @@ export async function freePort() {
   });
 }
 
+let databases = 0;
+
+/** A fresh database in the PostgreSQL server at TEST_MUSTER_STORE_URL; undefined without one. */
+async function freshDatabase() {
+  const server = process.env.TEST_MUSTER_STORE_URL;
+  if (!server) return undefined;
+  const name = `test_${process.pid}_${Date.now()}_${(databases += 1)}`;
+  await promisify(execFile)("psql", ["--no-psqlrc", "--quiet", "--command", `CREATE DATABASE ${name}`, server]);
+  const url = new URL(server);
+  url.pathname = name;
+  return url.href;
+}
+
 export class Server {
   static async start({ set = [], env = {}, dataDir, port, args = [] } = {}) {
     const server = new Server();
@@ -61,7 +75,8 @@ export class Server {
     server.port = port ?? (await freePort());
     server.url = `http://127.0.0.1:${server.port}`;
     server.ws = `ws://127.0.0.1:${server.port}`;
-    server.launch = { set, env, args };
+    const database = await freshDatabase();
+    server.launch = { set, env: database ? { MUSTER_STORE_URL: database, ...env } : env, args };
     server.logs = "";
     await server.#spawn();
     return server;

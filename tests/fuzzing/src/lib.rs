@@ -8,6 +8,7 @@
 //! * [`frames`]: WebSocket; [`phoenix`]: messages; [`connection`]: what opens a connection
 //! * [`longpoll`]: what clients that poll post
 //! * [`values`]: JSON, and what is written as text; [`payloads`]: what channels take
+//! * [`cluster`]: what nodes tell each other
 //! * `node`: REST, MCP, configuration
 //! * [`echo`]: that refusals do not repeat what was sent
 #![allow(
@@ -17,6 +18,7 @@
     reason = "a target says by a panic what does not hold"
 )]
 
+pub mod cluster;
 pub mod connection;
 pub mod echo;
 pub mod frames;
@@ -27,6 +29,7 @@ pub mod payloads;
 pub mod phoenix;
 pub mod values;
 
+pub use cluster::presence_messages;
 pub use connection::connection;
 pub use frames::websocket_frames;
 pub use longpoll::longpoll;
@@ -50,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     ("json_values", json_values),
     ("names", names),
     ("channel_payloads", channel_payloads),
+    ("presence_messages", presence_messages),
     #[cfg(feature = "node")]
     ("request_bodies", request_bodies),
     #[cfg(feature = "node")]

@@ -4,19 +4,23 @@
 #![allow(clippy::print_stdout, reason = "this is how the test hears of it")]
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use muster_actors::cluster::{Cluster, Event, Receiver};
 use muster_node::cluster::metric_definitions::ClusterMetrics;
 use muster_node::cluster::nodes::Nodes;
+use muster_node::cluster::transport::{Inbound, Transport};
 use muster_node::config::{LogConfig, LogFormat, Sources, load};
 use muster_node::{logging, metric_definitions, system_clock};
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::json::Json;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::UnixDatagram;
 use tokio::sync::watch;
 
 /// Prints events; answers `ping` with `pong`.
@@ -62,12 +66,72 @@ impl Receiver for Printer {
     }
 }
 
+/// A transport of datagrams between processes of one machine: one socket for each node in a folder. It loses what there is
+/// no room for.
+struct Datagrams {
+    folder: PathBuf,
+    name: String,
+    socket: Arc<UnixDatagram>,
+}
+
+/// Bytes of a datagram.
+const DATAGRAM_BYTES_MAX: usize = 256 * 1_024;
+
+impl Datagrams {
+    fn bind(folder: &Path, me: &NodeKey) -> Self {
+        let path = folder.join(me.name.as_str());
+        // Left by a process before this one.
+        let _left = std::fs::remove_file(&path);
+        let socket = Arc::new(UnixDatagram::bind(path).unwrap());
+        Self { folder: folder.to_owned(), name: me.name.to_string(), socket }
+    }
+
+    /// Whether frames go by it just now: the test takes a file away.
+    fn is_open(&self) -> bool {
+        self.folder.join("open").exists()
+    }
+}
+
+#[async_trait::async_trait]
+impl Transport for Datagrams {
+    fn name(&self) -> &'static str {
+        "datagrams"
+    }
+
+    fn start(&self, inbound: Arc<dyn Inbound>) {
+        let socket = self.socket.clone();
+        tokio::spawn(async move {
+            let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+            while let Ok(length) = socket.recv(&mut buffer).await {
+                inbound.receive(Bytes::copy_from_slice(&buffer[..length]));
+            }
+        });
+    }
+
+    fn is_up(&self) -> bool {
+        self.is_open()
+    }
+
+    fn send(&self, to: &NodeKey, frame: Bytes) -> bool {
+        self.is_open() && self.socket.try_send_to(&frame, self.folder.join(to.name.as_str())).is_ok()
+    }
+
+    fn announce(&self, frame: Bytes) -> bool {
+        let others = std::fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path());
+        let others = others.filter(|path| !path.ends_with(&self.name) && !path.ends_with("open"));
+        self.is_open() && others.filter(|path| self.socket.try_send_to(&frame, path).is_ok()).count() > 0
+    }
+
+    async fn close(&self) {}
+}
+
 #[tokio::main]
 async fn main() {
     let mut flags: Vec<(String, String)> = Vec::new();
-    let mut is_quiet = false;
+    let (mut is_quiet, mut folder) = (false, None);
     for argument in std::env::args().skip(1) {
         match argument.split_once('=') {
+            Some(("datagrams", path)) => folder = Some(PathBuf::from(path)),
             Some((name, value)) => flags.push((name.to_owned(), value.to_owned())),
             None => is_quiet = argument == "quiet",
         }
@@ -77,7 +141,10 @@ async fn main() {
     let mut registry = metric_definitions::registry();
     let metrics = ClusterMetrics::register(&mut registry);
     let environment = system_clock::environment();
-    let opened = muster_node::cluster::open(&config.cluster, &config.limits, &environment, metrics).await;
+    let me = muster_node::cluster::identity(&config.cluster, &environment).unwrap();
+    let fallback = folder.map(|folder| Arc::new(Datagrams::bind(&folder, &me)) as Arc<dyn Transport>);
+    let opened =
+        muster_node::cluster::open(&config.cluster, &config.limits, &environment, metrics, fallback).await;
     let nodes = match opened {
         Ok(nodes) => nodes,
         Err(error) => {

@@ -1,285 +1,14 @@
-//! Several nodes in one process, wired by a transport that loses, holds back and is cut on demand.
+//! Presence of several nodes: what is told on one of what happens on the others.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
 use muster_protocol::agent::{Agent, AgentStatus, Registration};
-use muster_protocol::cluster::{Member, Members, Message};
 use muster_protocol::discovery::Query;
 use muster_protocol::topic::{DISCOVERY, event};
-use tokio::sync::watch;
 
+use super::fleet::{Fleet, Node};
 use super::*;
-use crate::cluster::Receiver;
-use crate::egress::outlet::tests::messages;
-use crate::online::{Appearance, Online};
-
-/// What is under way between nodes, as bytes.
-#[derive(Default)]
-struct Wires {
-    under_way: VecDeque<(NodeKey, NodeKey, Vec<u8>)>,
-    /// The others that each node holds to be up.
-    up: BTreeSet<(NodeKey, NodeKey)>,
-}
-
-/// One node's end of the wires.
-struct End {
-    me: NodeKey,
-    wires: Arc<Mutex<Wires>>,
-    members: watch::Sender<Arc<Members>>,
-}
-
-impl Cluster for End {
-    fn me(&self) -> &NodeKey {
-        &self.me
-    }
-
-    fn members(&self) -> watch::Receiver<Arc<Members>> {
-        self.members.subscribe()
-    }
-
-    fn send(&self, to: &NodeKey, message: Message) -> bool {
-        let mut wires = self.wires.lock();
-        let is_up = wires.up.contains(&(self.me.clone(), to.clone()));
-        if is_up {
-            wires.under_way.push_back((self.me.clone(), to.clone(), message.encode().unwrap()));
-        }
-        is_up
-    }
-
-    fn start(&self, _receiver: Arc<dyn Receiver>) {}
-
-    fn drain(&self) {}
-}
-
-struct Node {
-    me: NodeKey,
-    end: Arc<End>,
-    presence: Arc<Presence>,
-    online: Arc<Online>,
-}
-
-impl Node {
-    /// Its actor's work, with what waits told at once.
-    fn work(&self) {
-        let mut state = self.presence.state.lock();
-        for command in self.presence.inbox.take() {
-            state.apply(command, &self.presence);
-        }
-        state.flush(&self.presence);
-    }
-
-    /// One command after the other, each told at once; after each there is a look.
-    fn work_singly(&self, look: impl Fn()) {
-        let mut state = self.presence.state.lock();
-        for command in self.presence.inbox.take() {
-            state.apply(command, &self.presence);
-            state.flush(&self.presence);
-            look();
-        }
-    }
-
-    fn metric(&self, what: &'static str) -> u64 {
-        self.presence.metrics.presence_refused.get_or_create(&[("what", what)]).get()
-    }
-}
-
-struct Fleet {
-    wires: Arc<Mutex<Wires>>,
-    nodes: Vec<Node>,
-    limits: Limits,
-    watchers: u64,
-}
-
-impl Fleet {
-    fn new(count: u8) -> Self {
-        Self::with(count, Limits::default())
-    }
-
-    fn with(count: u8, limits: Limits) -> Self {
-        let mut fleet = Self { wires: Arc::default(), nodes: Vec::new(), limits, watchers: 0 };
-        (0..count).for_each(|n| fleet.start(n, 1));
-        fleet
-    }
-
-    /// A node starts, and is noticed by all.
-    fn start(&mut self, n: u8, incarnation: u64) {
-        let me = NodeKey { name: format!("node-{n}").into(), incarnation };
-        let members = watch::Sender::new(Arc::default());
-        let end = Arc::new(End { me: me.clone(), wires: self.wires.clone(), members });
-        let entropy = u8::try_from(incarnation * 16).unwrap() + n;
-        let environment = Environment {
-            clock: Arc::new(Hand::default()),
-            entropy: Arc::new(Counted(entropy, AtomicU64::new(0))),
-        };
-        let metrics = Arc::new(Metrics::register(&mut Registry::default()));
-        let presence = Presence::new(environment.clone(), metrics.clone(), end.clone(), &self.limits);
-        let online = Online::new(presence.clone(), environment, metrics);
-        self.nodes.push(Node { me: me.clone(), end, presence, online });
-        let others: Vec<NodeKey> =
-            self.nodes.iter().map(|node| node.me.clone()).filter(|key| *key != me).collect();
-        others.iter().for_each(|other| self.link(&me, other));
-    }
-
-    fn at(&self, key: &NodeKey) -> Option<&Node> {
-        self.nodes.iter().find(|node| node.me == *key)
-    }
-
-    /// Two nodes notice each other.
-    fn link(&self, a: &NodeKey, b: &NodeKey) {
-        for (a, b) in [(a, b), (b, a)] {
-            self.wires.lock().up.insert((a.clone(), b.clone()));
-            self.at(a).unwrap().presence.node_up(b.clone());
-        }
-        self.tell_members();
-    }
-
-    /// Two nodes hold each other to be gone, whether they are or not.
-    fn cut(&self, a: &NodeKey, b: &NodeKey) {
-        for (a, b) in [(a, b), (b, a)] {
-            self.wires.lock().up.remove(&(a.clone(), b.clone()));
-            if let Some(node) = self.at(a) {
-                node.presence.node_down(b.clone());
-            }
-        }
-        self.wires.lock().under_way.retain(|(from, to, _)| !([a, b].contains(&from) && [a, b].contains(&to)));
-        self.tell_members();
-    }
-
-    fn tell_members(&self) {
-        let wires = self.wires.lock();
-        for node in &self.nodes {
-            let of = |key: &NodeKey| Member { key: key.clone(), draining: false, suspect: false };
-            let ups = wires.up.iter().filter(|(me, _)| *me == node.me).map(|(_, other)| of(other));
-            let nodes = ups.chain([of(&node.me)]).collect();
-            node.end.members.send_replace(Arc::new(Members { nodes, isolated: false }));
-        }
-    }
-
-    /// A node is gone, and all others notice.
-    fn kill(&mut self, n: usize) -> Node {
-        let node = self.nodes.remove(n);
-        let others: Vec<NodeKey> = self.nodes.iter().map(|node| node.me.clone()).collect();
-        others.iter().for_each(|other| self.cut(other, &node.me));
-        node
-    }
-
-    /// Everybody works, and all that follows arrives, until nothing happens any more.
-    fn settle(&self) {
-        loop {
-            self.nodes.iter().for_each(Node::work);
-            if !self.deliver() {
-                return;
-            }
-        }
-    }
-
-    /// What is under way arrives.
-    fn deliver(&self) -> bool {
-        let under_way = std::mem::take(&mut self.wires.lock().under_way);
-        let arrives = !under_way.is_empty();
-        for (from, to, bytes) in under_way {
-            let Message::Presence(message) = Message::decode(&bytes).unwrap() else { panic!() };
-            if let Some(node) = self.at(&to) {
-                node.presence.node_said(from, message);
-            }
-        }
-        arrives
-    }
-
-    fn lose(&self) -> usize {
-        std::mem::take(&mut self.wires.lock().under_way).len()
-    }
-
-    fn second(&self) {
-        self.nodes.iter().for_each(|node| node.presence.every_second());
-    }
-
-    /// Somebody watches a topic on a node.
-    fn watch(&mut self, n: usize, topic: &str) -> Watched {
-        self.watchers += 1;
-        let pipe = Pipe::default();
-        pipe.allow(usize::MAX / 2);
-        let outlet = outlet(&Arc::new(sink(&pipe, 1 << 20)), self.watchers, "1", None);
-        outlet.open(&muster_protocol::phoenix::Ref::from_text("1"), &Json::empty_object());
-        let watching = self.nodes[n].presence.watch(topic, &outlet, None, (View::Full, None));
-        pipe.taken();
-        Watched { pipe, _outlet: outlet, _watching: watching, has_state: false, held: BTreeMap::new() }
-    }
-}
-
-/// Never the same, and different for each node.
-struct Counted(u8, AtomicU64);
-
-impl Entropy for Counted {
-    fn fill(&self, buffer: &mut [u8]) {
-        let count = self.1.fetch_add(1, Ordering::Relaxed).to_le_bytes();
-        // A salt of presence is made of the last bytes.
-        buffer.iter_mut().rev().zip([self.0].into_iter().chain(count)).for_each(|(to, from)| *to = from);
-    }
-}
-
-/// A client that watches, as the npm client does, and minds being told of anything twice.
-struct Watched {
-    pipe: Pipe,
-    _outlet: Arc<Outlet>,
-    _watching: Watching,
-    has_state: bool,
-    /// The key of each reference that is held.
-    held: BTreeMap<String, String>,
-}
-
-impl Watched {
-    /// Takes in what has come; gives the events.
-    fn sync(&mut self) -> Vec<String> {
-        let mut events = Vec::new();
-        for message in messages(&self.pipe) {
-            let (_, _, _, event, payload): (
-                Option<String>,
-                Option<String>,
-                String,
-                String,
-                serde_json::Value,
-            ) = serde_json::from_str(&message).unwrap();
-            match event.as_str() {
-                "presence_state" => {
-                    assert!(!std::mem::replace(&mut self.has_state, true), "one state");
-                    self.join(&payload);
-                }
-                "presence_diff" => {
-                    assert!(self.has_state, "the state comes first");
-                    self.join(&payload["joins"]);
-                    for (key, phx_ref) in refs(&payload["leaves"]) {
-                        assert_eq!(self.held.remove(&phx_ref), Some(key), "leaves that never came");
-                    }
-                }
-                _ => {}
-            }
-            events.push(event);
-        }
-        events
-    }
-
-    fn join(&mut self, entries: &serde_json::Value) {
-        for (key, phx_ref) in refs(entries) {
-            assert_eq!(self.held.insert(phx_ref, key), None, "told twice");
-        }
-    }
-
-    /// How many metas each key has.
-    fn keys(&self) -> BTreeMap<&str, usize> {
-        let mut keys = BTreeMap::new();
-        self.held.values().for_each(|key| *keys.entry(key.as_str()).or_default() += 1);
-        keys
-    }
-}
-
-fn refs(entries: &serde_json::Value) -> Vec<(String, String)> {
-    let entries = entries.as_object().unwrap().iter();
-    let metas = entries.flat_map(|(key, entry)| {
-        entry["metas"].as_array().unwrap().iter().map(move |meta| (key.clone(), meta))
-    });
-    metas.map(|(key, meta)| (key, meta["phx_ref"].as_str().unwrap().to_owned())).collect()
-}
+use crate::online::Appearance;
 
 fn shown(n: u64) -> Shown {
     Shown { fields: Json::of(&serde_json::json!({ "n": n })), facts: Arc::default() }
@@ -488,6 +217,43 @@ fn what_waits_is_bounded_and_what_is_dropped_comes_again() {
     drop(tracked);
 }
 
+/// Topics that nobody here watches take little; whoever begins to watch one sees all that is on it.
+#[test]
+fn a_topic_sleeps_while_nobody_watches_it() {
+    let mut fleet = Fleet::new(2);
+    let track = |topic: String| fleet.nodes[0].presence.track(&topic, "k", shown(0));
+    let mut tracked: Vec<_> = (0..100).map(|n| track(format!("topic {n}"))).collect();
+    tracked.extend((0..10).map(|_| track("many".into())));
+    let count = |fleet: &Fleet| fleet.nodes[1].presence.state.lock().topics.len();
+    fleet.settle();
+    assert_eq!(count(&fleet), 1, "the one with many");
+    let mut watchers = [fleet.watch(1, "topic 5"), fleet.watch(1, "many")];
+    fleet.settle();
+    assert_eq!(count(&fleet), 2);
+    watchers.iter_mut().for_each(|watcher| drop(watcher.sync()));
+    assert_eq!([watchers[0].held.len(), watchers[1].held.len()], [1, 10]);
+    tracked[5].update(&shown(1));
+    tracked[6].update(&shown(1));
+    fleet.settle();
+    assert_eq!(watchers[0].sync(), ["presence_diff"]);
+    drop(watchers);
+    let own = fleet.nodes[1].presence.track("topic 5", "k", shown(2));
+    fleet.settle();
+    assert_eq!(count(&fleet), 2, "somebody of this node is on it");
+    drop(own);
+    fleet.settle();
+    assert_eq!(count(&fleet), 1);
+    let mut watchers = [5, 6, 7].map(|n| fleet.watch(1, &format!("topic {n}")));
+    fleet.settle();
+    for watcher in &mut watchers {
+        watcher.sync();
+        assert_eq!(watcher.held.len(), 1);
+    }
+    drop((watchers, tracked));
+    fleet.settle();
+    assert_eq!(count(&fleet), 0);
+}
+
 #[test]
 fn a_peer_shows_no_more_entries_than_it_may() {
     let limits = Limits { presence_entries_per_peer_max: 10, ..Limits::default() };
@@ -639,13 +405,14 @@ fn every_watcher_of_every_node_converges() {
         let keys: Vec<NodeKey> = fleet.nodes.iter().map(|node| node.me.clone()).collect();
         let mut tracked: Vec<(usize, Tracked)> = Vec::new();
         let mut watchers = Vec::new();
+        let topic = |which: usize| ["t", "few"][usize::from(which.is_multiple_of(4))];
         for step in 0..150 {
             let n = usize::try_from(roll(&mut dice, 3)).unwrap();
             let which = usize::try_from(roll(&mut dice, 1_000)).unwrap();
             match roll(&mut dice, 24) {
                 0..=6 => {
                     let key = format!("k{}", which % 9);
-                    tracked.push((n, fleet.nodes[n].presence.track("t", &key, shown(step))));
+                    tracked.push((n, fleet.nodes[n].presence.track(topic(which), &key, shown(step))));
                 }
                 7..=8 if !tracked.is_empty() => {
                     let which = which % tracked.len();
@@ -656,7 +423,10 @@ fn every_watcher_of_every_node_converges() {
                 15..=18 => drop(fleet.deliver()),
                 19 => fleet.nodes[n].presence.every_second(),
                 20 => drop(fleet.lose()),
-                21 if watchers.len() < 12 => watchers.push(fleet.watch(n, "t")),
+                21 if which.is_multiple_of(3) && !watchers.is_empty() => {
+                    drop(watchers.remove(which % watchers.len()))
+                }
+                21 => watchers.push(fleet.watch(n, topic(which))),
                 22 => fleet.cut(&keys[n], &keys[(n + 1) % 3]),
                 23 => fleet.link(&keys[n], &keys[(n + 1) % 3]),
                 _ => {}
@@ -670,9 +440,9 @@ fn every_watcher_of_every_node_converges() {
         }
         for watcher in &mut watchers {
             watcher.sync();
-            assert_eq!(watcher.held.len(), tracked.len());
+            let there = tracked.iter().filter(|(_, tracked)| tracked.topic == watcher.watching.topic);
             let mut keys = BTreeMap::<&str, usize>::new();
-            tracked.iter().for_each(|(_, tracked)| *keys.entry(tracked.key.as_str()).or_default() += 1);
+            there.for_each(|(_, tracked)| *keys.entry(tracked.key.as_str()).or_default() += 1);
             assert_eq!(watcher.keys(), keys);
         }
     }

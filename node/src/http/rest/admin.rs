@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::extract::{Body, Id, Operator, PageParams, Params, State};
 use super::views::{AgentView, CredentialView, Envelope, Issued, Refusals};
 use crate::auth::Terms;
+use crate::cluster::status::Status;
 use crate::http::answer::{Answer, Handled, Refused};
 
 /// A user to create.
@@ -131,6 +132,16 @@ pub async fn set_agent_status(
     let agent = std::sync::Arc::new(agent);
     app.core.notices.agent_changed(&agent);
     Answer::ok(&AgentView::new(&agent, app.core.online.contains(id), true))
+}
+
+/// Shows the nodes of the cluster and the links to them, as this node sees them.
+#[utoipa::path(get, path = "/api/v1/admin/cluster", responses((status = 200, body = Envelope<Status>), Refusals))]
+pub async fn show_cluster(app: State, _: Operator) -> Handled {
+    let status = match &app.nodes {
+        Some(nodes) => nodes.status(),
+        None => Status::alone(&app.config.cluster.name, app.core.cluster.me(), app.core.is_draining()),
+    };
+    Answer::ok(&status)
 }
 
 /// Crashes a task's stream, where drills are allowed: its readers see `phx_error` and come back.

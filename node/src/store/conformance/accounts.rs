@@ -248,6 +248,21 @@ pub async fn agents_are_found_in_order(store: &dyn Store) {
     assert_eq!(capabilities, [("code".to_owned(), 4), ("c1".to_owned(), 1)]);
 }
 
+pub async fn names_sort_by_their_bytes(store: &dyn Store) {
+    for (n, name) in (1..).zip(["b", "B", "é", "a b", "ab", "Z", "_", "😀"]) {
+        let named = Agent { name: name.into(), ..agent(n, None) };
+        let key = credential(n, CredentialKind::AgentKey, Owner::Agent(named.id));
+        store.create_agent(named, key, hash(n), 10).await.unwrap();
+    }
+    let by_name = Query { sort_by: SortBy::Name, ..Query::default() };
+    let found = store.find_agents(&by_name, &HashSet::new(), 10).await.unwrap();
+    let names: Vec<_> = found.iter().map(|agent| agent.name.as_str()).collect();
+    assert_eq!(names, ["B", "Z", "_", "a b", "ab", "b", "é", "😀"]);
+    let nobody = Query { capability: Some("co\0de".into()), ..Query::default() };
+    assert_eq!(store.find_agents(&nobody, &HashSet::new(), 10).await, Ok(vec![]), "nor is that an error");
+    assert_eq!(store.agent_by_did("did:x:\0").await, Err(StoreError::NotFound));
+}
+
 pub async fn blocks_work_both_ways_and_end(store: &dyn Store) {
     let (one, two) = (add_agent(store, 1, None).await.id, add_agent(store, 2, None).await.id);
     store.block(one, two, Some(at(100)), 10).await.unwrap();

@@ -178,9 +178,9 @@ macro_rules! conformance_of {
                 what_was_revoked_is_found_by_time, live_credentials_are_bounded, sessions_make_room_for_each_other,
                 rotation_and_revocation_take_sessions_along,
                 agents_are_created_once, agents_change_by_compare_and_set, agents_are_claimed_once,
-                agents_are_found_in_order, blocks_work_both_ways_and_end;
+                agents_are_found_in_order, names_sort_by_their_bytes, blocks_work_both_ways_and_end;
             tasks: tasks_begin_and_end_once, tasks_are_listed_by_party, tasks_are_reassigned_while_pending,
-                hirings_are_where_their_task_is, hirings_follow_who_does_and_who_owns, notes_are_bounded, outcomes_count_for_the_provider;
+                hirings_are_where_their_task_is, hirings_follow_who_does_and_who_owns, notes_are_bounded, documents_come_back_byte_for_byte, outcomes_count_for_the_provider;
             streams: chunks_are_appended_in_order, old_writers_are_fenced_off, a_claim_gives_where_the_stream_stands,
                 a_claim_stands_without_a_chunk, old_owners_do_not_end_tasks, ended_tasks_take_no_chunks,
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,

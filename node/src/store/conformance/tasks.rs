@@ -202,6 +202,26 @@ pub async fn notes_are_bounded(store: &dyn Store) {
     assert_eq!(store.add_note(nowhere, note(4), 2).await, Err(StoreError::NotFound));
 }
 
+pub async fn documents_come_back_byte_for_byte(store: &dyn Store) {
+    let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
+    let raw = r#"{"b": 1.10,  "a":1e2,"a":"\u0000\u00e9é","n":12345678901234567890123456789}"#;
+    let document = || Json::from_trusted_bytes(raw.into());
+    let order = Task { input: document(), ..task(1, &client, &provider) };
+    store.create_task(order.clone(), None).await.unwrap();
+    assert_eq!(store.task(order.id).await.unwrap().input.as_str(), raw);
+    let done = finish(store, &order, Ending::completed(document())).await.unwrap();
+    assert_eq!(done.output.as_ref().map(Json::as_str), Some(raw));
+    let note = Note {
+        id: MessageId::new(at(1), entropy(1)),
+        from_agent_id: None,
+        from_user_id: Some(user(1).id),
+        content: "two\nlines, \0 and \u{2028}".into(),
+        inserted_at: at(1),
+    };
+    store.add_note(order.id, note.clone(), 10).await.unwrap();
+    assert_eq!(store.notes(order.id).await, Ok(vec![note]));
+}
+
 pub async fn outcomes_count_for_the_provider(store: &dyn Store) {
     let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
     let endings = [

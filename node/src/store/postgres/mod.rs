@@ -18,6 +18,8 @@ pub mod pool;
 pub mod schema;
 pub mod streams;
 pub mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -67,6 +69,8 @@ impl PostgresStore {
         let tickets = Tickets::new();
         let connections_max = limits.store_connections_max.saturating_sub(APPENDERS).max(1);
         let pool = Arc::new(Pool::new(&target, connections_max, tickets.clone(), limits)?);
+        // The database may be starting too.
+        pool.read(|c| async move { c.count("SELECT 1::bigint", &[]).await }).await?;
         pool.once(|c| async move { schema::migrate(&c).await }).await?;
         let life = pool.read(|c| async move { c.count("SELECT nextval('writers')", &[]).await }).await?;
         tickets.begin_life(columns::whole(life));

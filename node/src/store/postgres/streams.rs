@@ -121,9 +121,9 @@ pub async fn read_chunks(
 ) -> Result<Vec<Chunk>, Failure> {
     let sql = format!(
         "SELECT seq, body, key FROM (
-            SELECT seq, body, key, sum({WEIGHT}) OVER (ORDER BY seq) AS bytes, min(seq) OVER () AS first FROM (
+            SELECT seq, body, key, {WEIGHT} AS weight, sum({WEIGHT}) OVER (ORDER BY seq) AS bytes FROM (
                 SELECT seq, body, key FROM chunks WHERE task = $1 AND seq > $2 AND seq <= $3 ORDER BY seq LIMIT $4) x) y
-         WHERE bytes <= $5 OR seq = first ORDER BY seq"
+         WHERE bytes <= $5 OR bytes = weight ORDER BY seq"
     );
     let rows = rows_max(usize::MAX, bytes_max);
     let (after, upto) = (whole(after), whole(upto));

@@ -166,8 +166,9 @@ impl Own {
     pub fn whole(&mut self, version: u64, at: u64, bounds: &Bounds) -> Vec<Message> {
         let history_from = self.history_from();
         let frozen = match self.frozen.take() {
-            // A later one is of use if the history leads on from it.
-            Some(kept) if kept.version == version || kept.version >= history_from.max(version) => kept,
+            Some(kept) if kept.version == version => kept,
+            // Others are at it: a later one is of use if the history leads on from it.
+            Some(kept) if kept.unused == 0 && kept.version >= history_from.max(version) => kept,
             _ => Frozen {
                 version: self.version(),
                 hash: self.state.hash(),
@@ -177,7 +178,9 @@ impl Own {
         };
         let at = if frozen.version == version { at } else { 0 };
         let pieces = frozen.pieces(usize::try_from(at).unwrap_or(usize::MAX), bounds);
-        self.frozen = Some(Frozen { unused: 0, ..frozen });
+        // Whoever comes after the last piece is to get what is then; who is in the middle goes on if nothing has changed.
+        let is_done = matches!(pieces.last(), None | Some(Message::Piece { rest: Rest::Nothing, .. }));
+        self.frozen = (!is_done).then_some(Frozen { unused: 0, ..frozen });
         pieces
     }
 

@@ -12,8 +12,6 @@ pub(super) struct Replica {
     origin: u16,
     state: State,
     gathering: Option<Gathering>,
-    /// The latest version heard of.
-    heard: u64,
     /// Whether something was asked for, and not answered in full yet.
     asked: bool,
     /// Whether an answer has come since the last digest of this node.
@@ -52,7 +50,6 @@ impl Replica {
             node,
             origin,
             gathering: None,
-            heard: 0,
             asked: false,
             progressed: false,
             diverged: false,
@@ -126,7 +123,10 @@ impl Replica {
 
     fn changes(&mut self, from: u64, part: Part, bounds: &Bounds, out: &mut Outcome) {
         let version = self.state.version();
-        self.heard = self.heard.max(from.saturating_add(part.count));
+        if from.checked_add(part.count).is_none() {
+            out.counts.malformed += 1;
+            return;
+        }
         if self.diverged {
             return;
         }
@@ -158,6 +158,11 @@ impl Replica {
 
     fn apply(&mut self, change: Change, bounds: &Bounds, out: &mut Outcome) {
         let known = self.state.get(&change.id);
+        if change.meta.is_none() && known.is_none() {
+            // One that was refused.
+            self.state.skip();
+            return;
+        }
         let fits = change.meta.as_ref().is_none_or(|meta| {
             let freed = known.map_or(0, |known| entry_bytes(&change.id, known));
             self.state.len() < bounds.entries_max + usize::from(known.is_some())
@@ -248,12 +253,12 @@ impl Replica {
 
     /// All entries have come.
     fn take_effect(&mut self, out: &mut Outcome) {
-        self.asked = false;
         let Some(Gathering { version, hash, mut state, incomplete, .. }) = self.gathering.take() else {
             return;
         };
         if !incomplete && state.hash() != hash {
             out.counts.malformed += 1;
+            self.asked = false;
             return;
         }
         state.set_version(version);
@@ -261,10 +266,8 @@ impl Replica {
         out.changes.extend(if self.diverged { self.state.replace(state) } else { self.state.merge(state) });
         self.diverged = false;
         self.incomplete = incomplete;
-        if self.heard > self.state.version() {
-            // What was pushed meanwhile continued none that was known.
-            self.ask(out);
-        }
+        // What was pushed meanwhile continued none that was known.
+        self.ask(out);
     }
 
     fn tell(&mut self, tell: Tell, bounds: &Bounds, out: &mut Outcome) {

@@ -169,6 +169,30 @@ fn what_was_missed_comes_from_the_history_and_all_entries_where_it_does_not_reac
     }
 }
 
+/// A peer gets a state that is not older than its question, whoever asked before.
+#[test]
+fn all_entries_are_those_of_now() {
+    let bounds = Bounds { history_bytes_max: 3_000, ..BOUNDS };
+    let mut pair = Pair::new(bounds, 100);
+    assert!(pair.counts.asked_for_changes > 0);
+    (0..5).for_each(|n| pair.nodes[0].remove(id("t", &format!("k{n}"), n)));
+    pair.push();
+    let (name, me) = (key_of("c", 1), pair.names[0].clone());
+    let mut third = Replicas::new(&name, bounds);
+    third.record(std::iter::empty());
+    let mut out = Outcome::default();
+    pair.nodes[0].up(&name, &mut Outcome::default());
+    third.up(&me, &mut out);
+    while let Some((to, message)) = out.messages.pop() {
+        assert_eq!(to, me);
+        let mut answer = Outcome::default();
+        pair.nodes[0].receive(&name, message, &mut answer);
+        answer.messages.into_iter().for_each(|(_, message)| third.receive(&me, message, &mut out));
+    }
+    assert_eq!(out.changes.len(), 95, "nobody comes who has gone already");
+    assert_eq!(read(third.of(&me).unwrap()), pair.truth());
+}
+
 #[test]
 fn a_divergence_without_a_gap_is_found_and_mended() {
     // The history does not reach back: a state of the writer is kept that is too old to mend what follows.
@@ -202,8 +226,10 @@ fn more_entries_than_may_be_are_refused_and_come_when_there_is_room() {
     pair.digest();
     pair.digest();
     assert_eq!(pair.messages, before + 4, "nothing but digests: it does not ask again and again");
-    (0..15).for_each(|n| pair.nodes[0].remove(id("t", &format!("k{n}"), n)));
+    pair.changes.clear();
+    (0..30).step_by(2).for_each(|n| pair.nodes[0].remove(id("t", &format!("k{n}"), n)));
     pair.push();
+    assert!(pair.changes.len() < 15, "those that never came do not go");
     pair.digest();
     assert_eq!(pair.known(), pair.truth());
     bounds.entries_max = 1_000;

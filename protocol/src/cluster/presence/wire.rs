@@ -172,7 +172,7 @@ pub(super) struct Malformed;
 pub(super) fn read(run: &Run, count: u64, origin: u16, bounds: &Bounds) -> Result<Vec<Change>, Malformed> {
     let mut reader = rmp_serde::Deserializer::from_read_ref(&run.0);
     let mut last: Option<(Json, Arc<Facts>)> = None;
-    let mut changes = Vec::new();
+    let mut changes: Vec<Change> = Vec::new();
     for _ in 0..count {
         let change = WireChange::deserialize(&mut reader).map_err(|_| Malformed)?;
         let names = [&change.topic, &change.key];
@@ -197,7 +197,12 @@ pub(super) fn read(run: &Run, count: u64, origin: u16, bounds: &Bounds) -> Resul
                 Some(Arc::new(Meta { id: track, phx_ref, phx_ref_prev, fields, facts }))
             }
         };
-        changes.push(Change { id: EntryId { key: change.key, track, topic: change.topic }, meta });
+        // What one connection shows on several topics is kept once, its key too.
+        let key = match changes.last() {
+            Some(before) if before.id.key == change.key => before.id.key.clone(),
+            _ => change.key,
+        };
+        changes.push(Change { id: EntryId { key, track, topic: change.topic }, meta });
     }
     Ok(changes)
 }
