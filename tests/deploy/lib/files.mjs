@@ -29,10 +29,11 @@ export function documents(yaml) {
 
 export const yaml = (content) => documents(content)[0];
 
-/** Whether the documents know a section of settings: others may come before the code that takes them. */
-export async function hasSection(name) {
-  return (await readFile(path.join(root, "docs/configuration.md"), "utf8")).includes(`\n[${name}]\n`);
-}
+const documented = await readFile(path.join(root, "docs/configuration.md"), "utf8");
+/** Why a binary does not take yet what the files say of clusters: false once it does. By the documents made from the code. */
+export const noClusters = documented.includes("\n[cluster]\n") ? false : "no [cluster] among the settings yet";
+/** The same of the database that a cluster shares. */
+export const noSharedStore = documented.includes("`store.url`") ? false : "no store.url among the settings yet";
 
 /** What `muster config` makes of a file and variables: { stdout } with every setting, or a refusal. */
 export async function configuration({ file, env = {} } = {}) {
