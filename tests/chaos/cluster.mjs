@@ -164,7 +164,7 @@ export class Cluster {
     const certificate = isClustered ? await certificates(folder, places.map(({ name }) => name), places.map(({ host }) => host.address)) : null;
     const clusterSecret = secret();
     for (const place of places) {
-      const env = { MUSTER_ADMIN_TOKEN: this.adminToken };
+      const env = { MUSTER_ADMIN_TOKEN: this.adminToken, NO_COLOR: "1" };
       const settings = [...SETTINGS, "http.allow_plaintext=true", `limits.ip_limit_exempt=${JSON.stringify(network.networks())}`];
       // What holds a password is not for the command line, where everybody sees it.
       if (this.postgres) env.MUSTER_STORE_URL = this.postgres.url;

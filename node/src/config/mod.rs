@@ -66,9 +66,8 @@ impl Default for StoreConfig {
 impl StoreConfig {
     /// Whether the store is this node's alone.
     #[must_use]
-    #[allow(clippy::unused_self, reason = "there is one kind of store")]
-    pub fn is_embedded(&self) -> bool {
-        true
+    pub const fn is_embedded(&self) -> bool {
+        self.url.is_none()
     }
 }
 
