@@ -79,20 +79,45 @@ export function check(events, bounds = {}) {
   return { ok: problems.all().length === 0, problems: problems.all(), figures };
 }
 
-/** Acknowledged = read = stored, once each and in order. */
+/**
+ * Acknowledged = read = stored, once each and in order.
+ *
+ * A chunk goes out before it is stored. When its owner loses it, another may come to stand under its seq; readers who saw
+ * the first are then sent from there on again. That is counted, and right only for what was never acknowledged.
+ */
 function checkStreams({ sorted, problems, plan, at }) {
   const streams = new Map();
+  const newReader = () => ({ seen: [], last: 0, done: false });
   const of = (s) => {
-    if (!streams.has(s)) streams.set(s, { sent: new Map(), acks: new Map(), again: new Set(), contents: new Map(), seqs: new Map(), readers: new Map(), stored: new Map(), window: 1 });
+    if (!streams.has(s)) streams.set(s, { sent: new Map(), acks: new Map(), again: new Set(), readers: new Map(), stored: new Map(), replaced: new Map(), window: 1 });
     return streams.get(s);
   };
   for (const { s, window, readers } of plan.streams) {
     const stream = of(s);
     stream.window = window;
-    for (const c of readers) stream.readers.set(c, { last: 0, done: false });
+    for (const c of readers) stream.readers.set(c, newReader());
   }
-  const figures = { streams: plan.streams.length, sent: 0, acknowledged: 0, read: 0, stored: 0, resent: 0, ackMsWorst: 0 };
+  const figures = { streams: plan.streams.length, sent: 0, acknowledged: 0, read: 0, stored: 0, resent: 0, replaced: 0, ackMsWorst: 0 };
   const hasStore = sorted.some((event) => event.e === "stored");
+  const read = ({ t, c, s, q, h }) => {
+    const stream = of(s);
+    if (!stream.readers.has(c)) stream.readers.set(c, newReader());
+    const reader = stream.readers.get(c);
+    const before = reader.seen[q];
+    if (reader.done) problems.add("a chunk after the end", `${at(t)} ${c} of ${s}: seq ${q}`);
+    if (q > reader.last + 1) problems.add("skipped by a reader", `${at(t)} ${c} of ${s}: seq ${q} after ${reader.last}`);
+    if (q <= reader.last && before === h) problems.add("repeated or out of order", `${at(t)} ${c} of ${s}: seq ${q} after ${reader.last}`);
+    if (q <= reader.last && before === undefined) problems.add("repeated or out of order", `${at(t)} ${c} of ${s}: seq ${q} after ${reader.last}, which came without it`);
+    if (q <= reader.last && (before === h || before === undefined)) return;
+    if (before !== undefined) {
+      // From what was replaced on, all comes anew.
+      figures.replaced += reader.last - q + 1;
+      stream.replaced.set(`${q} ${before}`, `${at(t)} ${c} of ${s}: seq ${q} was ${before} and is ${h}`);
+      reader.seen.length = q;
+    }
+    reader.seen[q] = h;
+    reader.last = q;
+  };
   for (const event of sorted) {
     const { t, c, s, n, q, h } = event;
     if (event.e === "sent") {
@@ -113,17 +138,7 @@ function checkStreams({ sorted, problems, plan, at }) {
       }
     } else if (event.e === "read") {
       figures.read++;
-      const stream = of(s);
-      const reader = stream.readers.get(c) ?? { last: 0, done: false };
-      stream.readers.set(c, reader);
-      if (reader.done) problems.add("a chunk after the end", `${at(t)} ${c} of ${s}: seq ${q}`);
-      if (q === reader.last + 1) reader.last = q;
-      else if (q <= reader.last) problems.add("repeated or out of order", `${at(t)} ${c} of ${s}: seq ${q} after ${reader.last}`);
-      else {
-        problems.add("skipped by a reader", `${at(t)} ${c} of ${s}: seq ${q} after ${reader.last}`);
-        reader.last = q;
-      }
-      sameContent(stream, s, q, h, `${at(t)} ${c}`);
+      read(event);
     } else if (event.e === "done") {
       const reader = of(s).readers.get(c);
       if (reader?.done) problems.add("an end told twice", `${at(t)} ${c} of ${s}`);
@@ -131,28 +146,34 @@ function checkStreams({ sorted, problems, plan, at }) {
     } else if (event.e === "stored") {
       figures.stored++;
       of(s).stored.set(q, h);
-      sameContent(of(s), s, q, h, "the store");
     }
-  }
-  function sameContent(stream, s, q, h, who) {
-    const known = stream.contents.get(q);
-    if (known !== undefined && known !== h) problems.add("one seq with two contents", `${who} of ${s}: seq ${q} is ${h}, elsewhere ${known}`);
-    stream.contents.set(q, h);
-    const elsewhere = stream.seqs.get(h);
-    if (elsewhere !== undefined && elsewhere !== q) problems.add("one chunk under two seqs", `${who} of ${s}: content ${h} is seq ${q} and ${elsewhere}`);
-    stream.seqs.set(h, q);
   }
   const ends = sorted.some((event) => event.e === "done");
   for (const [s, stream] of streams) checkStream(s, stream, { problems, hasStore, ends });
   return figures;
 }
 
-function checkStream(s, { sent, acks, again, contents, readers, stored, window }, { problems, hasStore, ends }) {
+function checkStream(s, { sent, acks, again, readers, stored, replaced, window }, { problems, hasStore, ends }) {
+  // What stands under each seq, by everybody's last word.
+  const contents = new Map();
+  const seqs = new Map();
+  const agree = (q, h, who) => {
+    const known = contents.get(q);
+    if (known !== undefined && known !== h) problems.add("one seq with two contents", `${who} of ${s}: seq ${q} is ${h}, elsewhere ${known}`);
+    contents.set(q, known ?? h);
+    const elsewhere = seqs.get(h);
+    if (elsewhere !== undefined && elsewhere !== q) problems.add("one chunk under two seqs", `${who} of ${s}: content ${h} is seq ${q} and ${elsewhere}`);
+    seqs.set(h, elsewhere ?? q);
+  };
+  for (const [q, h] of stored) agree(q, h, "the store");
+  for (const [c, { seen }] of readers) seen.forEach((h, q) => agree(q, h, c));
   let last = 0;
   for (const [n, q] of acks) {
     last = Math.max(last, q);
     const made = sent.get(n);
-    if (made && contents.has(q) && contents.get(q) !== made.h) problems.add("one seq with two contents", `${s}: chunk ${n} is ${made.h}, and seq ${q}, which it has, is ${contents.get(q)}`);
+    if (made) agree(q, made.h, "what was acknowledged");
+    const wrong = made && replaced.get(`${q} ${made.h}`);
+    if (wrong) problems.add("acknowledged and replaced", wrong);
     if (hasStore && !stored.has(q)) problems.add("acknowledged and lost", `${s}: chunk ${n}, seq ${q}, is not in the store`);
   }
   for (const n of sent.keys()) if (!acks.has(n)) problems.add("never acknowledged", `${s}: chunk ${n}`);
@@ -377,6 +398,7 @@ export function report({ ok, problems, figures }, title) {
     ["streams", `${figures.streams}, ${figures.pairs} of them between two clients on one node`],
     ["chunks sent, acknowledged", `${figures.sent}, ${figures.acknowledged}; sent again ${figures.resent}`],
     ["chunks read, stored", `${figures.read}, ${figures.stored}`],
+    ["read before stored, and replaced", `${figures.replaced}`],
     ["longest until acknowledged", `${figures.ackMsWorst} ms`],
     ["longest that presence was wrong", `${figures.presenceMsWorst} ms with nothing broken`],
     ["longest until presence was right", `${figures.presenceSettledMsWorst} ms, of ${figures.presenceExpected} times it had to be`],
