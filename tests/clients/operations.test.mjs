@@ -1,8 +1,8 @@
 // Running a node: configuration, commands, health, documents, drain, TLS, limits, bad HTTP, and secrets that stay so.
 
 import assert from "node:assert/strict";
-import { randomBytes, randomUUID } from "node:crypto";
-import { readFile, writeFile } from "node:fs/promises";
+import { randomBytes, randomUUID, X509Certificate } from "node:crypto";
+import { readdir, readFile, stat, writeFile } from "node:fs/promises";
 import net from "node:net";
 import path from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
@@ -359,6 +359,36 @@ describe("commands", () => {
     for (const args of [["user"], ["user", "destroy"], ["no-such-command"], ["agent", "register"]]) assert.notEqual((await muster(args)).code, 0, args.join(" "));
     const help = await muster(["user", "create", "--help"], { env: { MUSTER_ADMIN_TOKEN: secret } });
     assert.ok(!help.stdout.includes(secret), "help shows no value of a secret");
+  });
+
+  test("R14 R168: muster cluster status shows the nodes, to the operator alone", async () => {
+    const status = await works(["cluster", "status"]);
+    const [node, ...others] = status.nodes;
+    assert.deepEqual(others, []);
+    assert.equal(node.name, status.node);
+    assert.deepEqual([node.is_self, node.state, status.isolated], [true, "up", false]);
+    assert.ok((await run(["cluster", "status"], "op_not_the_operator")).stderr.includes("401"));
+  });
+
+  test("R170: muster cluster cert makes an authority and certificates once, for their owner alone", async () => {
+    const folder = files.file("nodes");
+    const make = (...args) => muster(["cluster", "cert", folder, ...args]);
+    const made = await make("--node", "a", "--node", "b", "--san", "b.example", "--san", "10.0.0.9");
+    assert.equal(made.code, 0, made.stderr);
+    assert.match(made.stdout, /ca\.pem goes to every node/);
+    const names = (await readdir(folder)).sort();
+    assert.deepEqual(names, ["a-key.pem", "a.pem", "b-key.pem", "b.pem", "ca-key.pem", "ca.pem"]);
+    for (const name of names) assert.equal((await stat(path.join(folder, name))).mode & 0o777, 0o600, name);
+    const certificate = new X509Certificate(await readFile(path.join(folder, "b.pem")));
+    const authority = new X509Certificate(await readFile(path.join(folder, "ca.pem")));
+    assert.ok(certificate.verify(authority.publicKey) && certificate.checkIssued(authority) && authority.ca);
+    assert.equal(certificate.subjectAltName, "URI:muster://node/b, DNS:b, DNS:b.example, IP Address:10.0.0.9");
+    assert.ok(new Date(certificate.validTo) > Date.now() + 300 * 86_400_000 && new Date(certificate.validFrom) < Date.now());
+    const again = await make("--node", "c", "--node", "a");
+    assert.notEqual(again.code, 0);
+    assert.match(again.stderr, /a\.pem is there already/);
+    assert.deepEqual((await readdir(folder)).sort(), names, "nothing was written");
+    assert.equal((await make("--node", "c")).code, 0, "the authority signs again");
   });
 
   test("R168: muster ready says by its exit code whether a node serves", async () => {

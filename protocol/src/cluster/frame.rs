@@ -159,6 +159,12 @@ impl Items {
         }
     }
 
+    /// As they travel.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

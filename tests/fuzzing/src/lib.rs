@@ -8,7 +8,7 @@
 //! * [`frames`]: WebSocket; [`phoenix`]: messages; [`connection`]: what opens a connection
 //! * [`longpoll`]: what clients that poll post
 //! * [`values`]: JSON, and what is written as text; [`payloads`]: what channels take
-//! * [`cluster`]: what nodes tell each other
+//! * [`cluster_frames`], [`cluster_presence`]: what nodes tell each other
 //! * `node`: REST, MCP, configuration
 //! * [`echo`]: that refusals do not repeat what was sent
 #![allow(
@@ -18,7 +18,8 @@
     reason = "a target says by a panic what does not hold"
 )]
 
-pub mod cluster;
+pub mod cluster_frames;
+pub mod cluster_presence;
 pub mod connection;
 pub mod echo;
 pub mod frames;
@@ -29,7 +30,8 @@ pub mod payloads;
 pub mod phoenix;
 pub mod values;
 
-pub use cluster::presence_messages;
+pub use cluster_frames::cluster_frames;
+pub use cluster_presence::presence_messages;
 pub use connection::connection;
 pub use frames::websocket_frames;
 pub use longpoll::longpoll;
@@ -50,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     ("phoenix_binary", phoenix_binary),
     ("connection", connection),
     ("longpoll", longpoll),
+    ("cluster_frames", cluster_frames),
     ("json_values", json_values),
     ("names", names),
     ("channel_payloads", channel_payloads),
