@@ -17,6 +17,7 @@ const USAGE = `usage: scripts/chaos SCENARIO… [options]           scenarios by
   --rate R        chunks a second, over all (500)
   --network       auto (namespaces where they can be), or loopback
   --store         postgres, or embedded (one node)
+  --no-redis      without the way around a broken link; what is done to Redis is left out
   --set NAME=VALUE  a setting of every node; may be given again
   --presence-ms N how long presence may be wrong with nothing broken (5000)
   --print         only prints the scenario
@@ -32,7 +33,7 @@ const scenarios = path.join(import.meta.dirname, "scenarios");
 
 const options = {
   seed: { type: "string" }, minutes: { type: "string" }, kinds: { type: "string" }, nodes: { type: "string" }, clients: { type: "string" }, rate: { type: "string" },
-  network: { type: "string", default: "auto" }, store: { type: "string", default: "postgres" }, set: { type: "string", multiple: true, default: [] },
+  network: { type: "string", default: "auto" }, store: { type: "string", default: "postgres" }, set: { type: "string", multiple: true, default: [] }, "no-redis": { type: "boolean" },
   "presence-ms": { type: "string" }, print: { type: "boolean" }, keep: { type: "boolean" }, list: { type: "boolean" }, help: { type: "boolean", short: "h" },
 };
 
@@ -113,6 +114,7 @@ for (const { title, text } of wanted()) {
   } catch (error) {
     refuse(`${title}: ${error.message}`);
   }
+  if (values["no-redis"]) scenario.redis = false;
   if (values.print) {
     process.stdout.write(text);
     continue;
