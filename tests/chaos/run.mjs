@@ -182,6 +182,12 @@ export class Run {
       return;
     }
     const hosts = [...new Set(pairs.flat())];
+    const absent = ["redis", "postgres"].find((name) => hosts.includes(name) && !this.cluster[name]);
+    if (absent) {
+      this.skipped.push(step.text);
+      this.say(`    skipped: there is no ${absent} in this run`);
+      return;
+    }
     const id = this.#fault(kind, hosts, true);
     this.#faults.get(id).pairs = pairs;
     for (const [from, to] of pairs) await begin(this.cluster.network, from, to);
