@@ -15,7 +15,7 @@ const LOOK_MS = 1_000;
 /** How long is waited once all nodes have been seen to show who is online, ms. */
 const SETTLED_MS = 500;
 /** At the end: until all that was made is acknowledged, until readers have it, until watchers see who is online, ms. */
-const END_MS = { acknowledged: 90_000, told: 60_000, watched: 20_000 };
+const END_MS = { acknowledged: 60_000, told: 60_000, watched: 20_000 };
 
 export class Run {
   #faults = new Map();
@@ -372,10 +372,11 @@ export class Run {
     this.say("  the end: all is mended, and everything has to come together");
     await this._heal({ from: null, to: null });
     await this._restart({ node: "all" });
-    await this.load.quiet(END_MS.acknowledged);
+    const isQuiet = await this.load.quiet(END_MS.acknowledged);
     for (const text of await this.load.watchersAgree(END_MS.watched)) this.note({ e: "failed", c: text.split(" ")[0], text });
     const stored = await this.#stored();
-    await this.load.complete(END_MS.told);
+    // A task is not ended before all of its output is in.
+    if (isQuiet) await this.load.complete(END_MS.told);
     if (this.cluster.postgres) await this.#noteEpochs();
     this.#look();
     return stored;
