@@ -71,9 +71,9 @@ export class Run {
     this.cluster.onProblem = (problem) => this.note({ e: "crash", text: problem.text });
     for (const problem of this.cluster.problems) this.note({ e: "crash", text: problem.text });
     if (this.cluster.without) this.say(`Nothing can be cut: ${this.cluster.without}`);
+    if (this.cluster.postgres) await this.#auditEpochs();
     this.load = new Load({ cluster: this.cluster, folder: this.folder, clients: this.clients, rate: this.rate, note: this.note });
     await this.load.start();
-    if (this.cluster.postgres) await this.#auditEpochs();
     this.say(`${this.nodes} nodes, ${this.clients} clients, ${this.rate} chunks a second, ${this.cluster.network.kind}`);
   }
 
@@ -331,13 +331,15 @@ export class Run {
   /** Has PostgreSQL itself note every epoch that falls, and count those that rise: no look in between would miss it. */
   async #auditEpochs() {
     await this.cluster.postgres.query(`
-      CREATE TABLE chaos_epochs (task uuid, was bigint, is_now bigint);
+      CREATE TABLE chaos_epochs (at timestamptz, by inet, task uuid, was bigint, is_now bigint);
       CREATE FUNCTION chaos_note() RETURNS trigger LANGUAGE plpgsql AS $$
-      BEGIN INSERT INTO chaos_epochs VALUES (OLD.task, OLD.epoch, NEW.epoch); RETURN NEW; END $$;
+      BEGIN INSERT INTO chaos_epochs VALUES (clock_timestamp(), inet_client_addr(), OLD.task, OLD.epoch, NEW.epoch); RETURN NEW; END $$;
       CREATE TRIGGER chaos_epochs BEFORE UPDATE ON streams FOR EACH ROW WHEN (NEW.epoch <> OLD.epoch) EXECUTE FUNCTION chaos_note();`);
   }
 
   async #noteEpochs() {
+    const all = await this.cluster.postgres.query("SELECT at, by, task, was, is_now FROM chaos_epochs ORDER BY at LIMIT 100000");
+    writeFileSync(path.join(this.folder, "epochs.txt"), `${all.map((row) => row.join(" ")).join("\n")}\n`);
     const [[raised]] = await this.cluster.postgres.query("SELECT count(*) FROM chaos_epochs WHERE is_now > was");
     this.note({ e: "epochs", raised: Number(raised) });
     for (const [task, was, is] of await this.cluster.postgres.query("SELECT task, was, is_now FROM chaos_epochs WHERE is_now < was LIMIT 1000")) {
