@@ -37,9 +37,10 @@ export class Child {
     this.log = log;
     /** Whether its end is wanted; any other end is a problem. */
     this.mayEnd = false;
+    // In a group of its own: Ctrl-C is for the runner, which ends the others in their order.
     const words = wrap([...leash(user, deathSignal), command, ...args]);
     const file = openSync(log, "a");
-    this.process = spawn(words[0], words.slice(1), { env: environment(env), cwd, stdio: ["ignore", file, file] });
+    this.process = spawn(words[0], words.slice(1), { env: environment(env), cwd, stdio: ["ignore", file, file], detached: true });
     closeSync(file);
     this.pid = this.process.pid;
     this.ended = null;

@@ -121,7 +121,7 @@ export class Load {
     for (const n of range(count)) {
       const file = path.join(this.folder, `history-${n}.jsonl`);
       this.files.push(file);
-      const worker = fork(path.join(import.meta.dirname, "worker.mjs"), { env: environment(), stdio: ["ignore", "inherit", "inherit", "ipc"] });
+      const worker = fork(path.join(import.meta.dirname, "worker.mjs"), { env: environment(), stdio: ["ignore", "inherit", "inherit", "ipc"], detached: true });
       worker.on("message", ({ id, answer }) => {
         this.#waiting.get(id)?.(answer);
         this.#waiting.delete(id);

@@ -61,5 +61,3 @@ process.on("message", async ({ id, ask, ...more }) => {
 });
 // The runner is gone, however that came.
 process.on("disconnect", () => process.exit(1));
-// Ctrl-C goes to the whole group; the runner says when to end.
-process.on("SIGINT", () => {});
