@@ -268,7 +268,13 @@ async fn purge(app: Arc<App>, stop: CancellationToken) {
 impl Node {
     /// Waits until the node cannot go on.
     pub async fn failed(&self) {
-        self.app.core.failed().await;
+        match &self.app.nodes {
+            None => self.app.core.failed().await,
+            Some(nodes) => tokio::select! {
+                () = self.app.core.failed() => {}
+                () = nodes.failed() => {}
+            },
+        }
     }
 
     /// Goes away in order: unready, then no new connections, sockets closed one by one with 1012, requests finished, the

@@ -138,6 +138,7 @@ fn a_node_that_has_stopped_is_suspect_then_gone_and_costs_little_memory() {
     both_up(&mut a, &mut b);
     a.tell("send b 0 10000 1000");
     a.next("sent");
+    let linked = a.sockets("01");
     b.signal("STOP");
     let before = a.memory();
     let stopped = Instant::now();
@@ -160,6 +161,8 @@ fn a_node_that_has_stopped_is_suspect_then_gone_and_costs_little_memory() {
     assert!(grown < 64 * MIB, "{grown} bytes");
     a.wait_for("down", "b");
     assert_eq!(a.status()["isolated"], true);
+    let left = a.sockets("01");
+    assert!(linked.iter().all(|socket| !left.contains(socket)), "its connection is gone, and what it held");
     b.signal("CONT");
     a.wait_for("up", "b");
     until("both are up for each other", || {
@@ -362,6 +365,21 @@ fn with_certificates_nobody_else_gets_in_on_any_port() {
     both_up(&mut a, &mut b);
     a.tell("send b 0 100 10000");
     assert_eq!(b.messages(100), (0..100).collect::<Vec<u64>>());
+
+    // Certificates that are replaced are shown without a new start.
+    let before = links.folder().join("before");
+    std::fs::rename(&ours, &before).unwrap();
+    links.certificates(&ours, &["a", "b"]);
+    let mut b = {
+        b.kill();
+        a.wait_for("down", "b");
+        secured("b", &["a"], &ours, "b")
+    };
+    a.wait_for("up", "b");
+    b.wait_for("up", "a");
+    let old = secured("c", &["a"], &before, "a");
+    until("what was signed before is nothing now", || old.log().contains("no link to another node"));
+    drop(old);
 
     // Another authority; a certificate that names another node; no TLS at all.
     let mut stranger = secured("c", &["a"], &theirs, "c");

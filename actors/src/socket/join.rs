@@ -163,13 +163,18 @@ impl JoinActor {
         match message {
             JoinMessage::Join { payload, reference, before, permit } => Box::pin(async move {
                 let _until_answered = permit;
-                if let Some((old, answered)) = before {
-                    // It has crashed if it does not say so.
-                    let _answered = answered.await;
-                    old.outlet.silence();
-                    old.end();
-                }
-                this.join(&socket, &payload, &reference).await
+                let old = match before {
+                    Some((old, answered)) => {
+                        // It has crashed if it does not say so.
+                        let _answered = answered.await;
+                        old.outlet.silence();
+                        Some(Replaced(old))
+                    }
+                    None => None,
+                };
+                let channel = this.join(&socket, &payload, &reference).await;
+                drop(old);
+                channel
             }),
             JoinMessage::Push { event, payload, reference, permit } => Box::pin(async move {
                 let _until_answered = permit;
@@ -238,6 +243,16 @@ impl JoinActor {
         }
         drop(channel);
         self.end();
+    }
+}
+
+/// A join that is being replaced. It says nothing more, and holds on to what it has until the new one is answered, so that
+/// nobody is told that an agent is gone which is not (agrenting.md R55).
+struct Replaced(Arc<JoinActor>);
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -10,6 +10,7 @@ mod following;
 mod forwarding;
 mod gathering;
 mod owning;
+mod reconciling;
 mod storing;
 
 use std::collections::{BTreeMap, HashMap};
@@ -404,6 +405,7 @@ impl State {
             None => self.registry.settings.idle_unload_ms,
         };
         self.mind_readers(myself);
+        self.remind_owner(myself);
         let unused = self.readers.iter().all(|reader| reader.told_end)
             && self.handle.tail.receiver_count() == 0
             && self.acks.is_empty()

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::nodes::Nodes;
 use super::preamble::{self, Failure};
 use super::stream::Io;
-use super::tls::Tls;
+use super::tls::Certificates;
 
 /// How often the dialler looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -35,7 +35,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const DIALS_MAX: usize = 32;
 
 /// Takes connections from other nodes.
-pub async fn listen(nodes: Arc<Nodes>, listener: TcpListener, tls: Option<Tls>) {
+pub async fn listen(nodes: Arc<Nodes>, listener: TcpListener, tls: Option<Arc<Certificates>>) {
     let places = Arc::new(Semaphore::new(nodes.limits.cluster_handshakes_max));
     while let Some(accepted) = nodes.stop.run_until_cancelled(listener.accept()).await {
         let stream = match accepted {
@@ -65,13 +65,17 @@ pub async fn listen(nodes: Arc<Nodes>, listener: TcpListener, tls: Option<Tls>) 
     }
 }
 
-async fn accept(nodes: &Arc<Nodes>, stream: TcpStream, tls: Option<Tls>) -> Result<(), Failure> {
+async fn accept(
+    nodes: &Arc<Nodes>,
+    stream: TcpStream,
+    tls: Option<Arc<Certificates>>,
+) -> Result<(), Failure> {
     set_options(nodes, &stream)?;
     within(nodes, async {
         let (mut io, certificate): (Io, _) = match tls {
             None => (Box::new(stream), None),
             Some(tls) => {
-                let stream = tls.acceptor.accept(stream).await?;
+                let stream = tls.current().acceptor.accept(stream).await?;
                 let certificate = first(stream.get_ref().1.peer_certificates())?;
                 (Box::new(stream), Some(certificate))
             }
@@ -83,7 +87,7 @@ async fn accept(nodes: &Arc<Nodes>, stream: TcpStream, tls: Option<Tls>) -> Resu
     .await
 }
 
-async fn dial(nodes: &Arc<Nodes>, place: &str, tls: Option<Tls>) -> Result<NodeKey, Failure> {
+async fn dial(nodes: &Arc<Nodes>, place: &str, tls: Option<Arc<Certificates>>) -> Result<NodeKey, Failure> {
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(place)).await;
     let stream = stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     set_options(nodes, &stream)?;
@@ -92,7 +96,7 @@ async fn dial(nodes: &Arc<Nodes>, place: &str, tls: Option<Tls>) -> Result<NodeK
             None => (Box::new(stream), None),
             Some(tls) => {
                 let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
-                let stream = tls.connector.connect(name, stream).await?;
+                let stream = tls.current().connector.connect(name, stream).await?;
                 let certificate = first(stream.get_ref().1.peer_certificates())?;
                 (Box::new(stream), Some(certificate))
             }
@@ -185,7 +189,7 @@ type Outcome = (String, Result<NodeKey, Failure>);
 /// Dials other nodes for as long as there is no link to them.
 pub struct Dialler {
     nodes: Arc<Nodes>,
-    tls: Option<Tls>,
+    tls: Option<Arc<Certificates>>,
     targets: BTreeMap<String, Target>,
     dialling: usize,
     outcomes: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
@@ -193,7 +197,7 @@ pub struct Dialler {
 
 impl Dialler {
     /// A dialler of what the configuration names.
-    pub fn new(nodes: Arc<Nodes>, tls: Option<Tls>) -> Self {
+    pub fn new(nodes: Arc<Nodes>, tls: Option<Arc<Certificates>>) -> Self {
         let targets: BTreeMap<_, _> =
             nodes.config.peers.iter().map(|place| (place.clone(), Target::default())).collect();
         nodes.set_unanswered(targets.len());

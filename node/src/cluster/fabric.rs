@@ -86,6 +86,8 @@ pub trait Watcher: Send + Sync + 'static {
     fn opened(&self, connection: &Arc<Connection>);
     /// Nothing is left of it.
     fn closed(&self, connection: &Arc<Connection>);
+    /// ractor_cluster has ended, which no node survives.
+    fn failed(&self);
     /// A frame came over it.
     fn frame(&self, connection: &Arc<Connection>, frame: Bytes);
 }
@@ -126,9 +128,15 @@ impl Fabric {
         .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let connections =
             Arc::new(Connections { by_id: Mutex::new(HashMap::new()), watcher, me: me.clone() });
-        let (relay, _) = Actor::spawn(None, Relay { connections: connections.clone() }, ()).await?;
+        let (relay, relay_ends) = Actor::spawn(None, Relay { connections: connections.clone() }, ()).await?;
         ractor::pg::join(RELAY_GROUP.to_owned(), vec![relay.get_cell()]);
-        let (server, _) = Actor::spawn(None, server, ()).await?;
+        let (server, server_ends) = Actor::spawn(None, server, ()).await?;
+        let watched = connections.clone();
+        tokio::spawn(async move {
+            // Either of them; nobody stops them while the node lives.
+            let _ended = futures_util::future::select(relay_ends, server_ends).await;
+            watched.watcher.failed();
+        });
         let subscription = Box::new(Events(connections.clone()));
         server.cast(NodeServerMessage::SubscribeToEvents { id: "muster".to_owned(), subscription })?;
         Ok(Self { server, connections })

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use muster_protocol::cluster::frame::{Header, OTHERS_MAX};
 use parking_lot::Mutex;
 use smol_str::SmolStr;
+
+use super::nodes::Nodes;
 
 /// How long an address is of use after it was told last, in milliseconds.
 const KEPT_MS: u64 = 60_000;
@@ -38,6 +41,39 @@ impl Hints {
         let addresses = self.addresses.lock();
         let fresh = addresses.iter().filter(|(_, told_at_ms)| now_ms.saturating_sub(**told_at_ms) < KEPT_MS);
         fresh.map(|(address, _)| address.clone()).collect()
+    }
+}
+
+/// Where nodes are reached.
+pub struct Addresses {
+    /// This one.
+    pub own: Option<SmolStr>,
+    /// Some of the others.
+    pub others: Vec<SmolStr>,
+}
+
+impl Nodes {
+    /// Where this node is reached, and some of the others; not the same each time.
+    pub(super) fn addresses(&self) -> Addresses {
+        let mut others: Vec<SmolStr> =
+            self.all_peers().iter().filter_map(|peer| peer.address_if_up()).collect();
+        if others.len() > OTHERS_MAX {
+            let random = self.environment.random();
+            let turn = u64::from_be_bytes(random) % others.len() as u64;
+            others.rotate_left(usize::try_from(turn).unwrap_or(0));
+            others.truncate(OTHERS_MAX);
+        }
+        Addresses { own: self.address.clone(), others }
+    }
+
+    /// Notes where nodes are reached.
+    pub(super) fn note_addresses(&self, header: &Header) {
+        let told = header.others.iter().chain(&header.address);
+        for address in told.filter(|address| Some(*address) != self.address.as_ref()) {
+            if self.config.may_dial(address) {
+                self.hints.note(address, self.now_ms());
+            }
+        }
     }
 }
 

@@ -15,7 +15,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use smol_str::SmolStr;
 
 use super::fabric::Connection;
-use super::nodes::{Addresses, Nodes};
+use super::hints::Addresses;
+use super::nodes::Nodes;
 
 /// The carrier that is not a connection.
 const FALLBACK: Carrier = Carrier { id: 0, reliable: false };
@@ -251,7 +252,10 @@ impl Link {
         let key = header.from.clone();
         let heard = Heard { key: key.clone(), draining: header.draining, goodbye: header.goodbye };
         match self.nodes.heard(&heard, now_ms) {
-            Ok(changes) => changes.into_iter().for_each(|change| self.apply(change)),
+            Ok(changes) => {
+                let why = if header.goodbye { "it said goodbye" } else { "it has started again" };
+                changes.into_iter().for_each(|change| self.apply(change, why));
+            }
             Err(refusal) => return self.nodes.refuse(&key, &refusal),
         }
         let mut state = self.peer.state.lock();
@@ -305,7 +309,7 @@ impl Link {
         }
     }
 
-    fn apply(&self, change: Change) {
+    fn apply(&self, change: Change, why: &'static str) {
         match change {
             Change::Up(key) => {
                 tracing::info!(peer = %key, "a node is up");
@@ -317,7 +321,7 @@ impl Link {
                 self.nodes.raise(Event::Up(key));
             }
             Change::Down(key) => {
-                tracing::warn!(peer = %key, "a node is gone");
+                tracing::info!(peer = %key, why, "a node is gone");
                 let mut state = self.peer.state.lock();
                 if let Some(mut open) = state.open.take() {
                     self.nodes.metrics.dropped(open.session.drop_all());
@@ -335,7 +339,8 @@ impl Link {
     fn tick(&self) {
         let now_ms = self.nodes.now_ms();
         if let Some(change) = self.nodes.tick(&self.peer.name, now_ms) {
-            self.apply(change);
+            tracing::warn!(peer = %self.peer.name, "a node has been silent for too long");
+            self.apply(change, "it is silent");
         }
         let mut state = self.peer.state.lock();
         if let Some(direct) = &state.direct

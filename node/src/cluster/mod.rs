@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! * [`nodes`]: the port's other side: who is up, what goes to whom
-//! * [`link`]: one actor for each other node, with the session
+//! * [`link`]: one actor for each other node, with the session; [`hub`]: their supervisor
 //! * [`doors`], [`hints`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
 //! * [`certificates`]: makes those that nodes show
 //! * [`fabric`], [`stream`]: ractor_cluster, which carries frames over connections
@@ -13,6 +13,7 @@ pub mod certificates;
 mod doors;
 mod fabric;
 mod hints;
+mod hub;
 mod link;
 pub mod metric_definitions;
 pub mod nodes;
@@ -34,7 +35,7 @@ use self::doors::Dialler;
 use self::fabric::Fabric;
 use self::metric_definitions::ClusterMetrics;
 use self::nodes::{Nodes, Parts};
-use self::tls::Tls;
+use self::tls::Certificates;
 use self::transport::Transport;
 use crate::config::{ClusterConfig, ConfigError, TransportChoice};
 use crate::http::listener;
@@ -71,7 +72,7 @@ pub async fn open(
     fallback: Option<Arc<dyn Transport>>,
 ) -> Result<Arc<Nodes>, RunError> {
     let me = identity(config, environment)?;
-    let tls = Tls::load(config)?;
+    let tls = Certificates::load(config)?;
     let address = config.listen_address()?.filter(|_| config.transport == TransportChoice::Auto);
     let listener = match address {
         Some(address) => Some(

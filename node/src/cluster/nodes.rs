@@ -8,20 +8,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_actors::cluster::{Cluster, Event, Receiver};
 use muster_actors::ports::Environment;
-use muster_protocol::cluster::frame::{Frame, Header, OTHERS_MAX, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use muster_protocol::cluster::frame::{Frame, Header, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use muster_protocol::cluster::membership::{Change, Heard, Known, Membership, Refusal, Timing};
 use muster_protocol::cluster::session::Bounds;
 use muster_protocol::cluster::{Members, Message, NodeKey};
 use muster_protocol::limits::Limits;
 use parking_lot::Mutex;
-use ractor::{Actor, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
+use ractor::{Actor, ActorRef, ActorRuntime};
 use smol_str::SmolStr;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::fabric::{Connection, Fabric, Watcher};
-use super::hints::Hints;
+use super::hints::{Addresses, Hints};
+use super::hub::{Hub, Nothing};
 use super::link::{Link, Notice, Peer, Via};
 use super::metric_definitions::ClusterMetrics;
 use super::slots::Slots;
@@ -47,10 +48,11 @@ pub struct Nodes {
     pub(super) fallback: Option<Arc<dyn Transport>>,
     pub(super) slots: Slots,
     pub(super) hints: Hints,
-    address: Option<SmolStr>,
+    pub(super) address: Option<SmolStr>,
     pub(super) fabric: OnceLock<Fabric>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
+    failed: CancellationToken,
     hub: OnceLock<ActorRef<Nothing>>,
     receiver: OnceLock<Arc<dyn Receiver>>,
     membership: Mutex<Membership>,
@@ -64,14 +66,6 @@ pub struct Nodes {
 
 /// What begins when somebody listens.
 pub(super) type Begin = Box<dyn FnOnce(Arc<Nodes>) + Send>;
-
-/// Where nodes are reached.
-pub(super) struct Addresses {
-    /// This one.
-    pub(super) own: Option<SmolStr>,
-    /// Some of the others.
-    pub(super) others: Vec<SmolStr>,
-}
 
 /// What a node brings to its cluster.
 pub struct Parts {
@@ -110,6 +104,7 @@ impl Nodes {
             fabric: OnceLock::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            failed: CancellationToken::new(),
             hub: OnceLock::new(),
             receiver: OnceLock::new(),
             membership: Mutex::new(membership),
@@ -126,8 +121,13 @@ impl Nodes {
             fallback,
             members,
         });
-        let (hub, _) = Actor::spawn(None, Hub { nodes: nodes.clone() }, ()).await?;
+        let (hub, hub_ends) = Actor::spawn(None, Hub { nodes: nodes.clone() }, ()).await?;
         let _only_once = nodes.hub.set(hub);
+        let failed = nodes.failed.clone();
+        tokio::spawn(async move {
+            let _ended = hub_ends.await;
+            failed.cancel();
+        });
         Ok(nodes)
     }
 
@@ -215,7 +215,7 @@ impl Nodes {
         peer
     }
 
-    fn begin_link(self: &Arc<Self>, peer: &Arc<Peer>) {
+    pub(super) fn begin_link(self: &Arc<Self>, peer: &Arc<Peer>) {
         let Some(hub) = self.hub.get() else { return };
         let link = Link { peer: peer.clone(), nodes: self.clone() };
         match ActorRuntime::spawn_linked_instant(None, link, (), hub.get_cell()) {
@@ -224,7 +224,7 @@ impl Nodes {
         }
     }
 
-    fn all_peers(&self) -> Vec<Arc<Peer>> {
+    pub(super) fn all_peers(&self) -> Vec<Arc<Peer>> {
         self.peers.lock().values().cloned().collect()
     }
 
@@ -324,29 +324,6 @@ impl Nodes {
         }
     }
 
-    /// Where this node is reached, and some of the others; not the same each time.
-    pub(super) fn addresses(&self) -> Addresses {
-        let mut others: Vec<SmolStr> =
-            self.all_peers().iter().filter_map(|peer| peer.address_if_up()).collect();
-        if others.len() > OTHERS_MAX {
-            let random = self.environment.random();
-            let turn = u64::from_be_bytes(random) % others.len() as u64;
-            others.rotate_left(usize::try_from(turn).unwrap_or(0));
-            others.truncate(OTHERS_MAX);
-        }
-        Addresses { own: self.address.clone(), others }
-    }
-
-    /// Notes where nodes are reached.
-    fn note_addresses(&self, header: &Header) {
-        let told = header.others.iter().chain(&header.address);
-        for address in told.filter(|address| Some(*address) != self.address.as_ref()) {
-            if self.config.may_dial(address) {
-                self.hints.note(address, self.now_ms());
-            }
-        }
-    }
-
     /// Lets all nodes that listen know that this one is there.
     fn announce(&self) {
         let Some(fallback) = &self.fallback else { return };
@@ -377,6 +354,11 @@ impl Nodes {
             .iter()
             .filter(|cell| cell.get_id().is_local() && cell.supports_remoting())
             .count()
+    }
+
+    /// Waits until the node can have no links any more.
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
     }
 
     /// Says goodbye, and ends all links: the last that this process does in the cluster.
@@ -466,46 +448,12 @@ impl Watcher for Arc<Nodes> {
         }
     }
 
+    fn failed(&self) {
+        tracing::error!("what carries the links has ended");
+        self.failed.cancel();
+    }
+
     fn frame(&self, connection: &Arc<Connection>, frame: Bytes) {
         self.take(Some(connection), &frame);
-    }
-}
-
-/// What the hub is told: nothing.
-struct Nothing;
-
-impl ractor::Message for Nothing {}
-
-/// Supervises the links.
-struct Hub {
-    nodes: Arc<Nodes>,
-}
-
-impl Actor for Hub {
-    type Msg = Nothing;
-    type State = ();
-    type Arguments = ();
-
-    async fn pre_start(&self, _: ActorRef<Nothing>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        _: ActorRef<Nothing>,
-        event: SupervisionEvent,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(cell, error) = event {
-            let is_its = |peer: &Arc<Peer>| {
-                peer.actor.lock().as_ref().is_some_and(|actor| actor.get_id() == cell.get_id())
-            };
-            if let Some(peer) = self.nodes.all_peers().into_iter().find(is_its) {
-                tracing::error!(peer = %peer.name, %error, "a link crashed; starting it again");
-                self.nodes.begin_link(&peer);
-                peer.tell(Notice::Crashed);
-            }
-        }
-        Ok(())
     }
 }

@@ -4,9 +4,11 @@
 //! at: addresses come and go, and prove nothing. A certificate that names nodes (`muster://node/NAME`, as `muster cluster
 //! cert` writes it) stands for these alone; one that names none, such as one that all share, for any.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -35,6 +37,51 @@ pub struct Tls {
 /// ractor_cluster brings another provider along, so each configuration names ours.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// The same, read again when the files change: certificates are replaced while nodes run.
+pub struct Certificates {
+    config: ClusterConfig,
+    current: Mutex<(Option<[SystemTime; 3]>, Tls)>,
+}
+
+impl Certificates {
+    /// Reads what the configuration names, if it does.
+    ///
+    /// # Errors
+    /// As [`Tls::load`].
+    pub fn load(config: &ClusterConfig) -> Result<Option<Arc<Self>>, ConfigError> {
+        let changed = changed(config);
+        let tls = Tls::load(config)?;
+        let certificates = |tls| Self { config: config.clone(), current: Mutex::new((changed, tls)) };
+        Ok(tls.map(certificates).map(Arc::new))
+    }
+
+    /// What the files say, or said last if they cannot be used now.
+    pub fn current(&self) -> Tls {
+        let mut current = self.current.lock();
+        let changed = changed(&self.config);
+        if changed.is_some() && changed != current.0 {
+            match Tls::load(&self.config) {
+                Ok(Some(tls)) => {
+                    tracing::info!("certificates between nodes were read again");
+                    current.1 = tls;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(%error, "certificates between nodes changed, and cannot be used")
+                }
+            }
+            current.0 = changed;
+        }
+        current.1.clone()
+    }
+}
+
+/// When each of the files was changed last.
+fn changed(config: &ClusterConfig) -> Option<[SystemTime; 3]> {
+    let changed = |file: &Option<PathBuf>| std::fs::metadata(file.as_ref()?).ok()?.modified().ok();
+    Some([changed(&config.ca)?, changed(&config.certificate)?, changed(&config.key)?])
 }
 
 impl Tls {

@@ -3,7 +3,6 @@
 //! next one.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use muster_protocol::cluster::NodeKey;
@@ -15,11 +14,10 @@ use muster_protocol::task_stream::Chunk;
 use ractor::ActorRef;
 
 use super::forwarding::Waiting;
-use super::owning::Owning;
 use super::{Role, State};
 use crate::egress::{OfOutlet, OutletId};
 use crate::inbox::Wake;
-use crate::store::{StoreError, StreamHead};
+use crate::store::StoreError;
 use crate::task_stream::INBOX_COMMANDS_MAX;
 use crate::task_stream::command::Command;
 
@@ -107,6 +105,10 @@ impl State {
         let (epoch, after) = (self.epoch, self.log.last_seq());
         let me = self.registry.cluster.me().clone();
         let Role::Follower(following) = &mut self.role else { return };
+        if following.phase == Phase::Claiming && wanted.as_ref() == Some(&me) {
+            // Claimed twice, it would be taken from oneself.
+            return;
+        }
         if following.is_settled() {
             following.unsettled_since_ms = now_ms;
         }
@@ -120,7 +122,7 @@ impl State {
             Some(owner) => {
                 following.enter(Phase::Asked(owner.clone()), now_ms);
                 if !self.tell(owner, follow, What::Follow { after, epoch, chunks }) {
-                    self.look_again(now_ms);
+                    self.look_again(myself, now_ms);
                 }
             }
             None => following.enter(Phase::Looking, now_ms),
@@ -128,13 +130,14 @@ impl State {
         self.wake_in(myself, LOOK_AGAIN_MS);
     }
 
-    fn look_again(&mut self, now_ms: u64) {
+    pub(super) fn look_again(&mut self, myself: &ActorRef<Wake>, now_ms: u64) {
         if let Role::Follower(following) = &mut self.role {
             if following.is_settled() {
                 following.unsettled_since_ms = now_ms;
             }
             following.enter(Phase::Looking, now_ms);
         }
+        self.wake_in(myself, LOOK_AGAIN_MS);
     }
 
     /// Who is to own the stream, as far as this node knows.
@@ -319,7 +322,7 @@ impl State {
             What::Following { epoch, last_seq: _, first_seq, durable_seq, from, updated_at } => {
                 if epoch < self.epoch && epoch != 0 {
                     // It does not know yet that it was fenced off; it has been told.
-                    self.look_again(now_ms);
+                    self.look_again(myself, now_ms);
                     return;
                 }
                 following.enter(Phase::Settled(node), now_ms);
@@ -337,38 +340,9 @@ impl State {
             }
             What::Chunks { durable_seq, chunks } => self.take_chunks(myself, durable_seq, chunks),
             What::Changed => self.registry.clone().read_task(self.handle.clone()),
-            What::NotOwner => self.look_again(now_ms),
+            What::NotOwner => self.look_again(myself, now_ms),
             What::Answers(answers) => self.take_answers(answers),
             _ => {}
-        }
-    }
-
-    /// The owner has something else than this node after a seq: what lies between is in the store, or was never durable.
-    fn go_on_from(&mut self, from: u64, durable_seq: u64) {
-        let dropped = self.log.truncate(from);
-        self.told_in_vain(dropped);
-        self.log.skip_to(from);
-        self.log.confirm(durable_seq);
-        self.count_bytes();
-    }
-
-    /// Remembers chunks that readers have seen though they were lost before they were durable: their producers send them
-    /// again, and readers are not told twice.
-    pub(super) fn told_in_vain(&mut self, dropped: Vec<Chunk>) {
-        for chunk in dropped {
-            self.vain.insert(chunk.seq, chunk.idempotency_key);
-        }
-    }
-
-    /// A chunk has come to stand where readers have seen one that was lost: if it is another, they are sent it too.
-    pub(super) fn check_vain(&mut self, chunk: &Chunk) {
-        let Some(seen) = self.vain.remove(&chunk.seq) else { return };
-        if seen.is_some() && seen == chunk.idempotency_key {
-            return;
-        }
-        self.registry.metrics.chunks_replaced.inc();
-        for reader in self.readers.iter_mut() {
-            reader.cursor = reader.cursor.min(chunk.seq - 1);
         }
     }
 
@@ -418,55 +392,6 @@ impl State {
         }
     }
 
-    /// This node owns the stream now, or could not claim it.
-    pub(super) fn claimed(
-        &mut self,
-        myself: &ActorRef<Wake>,
-        follow: u64,
-        result: Result<StreamHead, StoreError>,
-    ) {
-        let now_ms = self.registry.environment.monotonic_ms();
-        let Role::Follower(following) = &mut self.role else { return };
-        if following.follow != follow {
-            return;
-        }
-        let head = match result {
-            Ok(head) => head,
-            Err(error) => {
-                tracing::warn!(%error, task = %self.task.id, "cannot claim a stream");
-                self.look_again(now_ms);
-                return;
-            }
-        };
-        let requests = std::mem::take(&mut following.requests);
-        self.role = Role::Owner(Owning::default());
-        self.epoch = head.epoch;
-        self.handle.is_held.store(head.epoch != 0, Ordering::Relaxed);
-        self.task = head.task;
-        self.ending = Ending::of(&self.task);
-        self.stored_from = head.first_seq;
-        let dropped = self.log.truncate(head.last_seq);
-        self.told_in_vain(dropped);
-        let first = head.newest.first().map_or(head.last_seq + 1, |chunk| chunk.seq);
-        self.log.skip_to((first - 1).max(self.log.last_seq()));
-        for chunk in head.newest {
-            if chunk.seq > self.log.last_seq() {
-                self.check_vain(&chunk);
-                self.log.append_given(chunk);
-            }
-        }
-        self.log.confirm(head.last_seq);
-        self.parties_changed();
-        self.advance_all();
-        self.tell_tail();
-        self.count_bytes();
-        let waiting = requests.into_iter().filter_map(Waiting::into_command);
-        self.held.splice(0..0, waiting);
-        self.run_held_again = true;
-        // The nodes that are up may have changed meanwhile.
-        self.examine(myself);
-    }
-
     /// Sends every reader what it does not have.
     pub(super) fn advance_all(&mut self) {
         let ids: Vec<OutletId> = self.readers.iter().map(OfOutlet::outlet_id).collect();
@@ -481,6 +406,18 @@ impl State {
             && let Some(owner) = following.owner()
         {
             let _gone = self.tell(owner.clone(), following.follow, What::Unfollow);
+        }
+    }
+
+    /// Makes sure that the owner still knows of this node, in case it has forgotten it and this node did not hear why.
+    pub(super) fn remind_owner(&mut self, myself: &ActorRef<Wake>) {
+        let Role::Follower(following) = &self.role else { return };
+        match &following.phase {
+            Phase::Settled(owner) => {
+                let (after, epoch, chunks) = (self.log.last_seq(), self.epoch, following.wants_chunks);
+                let _gone = self.tell(owner.clone(), following.follow, What::Follow { after, epoch, chunks });
+            }
+            _ => self.wake_in(myself, LOOK_AGAIN_MS),
         }
     }
 

@@ -80,6 +80,12 @@ impl State {
             What::Follow { .. } | What::Request { .. } if owning.leaving => {
                 self.tell(node, follow, What::NotOwner);
             }
+            // A reminder.
+            What::Follow { chunks, .. }
+                if owning
+                    .followers
+                    .get(&node)
+                    .is_some_and(|known| known.follow == follow && known.chunks == chunks) => {}
             What::Follow { after, chunks, .. } => {
                 owning.followers.insert(node.clone(), Follower { follow, chunks });
                 self.show_where_it_stands((node, follow), after, chunks);
