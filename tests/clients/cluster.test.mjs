@@ -20,7 +20,6 @@ const UNAUTHORIZED = { reason: "unauthorized" };
 const world = onCluster();
 
 describe("streams on several nodes", () => {
-
   /** All ways to emit at each node and at the balancer: [{ name, emit(task, chunk) }]. */
   async function everyWay(agent) {
     const ways = [];
@@ -389,13 +388,18 @@ describe("credentials on several nodes", () => {
     return node;
   }
 
-  test("R18: without a link between the nodes what is open under a key ends as well: the store tells, within 2 s", async (context) => {
+  test("R18 R23: without a link between the nodes what is open under a key or of an agent ends as well: the store tells, within 2 s", async (context) => {
     const apart = await unlinked();
     const parties = await company();
     const things = await openEverything(apart, parties, parties.agent.key);
-    const begun = performance.now();
-    await world.one.ok("POST", "/api/v1/auth/rotate-key", { key: parties.agent.key, body: {} });
+    let begun = performance.now();
+    const { api_key: key } = await world.one.ok("POST", "/api/v1/auth/rotate-key", { key: parties.agent.key, body: {} });
     context.diagnostic(`after a key's end all ${things.length} were over after ${await allOver(things, begun)} ms`);
+
+    const more = await openEverything(apart, parties, key);
+    begun = performance.now();
+    await world.one.ok("PUT", `/api/v1/admin/agents/${parties.agent.id}/status`, { token: world.one.adminToken, body: { status: "suspended" } });
+    context.diagnostic(`after the agent's end all ${more.length} were over after ${await allOver(more, begun)} ms`);
   });
 });
 
@@ -501,6 +505,6 @@ describe("the cluster itself", () => {
     const env = { MUSTER_ADMIN_TOKEN: world.one.adminToken, MUSTER_CLUSTER_SECRET: "a secret for nodes that is long enough" };
     const { code, stdout, stderr } = await muster(["serve", "--listen", `127.0.0.1:${await freePort()}`, "--data-dir", files.file("data"), "--set", `cluster.listen=127.0.0.1:${await freePort()}`], { env });
     assert.notEqual(code, 0);
-    assert.match(stdout + stderr, /make this node one of several, which share a store/);
+    assert.match(stdout + stderr, /make this node one of several, which share a store.*give store\.url/);
   });
 });

@@ -43,6 +43,9 @@ export function onCluster(options = {}) {
   afterEach(async (context) => {
     for (const close of world.open.splice(0)) await close();
     await world.connections.close();
+    // What a test has killed is there for the next one.
+    await Promise.all(world.nodes.filter(({ alive }) => !alive).map(({ name }) => world.cluster.restart(name)));
+    await world.cluster.seen();
     failed ||= context.error !== undefined && context.error !== null;
     assert.deepEqual(world.cluster.problems.map(({ text }) => text), [], "nothing ended by itself");
   });
