@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use muster_actors::cluster::{Alone, Cluster};
 use muster_actors::core::{Core, Parts};
 use muster_actors::metric_definitions::Metrics;
@@ -53,6 +54,10 @@ const PURGE_EVERY: Duration = Duration::from_secs(30);
 const CREDENTIALS_KEPT_MS: u64 = 30 * 86_400_000;
 /// How often it is noted which agents went.
 const LAST_SEEN_EVERY_SECONDS: u64 = 5;
+/// Writes of that which wait for the store at once.
+const LAST_SEEN_WRITES_MAX: usize = 256;
+/// How long a node that goes away takes for it.
+const LAST_SEEN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts a node. `operator_token` is the operator's own; without it the one made at the first start stands.
 ///
@@ -207,14 +212,16 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Notes when the agents that went were last seen.
+/// Notes when the agents that went were last seen: together, so that those of a node that is gone are few transactions.
 async fn note_gone(core: &Core) {
     let now = core.environment.now();
-    for agent in core.online.take_gone() {
+    let gone = futures_util::stream::iter(core.online.take_gone());
+    gone.for_each_concurrent(LAST_SEEN_WRITES_MAX, |agent| async move {
         if let Err(error) = core.store.set_last_seen(agent, now).await {
             tracing::warn!(%error, "cannot note when an agent was last seen");
         }
-    }
+    })
+    .await;
 }
 
 /// Looks every second for credentials and agents that another node has ended; apart from the rest, for the store may take its time.
@@ -291,7 +298,17 @@ impl Node {
                 "drained for as long as allowed; closing what is left"
             );
         }
-        note_gone(&app.core).await;
+        let moved = async {
+            while app.core.streams.held() > 0 && app.core.cluster.members().borrow().nodes.len() > 1 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(STREAMS_MOVE_WITHIN, moved).await.is_err() {
+            tracing::warn!(streams = app.core.streams.held(), "streams that nobody has taken over yet");
+        }
+        if tokio::time::timeout(LAST_SEEN_TIMEOUT, note_gone(&app.core)).await.is_err() {
+            tracing::warn!("did not note of all agents when they were last seen");
+        }
         app.core.store.close().await;
         if let Some(nodes) = &app.nodes {
             nodes.close().await;
@@ -316,6 +333,8 @@ async fn close_sockets(app: &App, over: Duration) {
     }
 }
 
+/// How long streams have to move to other nodes once everybody has left this one.
+const STREAMS_MOVE_WITHIN: Duration = Duration::from_secs(3);
 /// Pause between two batches of closes.
 const DRAIN_STEP: Duration = Duration::from_millis(20);
 /// Sockets closed together at least.

@@ -149,6 +149,12 @@ mod tests {
     }
 
     #[test]
+    fn nobody_joins_what_is_for_nodes_alone() {
+        assert!(Mount::ALL.iter().all(|mount| Topic::parse(*mount, UNPUBLISHED).is_none()));
+        assert!(Mount::ALL.iter().any(|mount| Topic::parse(*mount, DISCOVERY).is_some()));
+    }
+
+    #[test]
     fn each_mount_has_its_topics() {
         let agent = AgentId::new(Timestamp::from_unix_ms(1), [0; 10]);
         let name = agent_topic(agent);

@@ -667,6 +667,21 @@ describe("drain", () => {
     });
   }
 
+  test("R168: an agent that was online until a node stopped was last seen then", async () => {
+    const own = await start({ set: ["drain.unready_ms=0"] });
+    const { provider } = await cast(own);
+    const socket = await open(own, AGENT, { api_key: provider.key });
+    assert.equal((await socket.join(`agent:${provider.id}`)).status, "ok");
+    const look = () => own.ok("GET", `/api/v1/agents/${provider.id}`, { key: provider.key });
+    assert.equal((await look()).online, true);
+    assert.equal((await look()).last_seen_at, null);
+    assert.equal((await own.stop()).code, 0);
+    await own.startAgain();
+    const after = await look();
+    assert.equal(after.online, false);
+    assert.ok(Date.parse(after.last_seen_at) > 0, JSON.stringify(after));
+  });
+
   test("R168: told to stop twice, a node stops at once", async () => {
     const own = await start({ set: ["drain.unready_ms=60000"] });
     const began = Date.now();

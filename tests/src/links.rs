@@ -58,6 +58,16 @@ impl Links {
         self.ports.iter().find(|(known, _)| *known == name).unwrap().1
     }
 
+    /// Drops all that one node says to another, or lets it through again; what the other says to it gets there.
+    pub fn shut(&self, space: &Namespace, from: &str, to: &str, is_shut: bool) {
+        let change = if is_shut { "-A" } else { "-D" };
+        // Whichever of the two has dialled.
+        for (end, name) in [("--dport", to), ("--sport", from)] {
+            let port = self.port(name).to_string();
+            space.run(&["iptables", change, "INPUT", "-p", "tcp", end, &port, "-j", "DROP"]);
+        }
+    }
+
     /// Settings of a node on loopback that dials these.
     #[must_use]
     pub fn settings(&self, name: &str, peers: &[&str]) -> Vec<String> {

@@ -12,6 +12,7 @@ use muster_tests::{Agent, Node};
 use serde_json::json;
 
 const ROUNDS: u64 = 50;
+const ROUNDS_ON_POSTGRESQL: u64 = 10;
 const PRODUCERS: usize = 4;
 const STREAMS_PER_PRODUCER: usize = 5;
 /// Chunks of one stream a second: with 20 streams, 2,000 a second.
@@ -36,9 +37,24 @@ type Books = Arc<parking_lot::Mutex<Vec<Book>>>;
 /// second chunk.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_chunks_survive_fifty_kills_amid_two_thousand_a_second() {
+    let total = survive_kills(ROUNDS, &[]).await;
+    eprintln!("{total} acknowledged chunks survived {ROUNDS} kills");
+}
+
+/// R46 R52: the same with PostgreSQL, where what the killed node had under way may still happen.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_chunks_survive_kills_with_postgresql() {
+    let server = muster_test_postgres::Server::start();
+    let url = format!("store.url={}", server.database("muster"));
+    let total = survive_kills(ROUNDS_ON_POSTGRESQL, &[&url]).await;
+    eprintln!("{total} acknowledged chunks survived {ROUNDS_ON_POSTGRESQL} kills");
+}
+
+/// Gives how many chunks were acknowledged.
+async fn survive_kills(rounds: u64, settings: &[&str]) -> u64 {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let mut node = Node::start(&data, &[]).await;
+    let mut node = Node::start(&data, settings).await;
     let client = node.agent("client").await;
     let mut producers = Vec::new();
     for n in 0..PRODUCERS {
@@ -53,7 +69,7 @@ async fn acknowledged_chunks_survive_fifty_kills_amid_two_thousand_a_second() {
     }
     let acknowledged = Arc::new(AtomicU64::new(0));
     let mut checked = vec![vec![0; STREAMS_PER_PRODUCER]; PRODUCERS];
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let stop = Arc::new(AtomicBool::new(false));
         let mut running = Vec::new();
         for (provider, tasks, books) in &producers {
@@ -88,7 +104,7 @@ async fn acknowledged_chunks_survive_fifty_kills_amid_two_thousand_a_second() {
     }
     let total = acknowledged.load(Ordering::Relaxed);
     assert!(!node.log().contains("\"panic\""), "{}", node.log());
-    eprintln!("{total} acknowledged chunks survived {ROUNDS} kills");
+    total
 }
 
 /// Emits at its rate until the node is gone: first what the last life left unacknowledged, in order, with its keys.

@@ -78,6 +78,22 @@ fn four_nodes_of_which_each_dials_all_know_each_other_and_a_way_back_is_forgotte
 }
 
 #[test]
+fn it_is_enough_to_be_told_of_one_node() {
+    let links = Links::new();
+    let mut nodes =
+        [("a", None), ("b", Some("a")), ("c", Some("b")), ("d", Some("a"))].map(|(name, peer)| {
+            let peers: Vec<&str> = peer.into_iter().collect();
+            (name, quick(&links, name, &peers))
+        });
+    for (name, node) in &mut nodes {
+        for peer in ["a", "b", "c", "d"].iter().filter(|peer| *peer != name) {
+            node.wait_for("up", peer);
+        }
+        assert_eq!(node.status()["isolated"], false);
+    }
+}
+
+#[test]
 fn a_node_that_was_killed_is_back_at_once_as_another_process() {
     let links = Links::new();
     let (mut a, mut b) = (links.node("a", &["b"]), links.node("b", &["a"]));
@@ -188,14 +204,12 @@ fn a_way_that_is_shut_in_one_direction_is_noticed_at_both_ends_and_opens_again()
     };
     let (mut a, mut b) = (start("a", &["b"]), start("b", &[]));
     both_up(&mut a, &mut b);
-    let port = links.port("b").to_string();
     // What a says to b, and not what b says to a.
-    let rule = ["INPUT", "-p", "tcp", "--dport", &port, "-j", "DROP"];
-    space.run(&[&["iptables", "-A"], &rule[..]].concat());
+    links.shut(&space, "a", "b", true);
     b.wait_for("down", "a");
     a.wait_for("down", "b");
     assert_eq!((&a.status()["isolated"], &b.status()["isolated"]), (&json!(true), &json!(true)));
-    space.run(&[&["iptables", "-D"], &rule[..]].concat());
+    links.shut(&space, "a", "b", false);
     both_up(&mut a, &mut b);
     a.tell("send b 1 3 10");
     assert_eq!(b.messages(3), [1, 2, 3]);
@@ -236,8 +250,6 @@ fn messages_go_on_by_another_transport_and_come_back_once_and_in_order() {
     let (mut a, mut b) = (start("a", &["b"]), start("b", &[]));
     both_up(&mut a, &mut b);
     until("directly", || a.status_of("b").unwrap()["transport"] == "direct");
-    let port = links.port("b").to_string();
-    let rule = ["INPUT", "-p", "tcp", "--dport", &port, "-j", "DROP"];
     let mut sent = 0;
     let mut send = |a: &mut LinkNode| {
         a.tell(&format!("send b {sent} 100 2000"));
@@ -246,14 +258,14 @@ fn messages_go_on_by_another_transport_and_come_back_once_and_in_order() {
         std::thread::sleep(Duration::from_millis(50));
     };
     for _ in 0..2 {
-        space.run(&[&["iptables", "-A"], &rule[..]].concat());
+        links.shut(&space, "a", "b", true);
         let shut = Instant::now();
         while a.status_of("b").unwrap()["transport"] != "fallback" {
             assert!(shut.elapsed() < Duration::from_secs(10), "{}", a.log());
             send(&mut a);
         }
         (0..10).for_each(|_| send(&mut a));
-        space.run(&[&["iptables", "-D"], &rule[..]].concat());
+        links.shut(&space, "a", "b", false);
         let opened = Instant::now();
         while a.status_of("b").unwrap()["transport"] != "direct" {
             assert!(opened.elapsed() < Duration::from_secs(20), "{}", a.log());
@@ -276,7 +288,7 @@ fn nodes_without_a_direct_way_find_each_other_by_the_other_transport() {
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("open"), "").unwrap();
     let start = |name: &str| {
-        let mut settings = links.settings(name, &[]);
+        let mut settings = vec![format!("cluster.node={name}")];
         settings.extend(QUICK.map(str::to_owned));
         settings.push(format!("datagrams={}", folder.display()));
         links.start(name, &[], &settings)

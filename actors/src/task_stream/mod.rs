@@ -71,6 +71,8 @@ struct Handle {
     awaits_store: AtomicBool,
     bucket: Mutex<TokenBucket>,
     tail: watch::Sender<Tail>,
+    /// Whether this node has claimed the stream from others, and holds it.
+    is_held: AtomicBool,
     /// The actor, for crash supervision.
     actor: RwLock<Option<ActorCell>>,
 }
@@ -334,6 +336,14 @@ impl Streams {
     /// There is no such task.
     pub async fn crash(&self, task: TaskId) -> Result<(), Refusal> {
         self.command(task, || Command::Panic).await.map(|_| ())
+    }
+
+    /// Streams that this node has claimed from other nodes and still holds: a node that goes away waits for them to move.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let live = self.registry.live.lock();
+        let handles = live.values().filter_map(|slot| slot.get());
+        handles.filter(|handle| handle.is_held.load(Ordering::Relaxed)).count()
     }
 
     /// Streams in memory.

@@ -229,6 +229,7 @@ impl Registry {
             awaits_store: AtomicBool::new(false),
             bucket: Mutex::new(TokenBucket::new(self.limits.chunks_per_stream, now_ms)),
             tail: watch::Sender::new(tail),
+            is_held: AtomicBool::new(false),
             actor: RwLock::default(),
         });
         let supervisor = self.supervisor.read().clone().ok_or(ErrorCode::Draining)?;

@@ -168,7 +168,16 @@ struct Target {
     failures: u32,
     next_at_ms: u64,
     problem: String,
-    is_by_dns: bool,
+    source: Source,
+}
+
+/// Where an address comes from.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Source {
+    #[default]
+    Configuration,
+    Dns,
+    Hint,
 }
 
 type Outcome = (String, Result<NodeKey, Failure>);
@@ -207,6 +216,7 @@ impl Dialler {
                         ask_at_ms = now_ms + DNS_EVERY_MS;
                         self.ask().await;
                     }
+                    self.take_hints(now_ms);
                     self.look(now_ms);
                 }
             }
@@ -269,8 +279,25 @@ impl Dialler {
     }
 
     fn count_unanswered(&self) {
-        let unanswered = self.targets.values().filter(|target| !target.has_answered && !target.is_oneself);
+        let is_awaited =
+            |target: &&Target| !target.has_answered && !target.is_oneself && target.source != Source::Hint;
+        let unanswered = self.targets.values().filter(is_awaited);
         self.nodes.set_unanswered(unanswered.count());
+    }
+
+    /// Dials these of a source, and no others of it any more.
+    fn set(&mut self, source: Source, places: &[String]) {
+        self.targets
+            .retain(|place, target| target.source != source || target.is_dialling || places.contains(place));
+        for place in places {
+            self.targets.entry(place.clone()).or_insert_with(|| Target { source, ..Target::default() });
+        }
+    }
+
+    /// Dials where others say that nodes are.
+    fn take_hints(&mut self, now_ms: u64) {
+        let places: Vec<String> = self.nodes.hints.all(now_ms).iter().map(ToString::to_string).collect();
+        self.set(Source::Hint, &places);
     }
 
     /// Asks for the addresses behind the name that stands for all nodes.
@@ -285,11 +312,7 @@ impl Dialler {
             Err(_) => return tracing::debug!(name, "no answer in time to the name of all nodes"),
         };
         // An address that is not named any more is not dialled any more; what is linked stays linked.
-        self.targets
-            .retain(|place, target| !target.is_by_dns || target.is_dialling || addresses.contains(place));
-        for address in addresses {
-            self.targets.entry(address).or_insert_with(|| Target { is_by_dns: true, ..Target::default() });
-        }
+        self.set(Source::Dns, &addresses);
         self.count_unanswered();
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use muster_actors::cluster::Event;
-use muster_protocol::cluster::frame::{Frame, Header, PROTOCOL_VERSION};
+use muster_protocol::cluster::frame::{Frame, Header};
 use muster_protocol::cluster::membership::{Change, Heard};
 use muster_protocol::cluster::session::{Carrier, Outgoing, Refused, Session};
 use muster_protocol::cluster::{Message, NodeKey};
@@ -15,7 +15,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use smol_str::SmolStr;
 
 use super::fabric::Connection;
-use super::nodes::Nodes;
+use super::nodes::{Addresses, Nodes};
 
 /// The carrier that is not a connection.
 const FALLBACK: Carrier = Carrier { id: 0, reliable: false };
@@ -57,6 +57,8 @@ pub struct Peer {
     pub name: SmolStr,
     pub(super) state: Mutex<State>,
     pub(super) actor: Mutex<Option<ActorRef<Notice>>>,
+    /// Where it says that it is reached.
+    pub(super) address: Mutex<Option<SmolStr>>,
     is_woken: AtomicBool,
     /// Bytes of frames that the actor has not got to.
     pending_bytes: AtomicUsize,
@@ -99,9 +101,16 @@ impl Peer {
             name,
             state: Mutex::default(),
             actor: Mutex::default(),
+            address: Mutex::default(),
             is_woken: AtomicBool::new(false),
             pending_bytes: AtomicUsize::new(0),
         })
+    }
+
+    /// Where it says that it is reached, while it is up.
+    pub fn address_if_up(&self) -> Option<SmolStr> {
+        let is_up = self.state.lock().open.is_some();
+        if is_up { self.address.lock().clone() } else { None }
     }
 
     /// Tells the link something.
@@ -370,7 +379,7 @@ impl Link {
         while let Some(open) = state.open.as_mut() {
             let Some(out) = open.session.poll(now_ms, carrier) else { break };
             let key = open.key.clone();
-            if !self.put(&state, carrier, &key, &out, now_us) {
+            if !self.put(&state, carrier, &key, &out, (now_us, None)) {
                 if let Some(open) = state.open.as_mut() {
                     open.session.give_back();
                 }
@@ -391,12 +400,14 @@ impl Link {
         let Some(carrier) = self.carrier(&state, now_ms) else { return };
         let Some(open) = state.open.as_mut() else { return };
         let (out, key) = (open.session.bare(), open.key.clone());
-        self.put(&state, carrier, &key, &out, now_us);
+        self.put(&state, carrier, &key, &out, (now_us, None));
     }
 
     /// Lets the node know that this one is there, the way frames go; and over the connection too, if they go another way,
     /// so that both ends see when it is of use again.
     fn heartbeat(&self) {
+        // Before the lock: it looks at all peers.
+        let addresses = self.nodes.addresses();
         let (now_ms, now_us) = (self.nodes.now_ms(), self.nodes.now_us());
         let mut state = self.peer.state.lock();
         state.heartbeat_at_ms = now_ms + self.nodes.config.heartbeat_ms;
@@ -409,31 +420,33 @@ impl Link {
             let out =
                 out.unwrap_or(Outgoing { epoch: 0, peer_epoch: 0, number: 0, ack: 0, items: Bytes::new() });
             let carrier = Carrier { id: connection.id, reliable: true };
-            self.put(&state, carrier, &connection.peer, &out, now_us);
+            self.put(&state, carrier, &connection.peer, &out, (now_us, Some(&addresses)));
         }
         if let (Some((key, out)), Some(FALLBACK)) = (open, carrier) {
-            self.put(&state, FALLBACK, &key, &out, now_us);
+            self.put(&state, FALLBACK, &key, &out, (now_us, Some(&addresses)));
         }
     }
 
-    /// Hands one frame over.
-    fn put(&self, state: &State, carrier: Carrier, to: &NodeKey, out: &Outgoing, now_us: u64) -> bool {
+    /// Hands one frame over, now.
+    fn put(
+        &self,
+        state: &State,
+        carrier: Carrier,
+        to: &NodeKey,
+        out: &Outgoing,
+        (now_us, addresses): (u64, Option<&Addresses>),
+    ) -> bool {
         let (echo_us, heard_us) = state.echo.unwrap_or((0, now_us));
-        let header = out.header(Header {
-            version: PROTOCOL_VERSION,
-            cluster: self.nodes.cluster.clone(),
-            from: self.nodes.me.clone(),
-            to: Some(to.clone()),
-            epoch: 0,
-            peer_epoch: 0,
-            number: 0,
-            ack: 0,
-            draining: self.nodes.is_draining(),
-            goodbye: self.nodes.has_left(),
+        let mut header = Header {
             sent_us: now_us,
             echo_us,
             held_us: now_us.saturating_sub(heard_us),
-        });
+            ..out.header(self.nodes.header(Some(to.clone())))
+        };
+        if let Some(Addresses { own, others }) = addresses {
+            header.address.clone_from(own);
+            header.others.clone_from(others);
+        }
         let frame = match Frame::encode(&header, &out.items) {
             Ok(frame) => frame,
             Err(error) => {

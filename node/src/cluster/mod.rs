@@ -3,7 +3,7 @@
 //! # Layout
 //! * [`nodes`]: the port's other side: who is up, what goes to whom
 //! * [`link`]: one actor for each other node, with the session
-//! * [`doors`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
+//! * [`doors`], [`hints`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
 //! * [`certificates`]: makes those that nodes show
 //! * [`fabric`], [`stream`]: ractor_cluster, which carries frames over connections
 //! * [`transport`]: what carries frames beside them
@@ -12,6 +12,7 @@
 pub mod certificates;
 mod doors;
 mod fabric;
+mod hints;
 mod link;
 pub mod metric_definitions;
 pub mod nodes;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_actors::cluster::{Cluster, Event, Receiver};
 use muster_actors::ports::Environment;
-use muster_protocol::cluster::frame::{Frame, Header, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use muster_protocol::cluster::frame::{Frame, Header, OTHERS_MAX, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use muster_protocol::cluster::membership::{Change, Heard, Known, Membership, Refusal, Timing};
 use muster_protocol::cluster::session::Bounds;
 use muster_protocol::cluster::{Members, Message, NodeKey};
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::fabric::{Connection, Fabric, Watcher};
+use super::hints::Hints;
 use super::link::{Link, Notice, Peer, Via};
 use super::metric_definitions::ClusterMetrics;
 use super::slots::Slots;
@@ -45,6 +46,8 @@ pub struct Nodes {
     pub(super) bounds: Bounds,
     pub(super) fallback: Option<Arc<dyn Transport>>,
     pub(super) slots: Slots,
+    pub(super) hints: Hints,
+    address: Option<SmolStr>,
     pub(super) fabric: OnceLock<Fabric>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -61,6 +64,14 @@ pub struct Nodes {
 
 /// What begins when somebody listens.
 pub(super) type Begin = Box<dyn FnOnce(Arc<Nodes>) + Send>;
+
+/// Where nodes are reached.
+pub(super) struct Addresses {
+    /// This one.
+    pub(super) own: Option<SmolStr>,
+    /// Some of the others.
+    pub(super) others: Vec<SmolStr>,
+}
 
 /// What a node brings to its cluster.
 pub struct Parts {
@@ -94,6 +105,8 @@ impl Nodes {
             this: this.clone(),
             cluster: config.name.as_str().into(),
             slots: Slots::default(),
+            hints: Hints::new(limits.cluster_peers_max),
+            address: config.advertised().map(SmolStr::from),
             fabric: OnceLock::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -252,7 +265,11 @@ impl Nodes {
         if let Err(refusal) = self.admits(&header.from) {
             return self.refuse(&header.from, &refusal);
         }
+        self.note_addresses(header);
         let peer = self.peer(&header.from.name);
+        if header.address.is_some() {
+            peer.address.lock().clone_from(&header.address);
+        }
         let pending_max =
             PENDING_WINDOWS_MAX * (self.bounds.window_bytes_max + self.bounds.message_bytes_max);
         let is_too_much = peer.pending_bytes() + bytes.len() > pending_max;
@@ -286,14 +303,13 @@ impl Nodes {
         }
     }
 
-    /// Lets all nodes that listen know that this one is there.
-    fn announce(&self) {
-        let Some(fallback) = &self.fallback else { return };
-        let header = Header {
+    /// What stands at the beginning of every frame from this node.
+    pub(super) fn header(&self, to: Option<NodeKey>) -> Header {
+        Header {
             version: PROTOCOL_VERSION,
             cluster: self.cluster.clone(),
             from: self.me.clone(),
-            to: None,
+            to,
             epoch: 0,
             peer_epoch: 0,
             number: 0,
@@ -303,7 +319,39 @@ impl Nodes {
             sent_us: 0,
             echo_us: 0,
             held_us: 0,
-        };
+            address: None,
+            others: Vec::new(),
+        }
+    }
+
+    /// Where this node is reached, and some of the others; not the same each time.
+    pub(super) fn addresses(&self) -> Addresses {
+        let mut others: Vec<SmolStr> =
+            self.all_peers().iter().filter_map(|peer| peer.address_if_up()).collect();
+        if others.len() > OTHERS_MAX {
+            let random = self.environment.random();
+            let turn = u64::from_be_bytes(random) % others.len() as u64;
+            others.rotate_left(usize::try_from(turn).unwrap_or(0));
+            others.truncate(OTHERS_MAX);
+        }
+        Addresses { own: self.address.clone(), others }
+    }
+
+    /// Notes where nodes are reached.
+    fn note_addresses(&self, header: &Header) {
+        let told = header.others.iter().chain(&header.address);
+        for address in told.filter(|address| Some(*address) != self.address.as_ref()) {
+            if self.config.may_dial(address) {
+                self.hints.note(address, self.now_ms());
+            }
+        }
+    }
+
+    /// Lets all nodes that listen know that this one is there.
+    fn announce(&self) {
+        let Some(fallback) = &self.fallback else { return };
+        let Addresses { own, others } = self.addresses();
+        let header = Header { address: own, others, ..self.header(None) };
         if let Ok(frame) = Frame::encode(&header, &[]) {
             // One that is not taken is followed by the next.
             let _taken = fallback.announce(frame);

@@ -34,6 +34,8 @@ pub struct NodeStatus {
     pub state: NodeState,
     /// Whether it is going away.
     pub draining: bool,
+    /// Where it says that it is reached.
+    pub address: Option<String>,
     /// Milliseconds since something was heard of it.
     pub heard_ms_ago: u64,
     /// What carries frames to it: `direct` or `fallback`.
@@ -108,6 +110,7 @@ impl NodeStatus {
             is_self: true,
             state: NodeState::Up,
             draining,
+            address: None,
             heard_ms_ago: 0,
             transport: None,
             transport_since_ms: None,
@@ -130,7 +133,10 @@ impl Nodes {
             .iter()
             .map(|known| self.node_status(known, self.find_peer(&known.key.name).as_deref(), now_ms))
             .collect();
-        nodes.push(NodeStatus::oneself(&self.me, self.is_draining()));
+        nodes.push(NodeStatus {
+            address: self.config.advertised(),
+            ..NodeStatus::oneself(&self.me, self.is_draining())
+        });
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             cluster: self.cluster.to_string(),
@@ -148,6 +154,7 @@ impl Nodes {
             ..NodeStatus::oneself(&known.key, known.draining)
         };
         let Some(peer) = peer else { return status };
+        status.address = peer.address.lock().as_ref().map(ToString::to_string);
         let state = peer.state.lock();
         if let Some(carrier) = state.carrier.filter(|_| known.is_up()) {
             status.transport = Some(if carrier.reliable { "direct" } else { "fallback" });

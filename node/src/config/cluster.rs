@@ -22,9 +22,10 @@ pub struct ClusterConfig {
     /// Address to listen on for other nodes, with or without a port (4100). Absent, and with `transport = "auto"`: the node
     /// is alone.
     pub listen: Option<String>,
-    /// Where other nodes reach this one, HOST:PORT, if that is not `listen`: what operators are shown.
+    /// Where other nodes reach this one, HOST:PORT, if that is not `listen`: it tells those it is linked to, and they tell
+    /// others.
     pub advertise: Option<String>,
-    /// Other nodes, each HOST:PORT. They need not be all: who is linked to one of them dials as well.
+    /// Other nodes, each HOST:PORT. They need not be all: nodes tell each other where the others are.
     pub peers: Vec<String>,
     /// A name that stands for all nodes, NAME:PORT: all of its addresses are dialled, and asked for again every few seconds.
     pub dns: Option<String>,
@@ -100,6 +101,21 @@ impl ClusterConfig {
         address
             .map(Some)
             .ok_or_else(|| ConfigError(format!("cluster.listen: {listen:?} is neither ADDR nor ADDR:PORT")))
+    }
+
+    /// Where this node tells others that it is reached, if it can say.
+    #[must_use]
+    pub fn advertised(&self) -> Option<String> {
+        let listen = self.listen_address().ok().flatten();
+        let listen = listen.filter(|listen| !listen.ip().is_unspecified() && listen.port() > 0);
+        self.advertise.clone().or_else(|| listen.map(|listen| listen.to_string()))
+    }
+
+    /// Whether an address that another node tells may be dialled: without TLS none beyond this machine, unless that is
+    /// allowed.
+    #[must_use]
+    pub fn may_dial(&self, place: &str) -> bool {
+        is_place(place) && (self.has_tls() || self.allow_plaintext || is_loopback(place))
     }
 
     /// Whether certificate, key and authority are given.
@@ -211,6 +227,20 @@ mod tests {
         assert_eq!(clustered().listen_address().unwrap().unwrap().to_string(), "127.0.0.1:4100");
         let other = ClusterConfig { listen: Some("[::1]:7".into()), ..clustered() };
         assert_eq!(other.listen_address().unwrap().unwrap().port(), 7);
+    }
+
+    #[test]
+    fn what_others_tell_is_dialled_only_where_the_configuration_lets_nodes_speak() {
+        assert!(clustered().may_dial("127.0.0.1:5") && clustered().may_dial("[::1]:5"));
+        for place in
+            ["10.0.0.1:5", "example.org:5", "localhost.example.org:5", "127.0.0.1", "127.0.0.1:0", ""]
+        {
+            assert!(!clustered().may_dial(place), "{place}");
+        }
+        let secured = ClusterConfig { certificate: Some("c".into()), ..clustered() };
+        assert!(secured.may_dial("example.org:5") && !secured.may_dial("a b:5"));
+        assert_eq!(clustered().advertised().as_deref(), Some("127.0.0.1:4100"));
+        assert_eq!(ClusterConfig { listen: Some("0.0.0.0".into()), ..clustered() }.advertised(), None);
     }
 
     #[test]

@@ -23,6 +23,10 @@ pub const PROTOCOL_VERSION_MIN: u16 = 1;
 pub const NAME_BYTES_MAX: usize = 128;
 /// Bytes of a header.
 const HEADER_BYTES_MAX: usize = 2_048;
+/// Bytes of an address, HOST:PORT.
+pub const ADDRESS_BYTES_MAX: usize = 262;
+/// Addresses of others in one header.
+pub const OTHERS_MAX: usize = 4;
 /// First byte of a frame: how it is laid out.
 const FORM: u8 = 1;
 /// Bytes before a message: its length.
@@ -69,6 +73,12 @@ pub struct Header {
     /// For how long it has held that, in microseconds.
     #[serde(default)]
     pub held_us: u64,
+    /// Where the sender is reached, HOST:PORT, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SmolStr>,
+    /// Where some of those it hears are reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<SmolStr>,
 }
 
 /// A frame that was read.
@@ -104,6 +114,10 @@ impl Frame {
         let names = [Some(&header.cluster), Some(&header.from.name), header.to.as_ref().map(|to| &to.name)];
         if names.into_iter().flatten().any(|name| !is_name(name)) {
             return Err(Malformed("name"));
+        }
+        let mut addresses = header.others.iter().chain(&header.address);
+        if header.others.len() > OTHERS_MAX || addresses.any(|address| address.len() > ADDRESS_BYTES_MAX) {
+            return Err(Malformed("address"));
         }
         Ok(Self { header, items: Items::new(bytes.slice(end..))? })
     }
@@ -205,6 +219,8 @@ mod tests {
             sent_us: 5,
             echo_us: 6,
             held_us: 7,
+            address: Some("a.example:4100".into()),
+            others: vec!["[::1]:1".into()],
         }
     }
 

@@ -3,6 +3,7 @@
 //! next one.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use muster_protocol::cluster::NodeKey;
@@ -440,6 +441,7 @@ impl State {
         let requests = std::mem::take(&mut following.requests);
         self.role = Role::Owner(Owning::default());
         self.epoch = head.epoch;
+        self.handle.is_held.store(head.epoch != 0, Ordering::Relaxed);
         self.task = head.task;
         self.ending = Ending::of(&self.task);
         self.stored_from = head.first_seq;

@@ -1,6 +1,7 @@
 //! What a stream does for the nodes that follow it while this node owns it, and how it lets go.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use muster_protocol::cluster::NodeKey;
 use muster_protocol::cluster::stream::{Answer, Request, What, WireChunk, WireRefusal};
@@ -248,6 +249,7 @@ impl State {
         let Role::Owner(owning) = std::mem::replace(&mut self.role, Role::Follower(following)) else {
             return;
         };
+        self.handle.is_held.store(false, Ordering::Relaxed);
         self.registry.metrics.streams_moved.inc();
         for (node, follower) in owning.followers {
             let _gone = self.tell(node, follower.follow, What::NotOwner);

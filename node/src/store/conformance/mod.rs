@@ -181,7 +181,7 @@ macro_rules! conformance_of {
                 agents_are_found_in_order, names_sort_by_their_bytes, blocks_work_both_ways_and_end;
             tasks: tasks_begin_and_end_once, tasks_are_listed_by_party, tasks_are_reassigned_while_pending,
                 hirings_are_where_their_task_is, hirings_follow_who_does_and_who_owns, notes_are_bounded, documents_come_back_byte_for_byte, outcomes_count_for_the_provider;
-            streams: chunks_are_appended_in_order, old_writers_are_fenced_off, a_claim_gives_where_the_stream_stands,
+            streams: chunks_are_appended_in_order, a_task_begins_once, old_writers_are_fenced_off, a_claim_gives_where_the_stream_stands,
                 a_claim_stands_without_a_chunk, old_owners_do_not_end_tasks, ended_tasks_take_no_chunks,
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
                 appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,

@@ -62,6 +62,18 @@ pub async fn chunks_are_appended_in_order(store: &dyn Store) {
     assert_eq!(events, ["task_created", "task_started"]);
 }
 
+pub async fn a_task_begins_once(store: &dyn Store) {
+    let (id, epoch) = owned_task(store).await;
+    let begin = |seq| Append { begins_task: true, ..chunks_of(id, epoch, seq..=seq) };
+    // Both are on their way before either is stored.
+    let (first, second) = tokio::join!(append(store, begin(1)), append(store, begin(2)));
+    let wrong = Err(StoreError::WrongStatus(TaskStatus::InProgress));
+    assert_eq!((first, second), (Ok(()), wrong.clone()));
+    assert_eq!(append(store, begin(2)).await, wrong);
+    assert_eq!(append(store, chunks_of(id, epoch, 2..=2)).await, Ok(()));
+    assert_eq!(store.timeline(id).await.unwrap().len(), 2);
+}
+
 pub async fn old_writers_are_fenced_off(store: &dyn Store) {
     let (id, old) = owned_task(store).await;
     append(store, chunks_of(id, old, 1..=2)).await.unwrap();

@@ -313,6 +313,9 @@ impl Verdict {
         if head.closed || append.epoch != head.epoch || !follows {
             return Err(StoreError::Fenced);
         }
+        if append.begins_task && self.ends.contains_key(&append.task) {
+            return Err(StoreError::WrongStatus(TaskStatus::InProgress));
+        }
         let mut own = HashSet::new();
         for key in append.chunks.iter().filter_map(|chunk| chunk.idempotency_key.as_deref()) {
             let known = keys.contains(&(append.task, key)) || taken.contains(&(append.task, key.to_owned()));

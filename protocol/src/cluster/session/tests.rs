@@ -27,6 +27,8 @@ fn wire(out: &Outgoing) -> Frame {
         sent_us: 0,
         echo_us: 0,
         held_us: 0,
+        address: None,
+        others: Vec::new(),
     };
     Frame::decode(&Frame::encode(&out.header(header), &out.items).unwrap()).unwrap()
 }
