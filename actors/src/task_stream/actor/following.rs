@@ -104,7 +104,8 @@ impl State {
     pub(super) fn settle(&mut self, myself: &ActorRef<Wake>) {
         let now_ms = self.registry.environment.monotonic_ms();
         let wanted = self.owner_wanted(now_ms);
-        let (epoch, after) = (self.epoch, self.log.last_seq());
+        let epoch = self.epoch;
+        let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
         let me = self.registry.cluster.me().clone();
         let Role::Follower(following) = &mut self.role else { return };
         if following.is_settled() {
@@ -119,7 +120,7 @@ impl State {
             }
             Some(owner) => {
                 following.enter(Phase::Asked(owner.clone()), now_ms);
-                if !self.tell(owner, follow, What::Follow { after, epoch, chunks }) {
+                if !self.tell(owner, follow, What::Follow { after, of, durable, epoch, chunks }) {
                     self.look_again(now_ms);
                 }
             }
@@ -327,7 +328,7 @@ impl State {
                 self.epoch = self.epoch.max(epoch);
                 self.stored_from = first_seq;
                 if wants_chunks {
-                    self.go_on_from(from, durable_seq);
+                    self.go_on_from(from, epoch, durable_seq);
                 }
                 if updated_at != self.task.updated_at {
                     self.registry.clone().read_task(self.handle.clone());
@@ -340,35 +341,6 @@ impl State {
             What::NotOwner => self.look_again(now_ms),
             What::Answers(answers) => self.take_answers(answers),
             _ => {}
-        }
-    }
-
-    /// The owner has something else than this node after a seq: what lies between is in the store, or was never durable.
-    fn go_on_from(&mut self, from: u64, durable_seq: u64) {
-        let dropped = self.log.truncate(from);
-        self.told_in_vain(dropped);
-        self.log.skip_to(from);
-        self.log.confirm(durable_seq);
-        self.count_bytes();
-    }
-
-    /// Remembers chunks that readers have seen though they were lost before they were durable: their producers send them
-    /// again, and readers are not told twice.
-    pub(super) fn told_in_vain(&mut self, dropped: Vec<Chunk>) {
-        for chunk in dropped {
-            self.vain.insert(chunk.seq, chunk.idempotency_key);
-        }
-    }
-
-    /// A chunk has come to stand where readers have seen one that was lost: if it is another, they are sent it too.
-    pub(super) fn check_vain(&mut self, chunk: &Chunk) {
-        let Some(seen) = self.vain.remove(&chunk.seq) else { return };
-        if seen.is_some() && seen == chunk.idempotency_key {
-            return;
-        }
-        self.registry.metrics.chunks_replaced.inc();
-        for reader in self.readers.iter_mut() {
-            reader.cursor = reader.cursor.min(chunk.seq - 1);
         }
     }
 
@@ -445,17 +417,7 @@ impl State {
         self.task = head.task;
         self.ending = Ending::of(&self.task);
         self.stored_from = head.first_seq;
-        let dropped = self.log.truncate(head.last_seq);
-        self.told_in_vain(dropped);
-        let first = head.newest.first().map_or(head.last_seq + 1, |chunk| chunk.seq);
-        self.log.skip_to((first - 1).max(self.log.last_seq()));
-        for chunk in head.newest {
-            if chunk.seq > self.log.last_seq() {
-                self.check_vain(&chunk);
-                self.log.append_given(chunk);
-            }
-        }
-        self.log.confirm(head.last_seq);
+        self.take_over(head.last_seq, head.newest);
         self.parties_changed();
         self.advance_all();
         self.tell_tail();
