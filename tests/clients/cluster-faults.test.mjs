@@ -14,17 +14,18 @@ const world = onCluster({ set: ["drain.unready_ms=2500", "drain.timeout_ms=3000"
 /** How long an answer may take before its request is given up, and sent again under its key. */
 const ANSWER_MS = 12_000;
 
-/** One chunk by REST at a node: its seq, or null where there was no answer or one that says to come again. */
+/** One chunk by REST at a node: { seq }, or { why } where there was no answer or one that says to come again. */
 async function tryRest(node, provider, task, chunk) {
   const signal = AbortSignal.timeout(ANSWER_MS);
   const headers = { "content-type": "application/json", "x-api-key": provider.key };
-  const response = await fetch(`${node.url}/api/v1/tasks/${task.id}/chunk`, { method: "POST", headers, body: JSON.stringify(chunk), signal }).catch(() => null);
-  const text = await response?.text().catch(() => null);
-  if (!text) return null;
-  if (response.status === 202) return JSON.parse(text).data.seq;
+  const response = await fetch(`${node.url}/api/v1/tasks/${task.id}/chunk`, { method: "POST", headers, body: JSON.stringify(chunk), signal }).catch((error) => ({ why: error.cause?.code ?? error.name }));
+  if (response.why) return response;
+  const text = await response.text().catch(() => "");
+  if (response.status === 202 && text) return { seq: JSON.parse(text).data.seq };
   // A balancer's own 502 to 504 is no JSON.
-  assert.ok(response.status >= 500 || response.status === 429, `${response.status} ${text}`);
-  return null;
+  const why = `${response.status} ${text}`;
+  assert.ok(response.status >= 500 || [202, 429].includes(response.status), why);
+  return { why };
 }
 
 /** A producer that sends each chunk, at one node after another, until it is acknowledged, before it goes on. */
@@ -47,16 +48,16 @@ class Producer {
     for (let n = 1; this.#on; n++) {
       const chunk = { content: `${name}${n} `, idempotency_key: `${name}${n}` };
       const begun = Date.now();
-      let seq = null;
-      while (seq === null) {
-        seq = await ways[turn++ % ways.length](chunk);
-        if (seq !== null) break;
+      let answer;
+      for (;;) {
+        answer = await ways[turn++ % ways.length](chunk);
+        if (answer.seq !== undefined) break;
         this.retries++;
-        assert.ok(Date.now() - begun < 90_000, `${chunk.content} was never acknowledged`);
+        assert.ok(Date.now() - begun < 40_000, `${chunk.content} was never acknowledged: ${answer.why}`);
         await sleep(20);
       }
       this.longestMs = Math.max(this.longestMs, Date.now() - begun);
-      this.acks.set(chunk.idempotency_key, seq);
+      this.acks.set(chunk.idempotency_key, answer.seq);
       await sleep(pauseMs);
     }
   }
@@ -167,17 +168,17 @@ describe("nodes that are killed", () => {
       const parties = await world.cast(owner);
       const { client, provider, task } = parties;
       const readers = (await world.readers(client, task)).filter(({ node }) => node !== owner);
-      for (const n of range(1, 5)) assert.equal(await tryRest(owner, provider, task, { content: `${n} `, idempotency_key: `k${n}` }), n);
+      for (const n of range(1, 5)) assert.deepEqual(await tryRest(owner, provider, task, { content: `${n} `, idempotency_key: `k${n}` }), { seq: n });
       await holdUp(task, async () => {
         // Unanswered, as the store does not take it.
         const unanswered = tryRest(owner, provider, task, { content: "in vain ", idempotency_key: "vain" });
         for (const reader of readers) await until(`${reader.name} sees it`, () => reader.seqs().length === 6);
         await owner.kill();
-        assert.equal(await unanswered, null);
+        assert.ok((await unanswered).why, "it was not acknowledged");
       });
       const chunk = isSentAgain ? { content: "in vain ", idempotency_key: "vain" } : { content: "other ", idempotency_key: "other" };
-      assert.equal(await tryRest(world.one, provider, task, chunk), 6);
-      assert.equal(await tryRest(world.three, provider, task, { content: "7 ", idempotency_key: "k7" }), 7);
+      assert.deepEqual(await tryRest(world.one, provider, task, chunk), { seq: 6 });
+      assert.deepEqual(await tryRest(world.three, provider, task, { content: "7 ", idempotency_key: "k7" }), { seq: 7 });
       const stored = await log(world.one, client, task);
       assert.deepEqual(stored.map(({ content }) => content), ["1 ", "2 ", "3 ", "4 ", "5 ", chunk.content, "7 "]);
       for (const reader of readers) {
@@ -237,9 +238,9 @@ describe("nodes that are drained", () => {
       const channel = socket.channel(`agent:${provider.id}`, {});
       assert.equal((await join(channel)).status, "ok");
       const byChannel = async (chunk) => {
-        if (channel.state !== "joined") return null;
+        if (channel.state !== "joined") return { why: `the channel is ${channel.state}, its socket ${socket.connectionState()}` };
         const { status, response } = await push(channel, "task.stream_chunk", { task_id: task.id, ...chunk }, 2_000);
-        return status === "ok" ? response.seq : null;
+        return status === "ok" ? response : { why: `${status} ${JSON.stringify(response)}` };
       };
       const producers = [new Producer("rest", [(chunk) => tryRest(world.front, provider, task, chunk)], 20), new Producer("channel", [byChannel], 20)];
       const hirer = await viaBalancer(user, "/socket/hirer", user.token);
