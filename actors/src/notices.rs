@@ -1,6 +1,7 @@
 //! Changes of the store that nodes keep things of in memory: told here, and to every other node.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use muster_protocol::agent::Agent;
@@ -30,16 +31,40 @@ pub struct Notices {
     blocks: Arc<Blocks>,
     streams: Streams,
     store: Arc<dyn Store>,
-    /// Credentials that the store told of lately, and when they ended.
-    known_ended: Mutex<HashMap<CredentialId, Timestamp>>,
+    /// What the store told of lately.
+    known_ended: Mutex<(Known<CredentialId>, Known<AgentId>)>,
     /// What cannot be done without waiting for the store.
     reading: mpsc::Sender<Reading>,
 }
 
 /// How far back it is looked for ended credentials, in milliseconds: further than the clocks of two nodes are apart.
 const LOOK_BACK_MS: i64 = 30_000;
-/// Ended credentials read at once.
+/// Ended credentials and stopped agents read at once.
 const ENDED_AT_ONCE: usize = 1_000;
+
+/// What the store told of lately, and when each ended.
+struct Known<T>(HashMap<T, Timestamp>);
+
+impl<T> Default for Known<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T: Copy + Eq + Hash> Known<T> {
+    /// Notes what was found; gives what is new.
+    fn note(&mut self, found: &[(Timestamp, T)], now: Timestamp) -> Vec<T> {
+        self.0.retain(|_, at| *at >= now.plus_ms(-2 * LOOK_BACK_MS));
+        let is_new = found.iter().filter(|(at, id)| self.0.insert(*id, *at) != Some(*at));
+        is_new.map(|(_, id)| *id).collect()
+    }
+}
+
+/// From where the next part is read, unless this one is the last.
+fn next_part<T: Copy>(found: &[(Timestamp, T)]) -> Option<(Timestamp, Option<T>)> {
+    let (at, id) = found.last().filter(|_| found.len() == ENDED_AT_ONCE)?;
+    Some((*at, Some(*id)))
+}
 
 enum Reading {
     Agent(AgentId),
@@ -85,33 +110,36 @@ impl Notices {
         credentials.iter().map(|credential| self.connections.end_credential(*credential, reason)).sum()
     }
 
-    /// Ends what stands on credentials that another node has ended, though its notice did not come: the store tells. To be
-    /// called every second.
+    /// Ends what stands on credentials and agents that another node has ended, though its notice did not come: the store
+    /// tells. To be called every second.
     pub async fn look_for_ended(&self, now: Timestamp) {
         if self.cluster.is_alone() {
             return;
         }
-        let mut since = (now.plus_ms(-LOOK_BACK_MS), None);
-        loop {
-            let found = match self.store.credentials_ended_since(since, ENDED_AT_ONCE).await {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot read which credentials have ended");
-                    return;
-                }
-            };
-            let new: Vec<CredentialId> = {
-                let mut known = self.known_ended.lock();
-                known.retain(|_, at| *at >= now.plus_ms(-2 * LOOK_BACK_MS));
-                let is_new = found.iter().filter(|(at, id)| known.insert(*id, *at).is_none());
-                is_new.map(|(_, id)| *id).collect()
-            };
-            self.end_credentials(&new, "credential revoked");
-            match found.last() {
-                Some((at, id)) if found.len() == ENDED_AT_ONCE => since = (*at, Some(*id)),
-                _ => return,
-            }
+        if let Err(error) = self.read_ended(now).await {
+            tracing::warn!(%error, "cannot read which credentials and agents have ended");
         }
+    }
+
+    async fn read_ended(&self, now: Timestamp) -> Result<(), StoreError> {
+        let from = now.plus_ms(-LOOK_BACK_MS);
+        let mut part = Some((from, None));
+        while let Some(since) = part {
+            let found = self.store.credentials_ended_since(since, ENDED_AT_ONCE).await?;
+            let new = self.known_ended.lock().0.note(&found, now);
+            self.end_credentials(&new, "credential revoked");
+            part = next_part(&found);
+        }
+        let mut part = Some((from, None));
+        while let Some(since) = part {
+            let found = self.store.agents_stopped_since(since, ENDED_AT_ONCE).await?;
+            let new = self.known_ended.lock().1.note(&found, now);
+            for agent in new {
+                self.connections.end_agent(agent, "agent stopped");
+            }
+            part = next_part(&found);
+        }
+        Ok(())
     }
 
     /// An agent was stopped: everything of it is closed.

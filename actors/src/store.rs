@@ -231,6 +231,13 @@ pub trait AccountStore: Send + Sync + 'static {
     async fn update_agent(&self, read: &Agent, new: Agent) -> StoreResult<()>;
     /// Sets an agent's status.
     async fn set_agent_status(&self, id: AgentId, status: AgentStatus, now: Timestamp) -> StoreResult<Agent>;
+    /// Agents that may not connect and were changed since a time, as [`Self::credentials_ended_since`] gives credentials:
+    /// when, and which, oldest first.
+    async fn agents_stopped_since(
+        &self,
+        since: (Timestamp, Option<AgentId>),
+        limit: usize,
+    ) -> StoreResult<Vec<(Timestamp, AgentId)>>;
     /// Notes when an agent was last online.
     async fn set_last_seen(&self, id: AgentId, now: Timestamp) -> StoreResult<()>;
     /// Agents that match, best first, without those of `except`.

@@ -137,7 +137,7 @@ fn check_plaintext(config: &Config, has_tls: bool) -> Result<(), RunError> {
 fn check_cluster(config: &Config) -> Result<(), RunError> {
     if config.cluster.is_clustered() && config.store.is_embedded() {
         return Err("cluster.listen and cluster.transport = \"redis\" make this node one of several, which share a store: the \
-                    embedded one (store.data_dir) is a single node's"
+                    embedded one (store.data_dir) is a single node's; give store.url, or MUSTER_STORE_URL, of a PostgreSQL"
             .into());
     }
     Ok(())
@@ -223,7 +223,7 @@ async fn note_gone(core: &Core) {
     .await;
 }
 
-/// Looks every second for credentials that another node has ended; apart from the rest, for the store may take its time.
+/// Looks every second for credentials and agents that another node has ended; apart from the rest, for the store may take its time.
 async fn look_for_ended(app: Arc<App>, stop: CancellationToken) {
     let mut timer = tokio::time::interval(Duration::from_secs(1));
     while stop.run_until_cancelled(timer.tick()).await.is_some() {

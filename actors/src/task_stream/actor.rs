@@ -9,9 +9,10 @@ mod ending;
 mod following;
 mod forwarding;
 mod gathering;
+mod in_vain;
 mod owning;
-mod reconciling;
 mod storing;
+mod taking_over;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use self::gathering::Gathering;
 use super::ack::Ack;
 use super::command::Command;
 use super::reader::Reader;
-use super::{Handle, Registry, Tail};
+use super::{Handle, Registry, Replaced, Tail};
 use crate::egress::Roster;
 use crate::inbox::Wake;
 use crate::settings::Acknowledge;
@@ -55,8 +56,12 @@ pub(super) struct State {
     /// Commands that wait until this stream knows where it stands, and whether it may by now.
     held: Vec<Command>,
     run_held_again: bool,
-    /// Keys of chunks that readers have seen and that were lost, by seq.
-    vain: BTreeMap<u64, Option<SmolStr>>,
+    /// What readers have seen and was lost, by seq.
+    vain: BTreeMap<u64, in_vain::Seen>,
+    /// What was replaced, for readers that come for their chunks.
+    replaced: Replaced,
+    /// Epoch of the owner whose chunks those are that are not durable yet.
+    tail_epoch: u64,
     /// A node that took the stream over, and when.
     favoured: Option<(NodeKey, u64)>,
     /// When it is to wake by itself.
@@ -102,6 +107,8 @@ impl Actor for StreamActor {
             held: Vec::new(),
             run_held_again: false,
             vain: BTreeMap::new(),
+            replaced: Replaced::default(),
+            tail_epoch: head.epoch,
             favoured: None,
             wake_due_ms: None,
             ending: Ending::of(&head.task),
@@ -357,7 +364,8 @@ impl State {
 
     fn tell_tail(&self) {
         if self.handle.tail.receiver_count() > 0 {
-            self.handle.tail.send_replace(Tail { seq: self.log.last_seq(), ended: self.ending.is_some() });
+            let (seq, ended, replaced) = (self.log.last_seq(), self.ending.is_some(), self.replaced);
+            self.handle.tail.send_replace(Tail { seq, ended, replaced });
         }
     }
 

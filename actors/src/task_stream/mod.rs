@@ -84,6 +84,38 @@ pub struct Tail {
     pub seq: u64,
     /// Whether it is the last.
     pub ended: bool,
+    /// What was replaced by other chunks.
+    pub replaced: Replaced,
+}
+
+/// Chunks that readers were told of, were lost before they were durable, and gave way to others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// How often that was.
+    pub times: u64,
+    /// The seq from which on it was so the last time.
+    pub from: u64,
+    /// The lowest such seq of all times.
+    pub lowest: u64,
+}
+
+impl Replaced {
+    /// From which seq on a reader that knew of so many times is to be told again.
+    #[must_use]
+    pub fn since(&self, times: u64) -> Option<u64> {
+        match self.times.checked_sub(times)? {
+            0 => None,
+            1 => Some(self.from),
+            _ => Some(self.lowest),
+        }
+    }
+
+    /// Once more, from a seq on; the same time again if nobody was told yet.
+    fn note(&mut self, seq: u64, is_told: bool) {
+        self.lowest = if self.times == 0 { seq } else { self.lowest.min(seq) };
+        self.from = if is_told { seq } else { self.from.min(seq) };
+        self.times += u64::from(is_told);
+    }
 }
 
 /// What the streams need.

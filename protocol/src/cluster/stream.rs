@@ -31,8 +31,14 @@ pub struct StreamMessage {
 pub enum What {
     /// To the owner: I follow.
     Follow {
-        /// I have everything up to this seq.
+        /// I have everything up to this seq, as the owner of the epoch `of` sent it.
         after: u64,
+        /// Epoch of the owner that the last of it came from.
+        #[serde(default)]
+        of: u64,
+        /// Up to this seq it was durable, so that it is the same whoever owns the stream.
+        #[serde(default)]
+        durable: u64,
         /// The newest epoch of the stream that I have heard of: an owner of an older one is none any more.
         epoch: u64,
         /// Whether I want chunks; else only answers.
@@ -247,7 +253,7 @@ mod tests {
         };
         let task = TaskId::from_bytes([7; 16]);
         for what in [
-            What::Follow { after: 5, epoch: 3, chunks: true },
+            What::Follow { after: 5, of: 2, durable: 4, epoch: 3, chunks: true },
             What::Chunks { durable_seq: 2, chunks: vec![chunk.into()] },
             What::Answers(vec![(1, Answer::Seq(4)), (2, Answer::Done)]),
             What::Release,

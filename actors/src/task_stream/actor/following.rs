@@ -102,7 +102,8 @@ impl State {
     pub(super) fn settle(&mut self, myself: &ActorRef<Wake>) {
         let now_ms = self.registry.environment.monotonic_ms();
         let wanted = self.owner_wanted(now_ms);
-        let (epoch, after) = (self.epoch, self.log.last_seq());
+        let epoch = self.epoch;
+        let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
         let me = self.registry.cluster.me().clone();
         let Role::Follower(following) = &mut self.role else { return };
         if following.phase == Phase::Claiming && wanted.as_ref() == Some(&me) {
@@ -121,7 +122,7 @@ impl State {
             }
             Some(owner) => {
                 following.enter(Phase::Asked(owner.clone()), now_ms);
-                if !self.tell(owner, follow, What::Follow { after, epoch, chunks }) {
+                if !self.tell(owner, follow, What::Follow { after, of, durable, epoch, chunks }) {
                     self.look_again(myself, now_ms);
                 }
             }
@@ -330,7 +331,7 @@ impl State {
                 self.epoch = self.epoch.max(epoch);
                 self.stored_from = first_seq;
                 if wants_chunks {
-                    self.go_on_from(from, durable_seq);
+                    self.go_on_from(from, epoch, durable_seq);
                 }
                 if updated_at != self.task.updated_at {
                     self.registry.clone().read_task(self.handle.clone());
@@ -414,8 +415,10 @@ impl State {
         let Role::Follower(following) = &self.role else { return };
         match &following.phase {
             Phase::Settled(owner) => {
-                let (after, epoch, chunks) = (self.log.last_seq(), self.epoch, following.wants_chunks);
-                let _gone = self.tell(owner.clone(), following.follow, What::Follow { after, epoch, chunks });
+                let (epoch, chunks) = (self.epoch, following.wants_chunks);
+                let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
+                let what = What::Follow { after, of, durable, epoch, chunks };
+                let _gone = self.tell(owner.clone(), following.follow, what);
             }
             _ => self.wake_in(myself, LOOK_AGAIN_MS),
         }

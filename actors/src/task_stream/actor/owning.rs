@@ -86,7 +86,9 @@ impl State {
                     .followers
                     .get(&node)
                     .is_some_and(|known| known.follow == follow && known.chunks == chunks) => {}
-            What::Follow { after, chunks, .. } => {
+            What::Follow { after, of, durable, chunks, .. } => {
+                // What it has of another owner and was not durable need not be what is here.
+                let after = if of == self.epoch { after } else { after.min(durable) };
                 owning.followers.insert(node.clone(), Follower { follow, chunks });
                 self.show_where_it_stands((node, follow), after, chunks);
             }

@@ -193,6 +193,14 @@ pub async fn agents_change_by_compare_and_set(store: &dyn Store) {
     assert_eq!(store.find_agents(&query, &HashSet::new(), 10).await, Ok(vec![]));
     let stopped = store.set_agent_status(read.id, AgentStatus::Banned, at(9)).await.unwrap();
     assert_eq!(stopped.status, AgentStatus::Banned);
+    let since = stopped.updated_at;
+    assert_eq!(
+        store.agents_stopped_since((since, None), 10).await,
+        Ok(vec![(since, read.id)]),
+        "from then on"
+    );
+    assert_eq!(store.agents_stopped_since((since, Some(read.id)), 10).await, Ok(vec![]), "nobody beyond");
+    assert_eq!(store.agents_stopped_since((since.plus_ms(1), None), 10).await, Ok(vec![]));
     assert_eq!(store.find_agents(&Query::default(), &HashSet::new(), 10).await, Ok(vec![]));
     store.set_last_seen(read.id, at(10)).await.unwrap();
     assert_eq!(store.agent(read.id).await.unwrap().last_seen_at, Some(at(10)));

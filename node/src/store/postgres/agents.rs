@@ -217,6 +217,23 @@ pub async fn set_agent_status(
     agent(c, id).await
 }
 
+/// Agents that may not connect and were changed from a time on, oldest first.
+pub async fn agents_stopped_since(
+    c: &Connection,
+    (since, after): (Timestamp, Option<AgentId>),
+    limit: usize,
+) -> Result<Vec<(Timestamp, AgentId)>, Failure> {
+    let after = after.map_or(Id([0; 16]), |after| id!(after));
+    let rows = c
+        .query(
+            "SELECT updated_at, id FROM agents WHERE status IN ('suspended', 'banned') AND (updated_at, id) > ($1, $2)
+             ORDER BY updated_at, id LIMIT $3",
+            &[&since.unix_ms(), &after, &whole(limit)],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((time(row, 0)?, AgentId::from_bytes(id_bytes(row, 1)?)))).collect()
+}
+
 /// Notes when an agent was last online; of several nodes the latest word stands.
 pub async fn set_last_seen(c: &Connection, id: AgentId, now: Timestamp) -> Result<(), Failure> {
     c.execute(

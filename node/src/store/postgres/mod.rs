@@ -195,6 +195,14 @@ impl AccountStore for PostgresStore {
         self.pool.write(|c| async move { agents::set_agent_status(&c, id, status, now).await }).await
     }
 
+    async fn agents_stopped_since(
+        &self,
+        since: (Timestamp, Option<AgentId>),
+        limit: usize,
+    ) -> StoreResult<Vec<(Timestamp, AgentId)>> {
+        self.pool.read(|c| async move { agents::agents_stopped_since(&c, since, limit).await }).await
+    }
+
     async fn set_last_seen(&self, id: AgentId, now: Timestamp) -> StoreResult<()> {
         self.pool.write(|c| async move { agents::set_last_seen(&c, id, now).await }).await
     }

@@ -5,7 +5,10 @@ use muster_actors::store::StoreError;
 use super::pool::{Connection, Failure};
 
 /// Migrations in order; their numbers are their places, from 1.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/postgres/0001_initial.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/postgres/0001_initial.sql"),
+    include_str!("../migrations/postgres/0002_stopped_agents.sql"),
+];
 /// Of the lock that is held while migrating: `muster` in ASCII.
 const LOCK: i64 = 0x6d_75_73_74_65_72;
 /// How long one migration, and waiting for those of another node, may take, in milliseconds.

@@ -199,6 +199,22 @@ pub fn set_agent_status(
     agent(c, id)
 }
 
+/// Agents that may not connect and were changed from a time on, oldest first.
+pub fn agents_stopped_since(
+    c: &Connection,
+    (since, after): (Timestamp, Option<AgentId>),
+    limit: usize,
+) -> StoreResult<Vec<(Timestamp, AgentId)>> {
+    let after = after.map_or([0; 16], |after| *after.as_bytes());
+    rows(
+        c,
+        "SELECT updated_at, id FROM agents WHERE status IN ('suspended', 'banned') AND (updated_at, id) > (?1, ?2)
+         ORDER BY updated_at, id LIMIT ?3",
+        &[&since.unix_ms(), &after, &i64::try_from(limit).unwrap_or(i64::MAX)],
+        |row| Ok((time(row, 0)?, AgentId::from_bytes(id_bytes(row, 1)?))),
+    )
+}
+
 /// Notes when an agent was last online.
 pub fn set_last_seen(c: &Connection, id: AgentId, now: Timestamp) -> StoreResult<()> {
     c.prepare_cached("UPDATE agents SET last_seen_at = ?1 WHERE id = ?2")

@@ -275,6 +275,14 @@ impl AccountStore for SqliteStore {
         self.write(move |c| agents::set_agent_status(c, id, status, now)).await
     }
 
+    async fn agents_stopped_since(
+        &self,
+        since: (Timestamp, Option<AgentId>),
+        limit: usize,
+    ) -> StoreResult<Vec<(Timestamp, AgentId)>> {
+        self.read(move |c| agents::agents_stopped_since(c, since, limit)).await
+    }
+
     async fn set_last_seen(&self, id: AgentId, now: Timestamp) -> StoreResult<()> {
         self.write(move |c| agents::set_last_seen(c, id, now)).await
     }

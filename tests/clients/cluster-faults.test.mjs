@@ -1,0 +1,280 @@
+// Nodes of a cluster that are killed, drained and restarted under their clients: what was acknowledged stays, and who is at
+// another node notices nothing but a pause.
+
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import { metas, onCluster, sync } from "./lib/cluster.mjs";
+import { join, push, resuming } from "./lib/phoenix.mjs";
+import { leniently, sleep, until } from "./lib/server.mjs";
+import { complete, log, range } from "./lib/streams.mjs";
+
+// Drains that tests wait for are short; the balancer has to see them all the same.
+const world = onCluster({ set: ["drain.unready_ms=2500", "drain.timeout_ms=3000"] });
+
+/** How long an answer may take before its request is given up, and sent again under its key. */
+const ANSWER_MS = 12_000;
+
+/** One chunk by REST at a node: { seq }, or { why } where there was no answer or one that says to come again. */
+async function tryRest(node, provider, task, chunk) {
+  const signal = AbortSignal.timeout(ANSWER_MS);
+  const headers = { "content-type": "application/json", "x-api-key": provider.key };
+  const response = await fetch(`${node.url}/api/v1/tasks/${task.id}/chunk`, { method: "POST", headers, body: JSON.stringify(chunk), signal }).catch((error) => ({ why: error.cause?.code ?? error.name }));
+  if (response.why) return response;
+  const text = await response.text().catch(() => "");
+  if (response.status === 202 && text) return { seq: JSON.parse(text).data.seq };
+  // A balancer's own 502 to 504 is no JSON.
+  const why = `${response.status} ${text}`;
+  assert.ok(response.status >= 500 || [202, 429].includes(response.status), why);
+  return { why };
+}
+
+/** A producer that sends each chunk, at one node after another, until it is acknowledged, before it goes on. */
+class Producer {
+  /** Seq by key, as acknowledged. */
+  acks = new Map();
+  retries = 0;
+  /** The longest that one chunk took until it was acknowledged, in milliseconds. */
+  longestMs = 0;
+  #on = true;
+
+  constructor(name, ways, pauseMs = 5) {
+    this.done = this.#run(name, ways, pauseMs);
+    // Whoever waits for it sees the failure.
+    this.done.catch(() => {});
+  }
+
+  async #run(name, ways, pauseMs) {
+    let turn = 0;
+    for (let n = 1; this.#on; n++) {
+      const chunk = { content: `${name}${n} `, idempotency_key: `${name}${n}` };
+      const begun = Date.now();
+      let answer;
+      for (;;) {
+        answer = await ways[turn++ % ways.length](chunk);
+        if (answer.seq !== undefined) break;
+        this.retries++;
+        assert.ok(Date.now() - begun < 40_000, `${chunk.content} was never acknowledged: ${answer.why}`);
+        await sleep(20);
+      }
+      this.longestMs = Math.max(this.longestMs, Date.now() - begun);
+      this.acks.set(chunk.idempotency_key, answer.seq);
+      await sleep(pauseMs);
+    }
+  }
+
+  /** So many more have been acknowledged. */
+  async more(count) {
+    const enough = this.acks.size + count;
+    await until("more acknowledged chunks", async () => {
+      await Promise.race([this.done, sleep(5)]);
+      return this.acks.size >= enough;
+    }, 60_000);
+  }
+
+  stop() {
+    this.#on = false;
+    return this.done;
+  }
+}
+
+/** Everything that was acknowledged is stored where it was acknowledged, without a gap and once. */
+async function assertStored(producers, { client, task }) {
+  const logs = await Promise.all(world.cluster.running().map((node) => log(node, client, task)));
+  const stored = logs[0];
+  for (const other of logs) assert.deepEqual(other, stored);
+  assert.deepEqual(stored.map(({ seq }) => seq), range(1, stored.length));
+  const seqOf = new Map(stored.map(({ seq, content }) => [content.trim(), seq]));
+  assert.equal(seqOf.size, stored.length, "nothing is stored twice");
+  for (const { acks } of producers) for (const [key, seq] of acks) assert.equal(seqOf.get(key), seq, `${key} was acknowledged as ${seq}`);
+  return stored;
+}
+
+/**
+ * What a reader was told last for each seq is what is stored, without a gap, and `exactly` means that it was told nothing
+ * else. Where a chunk that was never durable was replaced by another, it is told from there on.
+ */
+async function assertRead(reader, stored, { exactly = true } = {}) {
+  const chunks = () => reader.chunks ?? reader.sse.named("stream.chunk").map(({ data }) => data);
+  const told = () => new Map(chunks().map(({ seq, content }) => [seq, content]));
+  const whole = JSON.stringify(stored.map(({ seq, content }) => [seq, content]));
+  await until(`${reader.name} has what is stored`, () => JSON.stringify([...told()]) === whole, 10_000).catch((error) => {
+    assert.deepEqual([...told()], JSON.parse(whole), `${reader.name}: ${error.message}`);
+  });
+  const seqs = reader.seqs();
+  assert.ok(seqs.every((seq, at) => at === 0 || seq <= seqs[at - 1] + 1), `${reader.name} was told ${seqs}`);
+  if (exactly) assert.equal(seqs.length, stored.length, `${reader.name} was told twice: ${seqs}`);
+  assert.deepEqual(reader.errors, [], `${reader.name} was told of an error`);
+}
+
+describe("nodes that are killed", () => {
+  test("R37 R39 R46 R52 R166: kill -9 of the owner while chunks come loses nothing acknowledged, and readers elsewhere stay and go on", async (context) => {
+    const owner = world.three;
+    const parties = await world.cast(owner);
+    const { client, provider, task } = parties;
+    const readers = (await world.readers(client, task)).filter(({ node }) => node !== owner);
+    const producer = new Producer("a", [world.one, world.two].map((node) => (chunk) => tryRest(node, provider, task, chunk)));
+    await producer.more(50);
+    await owner.kill();
+    await producer.more(50);
+    await world.cluster.restart(owner.name);
+    await world.cluster.seen();
+    // The stream goes back to the node that came back.
+    await producer.more(50);
+    await producer.stop();
+    context.diagnostic(`the longest wait was ${producer.longestMs} ms, with ${producer.retries} retries`);
+    const stored = await assertStored([producer], parties);
+    assert.equal(stored.length, producer.acks.size);
+    for (const reader of readers) await assertRead(reader, stored);
+    await complete(world.one, provider, task);
+    for (const reader of readers) await until(`the end at ${reader.name}`, () => reader.ended().length === 1);
+  });
+
+  test("R39 R46 R52: several producers at once through the owner's kill -9: each key is one chunk, where it was acknowledged", async () => {
+    const owner = world.one;
+    const parties = await world.cast(owner);
+    const { client, provider, task } = parties;
+    const readers = (await world.readers(client, task)).filter(({ node }) => node !== owner);
+    const others = world.others(owner);
+    const producers = range(1, 6).map((n) => new Producer(`${"abcdef"[n - 1]}-`, [others[n % 2], others[(n + 1) % 2]].map((node) => (chunk) => tryRest(node, provider, task, chunk))));
+    await Promise.all(producers.map((producer) => producer.more(20)));
+    await owner.kill();
+    await Promise.all(producers.map((producer) => producer.more(20)));
+    await Promise.all(producers.map((producer) => producer.stop()));
+    const stored = await assertStored(producers, parties);
+    // Chunks on their way when the owner went may come back in another order: then what stands there now is told too.
+    for (const reader of readers) await assertRead(reader, stored, { exactly: false });
+  });
+
+  /** Keeps the store from taking chunks of a task until this is resolved; nothing else waits. */
+  async function holdUp(task, work) {
+    const lock = `BEGIN; SELECT 1 FROM streams WHERE task = '${task.id}' FOR UPDATE; SELECT pg_sleep(120); COMMIT`;
+    const held = world.cluster.postgres.query(lock, 130_000).catch(() => null);
+    const sleeps = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    const [[pid]] = await until("the stream is locked", async () => {
+      const rows = await world.cluster.postgres.query(sleeps);
+      return rows.length > 0 && rows;
+    });
+    try {
+      await work();
+    } finally {
+      await world.cluster.postgres.query(`SELECT pg_terminate_backend(${pid})`);
+      await held;
+    }
+  }
+
+  test("R37 R46 R52: what readers saw but the store never took is told once when its producer sends it again, and replaced when another chunk comes", async () => {
+    for (const isSentAgain of [true, false]) {
+      const owner = world.two;
+      const parties = await world.cast(owner);
+      const { client, provider, task } = parties;
+      const readers = (await world.readers(client, task)).filter(({ node }) => node !== owner);
+      for (const n of range(1, 5)) assert.deepEqual(await tryRest(owner, provider, task, { content: `${n} `, idempotency_key: `k${n}` }), { seq: n });
+      await holdUp(task, async () => {
+        // Unanswered, as the store does not take it.
+        const unanswered = tryRest(owner, provider, task, { content: "in vain ", idempotency_key: "vain" });
+        for (const reader of readers) await until(`${reader.name} sees it`, () => reader.seqs().length === 6);
+        await owner.kill();
+        assert.ok((await unanswered).why, "it was not acknowledged");
+      });
+      const chunk = isSentAgain ? { content: "in vain ", idempotency_key: "vain" } : { content: "other ", idempotency_key: "other" };
+      assert.deepEqual(await tryRest(world.one, provider, task, chunk), { seq: 6 });
+      assert.deepEqual(await tryRest(world.three, provider, task, { content: "7 ", idempotency_key: "k7" }), { seq: 7 });
+      const stored = await log(world.one, client, task);
+      assert.deepEqual(stored.map(({ content }) => content), ["1 ", "2 ", "3 ", "4 ", "5 ", chunk.content, "7 "]);
+      for (const reader of readers) {
+        await assertRead(reader, stored, { exactly: isSentAgain });
+        assert.deepEqual(reader.seqs(), isSentAgain ? range(1, 7) : [1, 2, 3, 4, 5, 6, 6, 7], reader.name);
+      }
+      await world.cluster.restart(owner.name);
+      await world.cluster.seen();
+      await world.connections.close();
+    }
+  });
+
+  test("R28 R54 R55: agents at a node that is killed are gone everywhere within 6 s, in one diff", async (context) => {
+    const user = await world.one.user();
+    const agents = [];
+    for (const n of range(1, 10)) agents.push(await world.one.agent({ owner: user, name: `Agent ${n}` }));
+    const stays = await world.one.agent({ owner: user, name: "Both" });
+    for (const agent of [...agents, stays]) await world.appear(world.two, agent);
+    await world.appear(world.three, stays);
+    const watchers = [await world.watch(world.one, user), await world.watch(world.three, user)];
+    for (const watcher of watchers) {
+      for (const agent of agents) await metas(watcher, agent, 1);
+      await metas(watcher, stays, 2);
+      watcher.before = watcher.roster.frames.length;
+    }
+    const begun = performance.now();
+    await world.two.kill();
+    for (const watcher of watchers) for (const agent of agents) await metas(watcher, agent, 0, leniently(6_000));
+    context.diagnostic(`all were gone after ${Math.round(performance.now() - begun)} ms`);
+    for (const watcher of watchers) {
+      await metas(watcher, stays, 1);
+      const diffs = sync(watcher).frames.slice(watcher.before);
+      assert.equal(diffs.length, 1, `${watcher.node.name} was told in ${diffs.length} diffs`);
+      assert.deepEqual(Object.keys(diffs[0].payload.leaves).toSorted(), [...agents, stays].map(({ id }) => id).toSorted());
+      assert.deepEqual(diffs[0].payload.joins, {});
+    }
+    for (const node of [world.one, world.three]) {
+      const found = await node.ok("GET", "/api/v1/agents/discover?limit=100", { token: user.token });
+      assert.deepEqual(found.filter(({ id, online }) => online && agents.some((agent) => agent.id === id)), [], node.name);
+    }
+  });
+});
+
+describe("nodes that are drained", () => {
+  /** A socket by way of the balancer that joins and pushes again wherever it comes back. */
+  async function viaBalancer(who, mount, credential) {
+    const socket = await world.connections.socket(world.front, mount, credential, { reconnectAfterMs: () => 100, rejoinAfterMs: () => 100 });
+    return { who, socket };
+  }
+
+  test("R37 R46 R52 R168: all nodes are restarted one after another under load: nothing acknowledged is lost, and all come back elsewhere", async (context) => {
+    const streams = [];
+    for (const node of world.nodes) {
+      const parties = await world.cast(node);
+      const { user, client, provider, task } = parties;
+      const { socket } = await viaBalancer(provider, "/socket/agent", provider.key);
+      const channel = socket.channel(`agent:${provider.id}`, {});
+      assert.equal((await join(channel)).status, "ok");
+      const byChannel = async (chunk) => {
+        if (channel.state !== "joined") return { why: `the channel is ${channel.state}, its socket ${socket.connectionState()}` };
+        const { status, response } = await push(channel, "task.stream_chunk", { task_id: task.id, ...chunk }, 2_000);
+        return status === "ok" ? response : { why: `${status} ${JSON.stringify(response)}` };
+      };
+      const producers = [new Producer("rest", [(chunk) => tryRest(world.front, provider, task, chunk)], 20), new Producer("channel", [byChannel], 20)];
+      const hirer = await viaBalancer(user, "/socket/hirer", user.token);
+      const back = resuming(hirer.socket, task);
+      assert.equal((await join(back.channel)).status, "ok");
+      const readers = await world.readers(client, task);
+      streams.push({ parties, producers, back, readers });
+    }
+    const all = streams.flatMap(({ producers }) => producers);
+    for (const node of world.nodes) {
+      await Promise.all(all.map((producer) => producer.more(10)));
+      const begun = Date.now();
+      assert.equal(await node.stop(60_000), true, `${node.name} ended in order`);
+      context.diagnostic(`${node.name} drained in ${Date.now() - begun} ms`);
+      assert.equal(node.child.ended.code, 0, node.name);
+      // Readers of the other nodes notice nothing.
+      for (const { readers } of streams) {
+        const others = readers.filter((reader) => reader.node !== node && reader.node.launches === 1);
+        for (const reader of others) assert.deepEqual(reader.errors, [], `${reader.name}, while ${node.name} drained`);
+      }
+      await Promise.all(all.map((producer) => producer.more(10)));
+      await world.cluster.restart(node.name);
+      await world.cluster.seen();
+      // Both checks of the balancer, before the next one goes.
+      await sleep(2_500);
+    }
+    await Promise.all(all.map((producer) => producer.more(10)));
+    await Promise.all(all.map((producer) => producer.stop()));
+    context.diagnostic(`the longest wait was ${Math.max(...all.map(({ longestMs }) => longestMs))} ms`);
+    for (const { parties, producers, back } of streams) {
+      const stored = await assertStored(producers, parties);
+      assert.equal(stored.length, producers.reduce((sum, { acks }) => sum + acks.size, 0));
+      await until("the client that came back has all", () => back.seen.length >= stored.length);
+      assert.deepEqual(back.seen, range(1, stored.length));
+    }
+  });
+});
