@@ -280,7 +280,7 @@ mod tests {
             (ClusterConfig { transport: TransportChoice::Redis, ..clustered() }, "cluster.redis_url"),
             (
                 ClusterConfig { redis_url: Some("redis://r".into()), ..ClusterConfig::default() },
-                "cluster.listen",
+                "cluster.redis_url",
             ),
             (ClusterConfig { ca: Some("x".into()), ..clustered() }, "cluster.ca"),
             (ClusterConfig { listen: Some("0.0.0.0:1".into()), ..clustered() }, "cluster.certificate"),
