@@ -27,6 +27,9 @@ use muster_protocol::time::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+/// Sockets of a credential at all nodes together.
+const SOCKETS_MAX: usize = 10;
+
 /// What carries messages between the nodes of a test.
 #[derive(Default)]
 struct Bus {
@@ -170,6 +173,7 @@ impl Fleet {
         let limits = Limits {
             // Small, so that logs are trimmed and read from the store too.
             stream_buffer_chunks_max: 16,
+            sockets_per_credential_max: SOCKETS_MAX,
             ..Limits::default()
         };
         let parts = Parts {
@@ -535,4 +539,81 @@ async fn nothing_acknowledged_is_lost_repeated_or_out_of_order_while_nodes_come_
             reader.ends_exactly_with(acknowledged.clone());
         }
     }
+}
+
+/// Places a credential gets at a node now, which are given up again.
+fn places(core: &Core, credential: CredentialId) -> usize {
+    std::iter::from_fn(|| core.connections.place(credential, SOCKETS_MAX)).collect::<Vec<_>>().len()
+}
+
+async fn wait_for_places(core: &Core, credential: CredentialId, count: usize) {
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while places(core, credential) != count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{} places, not {count}", places(core, credential)));
+}
+
+#[tokio::test]
+async fn what_is_used_at_one_node_counts_at_the_others() {
+    let fleet = Fleet::of(&["a", "b"]).await;
+    let (a, b) = (fleet.core("a").unwrap(), fleet.core("b").unwrap());
+    let (credential, agent) = (CredentialId::from_bytes([9; 16]), AgentId::from_bytes([8; 16]));
+    let here: Vec<_> =
+        std::iter::repeat_with(|| a.connections.place(credential, SOCKETS_MAX)).take(6).collect();
+    assert!(here.iter().all(Option::is_some));
+    let now_ms = a.environment.monotonic_ms();
+    let (rate, chunks) = (a.limits.requests_per_credential, a.limits.chunks_per_agent);
+    for _ in 0..rate.burst {
+        a.usage.requests.take(credential, now_ms).unwrap();
+    }
+    for _ in 0..chunks.burst {
+        a.streams.agent_buckets().take(agent, now_ms).unwrap();
+    }
+    a.usage.tell();
+    wait_for_places(&b, credential, 4).await;
+    let left = |core: &Core| {
+        let now_ms = core.environment.monotonic_ms();
+        (
+            core.usage.requests.remaining(&credential, now_ms),
+            core.streams.agent_buckets().remaining(&agent, now_ms),
+        )
+    };
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while left(&b).0 > rate.burst / 2 || left(&b).1 > chunks.burst / 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{:?} are left", left(&b)));
+
+    // A node that comes later is told too, and one that is cut off counts for nothing until it is back.
+    fleet.start("c").await;
+    let c = fleet.core("c").unwrap();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while places(&c, credential) != 4 {
+            a.usage.tell();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    fleet.bus.set_cut("a", "b", true);
+    wait_for_places(&b, credential, SOCKETS_MAX).await;
+    wait_for_places(&c, credential, 4).await;
+    fleet.bus.set_cut("a", "b", false);
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while places(&b, credential) != 4 {
+            a.usage.tell();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    drop(here);
+    a.usage.tell();
+    wait_for_places(&b, credential, SOCKETS_MAX).await;
+    wait_for_places(&c, credential, SOCKETS_MAX).await;
 }

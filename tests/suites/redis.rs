@@ -337,6 +337,52 @@ fn a_password_is_needed_used_and_never_shown() {
 }
 
 #[test]
+fn redis_is_spoken_to_by_tls_and_has_to_be_who_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let certificate = |name: &str| {
+        let made = std::process::Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+            ])
+            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-keyout", &file(&format!("{name}.key")), "-out", &file(&format!("{name}.pem"))])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    certificate("redis");
+    certificate("other");
+    let port = muster_tests::free_port().to_string();
+    let (pem, key) = (file("redis.pem"), file("redis.key"));
+    let tls =
+        ["--tls-port", &port, "--tls-cert-file", &pem, "--tls-key-file", &key, "--tls-auth-clients", "no"];
+    let (_redis, links) = (Server::start_with(&tls), Links::new());
+    let url = format!("rediss://localhost:{port}");
+    let node = |name: &str, ca: &str| {
+        let settings = ["cluster.transport=redis".to_owned(), format!("cluster.redis_ca={}", file(ca))];
+        start(&links, name, &url, &settings)
+    };
+    let (mut a, mut b, mut c) = (node("a", "redis.pem"), node("b", "redis.pem"), node("c", "other.pem"));
+    up_both(&mut a, &mut b);
+    let mut forth = Numbers(0);
+    forth.send(&mut a, "b", 500);
+    forth.check(&mut b);
+    assert!(!c.comes("up", Duration::from_secs(1)));
+    let problem = c.status()["fallback"]["problem"].as_str().unwrap().to_owned();
+    assert!(problem.contains("certificate"), "{problem}");
+}
+
+#[test]
 fn what_cannot_be_used_is_said() {
     let links = Links::new();
     let secret = ["env", SECRET];

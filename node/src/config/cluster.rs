@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_named() {
-        let cases: [(ClusterConfig, &str); 12] = [
+        let cases: [(ClusterConfig, &str); 13] = [
             (ClusterConfig { name: "a b".into(), ..clustered() }, "cluster.name"),
             (ClusterConfig { node: Some(String::new()), ..clustered() }, "cluster.node"),
             (ClusterConfig { listen: Some("here".into()), ..clustered() }, "cluster.listen"),
@@ -308,6 +308,10 @@ mod tests {
             (ClusterConfig { dns: Some("a:0".into()), ..clustered() }, "cluster.dns"),
             (ClusterConfig { peers: vec!["a:1".into()], listen: None, ..clustered() }, "cluster.listen"),
             (ClusterConfig { transport: TransportChoice::Redis, ..clustered() }, "cluster.redis_url"),
+            (
+                ClusterConfig { redis_url: Some("redis://r".into()), ..ClusterConfig::default() },
+                "cluster.redis_url",
+            ),
             (ClusterConfig { ca: Some("x".into()), ..clustered() }, "cluster.ca"),
             (ClusterConfig { listen: Some("0.0.0.0:1".into()), ..clustered() }, "cluster.certificate"),
             (ClusterConfig { peers: vec!["10.0.0.1:4100".into()], ..clustered() }, "cluster.certificate"),
@@ -322,5 +326,22 @@ mod tests {
         assert_eq!(allowed.check(), Ok(()));
         let local = ClusterConfig { peers: vec!["localhost:1".into(), "[::1]:2".into()], ..clustered() };
         assert_eq!(local.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_password_in_the_url_of_redis_is_nowhere_shown() {
+        let urls = [
+            ("redis://r:6379", "redis://r:6379"),
+            ("redis://:hush@r:6379/1", "redis://…@r:6379/1"),
+            ("rediss://user:hu%40sh@hush@[::1]", "rediss://…@[::1]"),
+            ("redis+unix:///run/r.sock?user=u&pass=hush", "redis+unix:///run/r.sock"),
+            ("hush", "…"),
+        ];
+        for (url, shown) in urls {
+            let config = ClusterConfig { redis_url: Some(url.into()), ..clustered() };
+            let all = format!("{config:?} {}", toml::to_string(&config).unwrap());
+            assert!(!all.contains("hush") && all.contains(shown), "{all}");
+            assert_eq!(config.redis_url.unwrap().reveal(), url);
+        }
     }
 }
