@@ -110,6 +110,19 @@ pub fn open<'a>(
     opened
 }
 
+/// Joins one more topic on each of some WebSockets; what comes behind the answer is dropped.
+pub fn join_also(streams: &mut [TcpStream], topic: &str) {
+    let entry = Entry { topic, payload: "{}", ..Entry::default() };
+    for batch in streams.chunks_mut(AT_ONCE) {
+        for stream in &mut *batch {
+            stream.write_all(&entry.join_frame()).unwrap();
+        }
+        for stream in batch {
+            expect(stream, br#""status":"ok""#);
+        }
+    }
+}
+
 /// Reads until the bytes hold a pattern.
 fn expect(stream: &mut TcpStream, pattern: &[u8]) {
     let mut seen = Vec::new();

@@ -3,8 +3,8 @@
 //!
 //! # Layout
 //! * this file: which scenarios, and the table
-//! * [`floor`]: the bare loop; [`node`]: the node under test
-//! * [`door`]: opens connections; [`fleet`]: holds them; [`wire`], [`roster`]: count what comes on each
+//! * [`floor`]: the bare loop; [`node`]: the node under test; [`nodes`]: several, linked
+//! * [`door`]: opens connections; [`fleet`]: holds them; [`wire`], [`order`], [`roster`]: count what comes on each
 //! * [`scenarios`]: what is measured
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement that fails ends")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it speaks to a person")]
@@ -15,6 +15,8 @@ mod door;
 mod fleet;
 mod floor;
 mod node;
+mod nodes;
+mod order;
 mod roster;
 mod scenarios;
 mod wire;
@@ -75,7 +77,7 @@ fn raise_descriptors() -> u64 {
 
 fn print_table(rows: &[Measured]) {
     println!(
-        "\n| scenario | deliveries/s | of the floor | CPU s/million | p50 ms | p99 ms | generator CPU | other |\n\
+        "\n| scenario | deliveries/s | of the floor, or of local | CPU s/million | p50 ms | p99 ms | generator CPU | other |\n\
          | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
     );
     let or_dash = |value: Option<f64>, digits: usize| {
@@ -86,7 +88,7 @@ fn print_table(rows: &[Measured]) {
             "| {} | {} | {} | {} | {} | {} | {} | {} |",
             row.name,
             or_dash(row.per_second, 0),
-            row.of_floor.map_or("–".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0)),
+            row.of_floor.or(row.of_local).map_or("–".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0)),
             or_dash(row.cpu_per_million, 2),
             or_dash(row.p50_ms, 2),
             or_dash(row.p99_ms, 2),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use muster_node::http::client::Client;
 use muster_tests::siege;
+use rustix::process::{Pid, Signal};
 use rustls::RootCertStore;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -34,6 +35,18 @@ impl Drop for Process {
 }
 
 impl Process {
+    /// Ends it at once, as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        let _status = self.child.wait().unwrap();
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    }
+
     /// Seconds of CPU so far.
     pub fn cpu(&self) -> f64 {
         cpu_of(&self.child.id().to_string())
@@ -64,7 +77,8 @@ pub fn cpu_of(process: &str) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-fn free_address() -> SocketAddr {
+/// An address of loopback that nobody listens on.
+pub fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -101,6 +115,11 @@ pub struct Agent {
 impl Node {
     /// Starts one with settings.
     pub fn start(settings: &[&str]) -> Self {
+        Self::launch(settings, &[]).wait_until_ready()
+    }
+
+    /// Starts one with settings and variables of the environment; it may not be ready yet.
+    pub fn launch(settings: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = free_address();
         let binary = std::env::current_exe().unwrap().with_file_name("muster");
@@ -121,18 +140,28 @@ impl Node {
             command.args(["--set", setting]);
         }
         command.args(["--set", "log.level=\"warn\""]);
-        command.env("MUSTER_ADMIN_TOKEN", OPERATOR).stdout(Stdio::null());
+        command.env("MUSTER_ADMIN_TOKEN", OPERATOR).envs(variables.iter().copied()).stdout(Stdio::null());
         let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let operator =
             Client::new(&format!("http://{address}"), Some(OPERATOR.into()), RootCertStore::empty());
-        let node = Self { process: Process { child, address }, runtime, operator, made: 0, _folder: folder };
+        Self { process: Process { child, address }, runtime, operator, made: 0, _folder: folder }
+    }
+
+    /// Waits until it serves.
+    pub fn wait_until_ready(mut self) -> Self {
         let end = Instant::now() + Duration::from_secs(20);
-        while node.runtime.block_on(node.operator.send(Method::GET, "/ready", None)).is_err() {
-            assert!(Instant::now() < end, "the node did not start");
+        while self.get("/ready").is_none() {
+            let exited = self.process.child.try_wait().unwrap();
+            assert!(exited.is_none() && Instant::now() < end, "the node did not start");
             std::thread::sleep(Duration::from_millis(10));
         }
-        node
+        self
+    }
+
+    /// What the operator gets there, if it is there.
+    pub fn get(&self, path: &str) -> Option<Value> {
+        self.runtime.block_on(self.operator.send(Method::GET, path, None)).ok()
     }
 
     /// Where it listens.

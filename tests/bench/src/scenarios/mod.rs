@@ -4,8 +4,10 @@
 //! * this file: which there are, and what they share
 //! * [`fan_out`], [`streams`], [`rest`], [`slow_reader`]: chunks
 //! * [`presence`]: who is told of whom
+//! * [`cluster`]: the same across nodes
 //! * [`sockets`]: connecting, being idle, storms; [`leak`]: what is left after much coming and going
 
+mod cluster;
 mod fan_out;
 mod leak;
 mod presence;
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 use muster_tests::raw;
 
 use crate::fleet::{Fleet, Latencies};
+use crate::wire::Counts;
 
 /// How much of it.
 pub struct Scale {
@@ -46,6 +49,8 @@ pub struct Measured {
     pub name: String,
     pub per_second: Option<f64>,
     pub of_floor: Option<f64>,
+    /// Of the deliveries a second with all clients on one node.
+    pub of_local: Option<f64>,
     pub cpu_per_million: Option<f64>,
     pub p50_ms: Option<f64>,
     pub p99_ms: Option<f64>,
@@ -73,17 +78,34 @@ pub const ALL: &[Scenario] = &[
     ("storm", sockets::storm),
     ("reconnect", sockets::reconnect),
     ("leak", leak::leak),
+    ("cluster-fan-out", cluster::fan_out::fan_out),
+    ("cluster-streams", cluster::streams::streams),
+    ("cluster-relay", cluster::relay::direct),
+    ("cluster-redis", cluster::relay::by_redis),
+    ("cluster-growth", cluster::growth::growth),
+    ("cluster-presence", cluster::presence::presence),
 ];
 
 /// Text of a chunk: the frame that brings it is about as large as the floor's.
 const CONTENT: &str = "forty characters of somebody's output...";
 
 /// Drives a load: `publish` sends one message that `each` readers get; `window` of them are under way at once.
-fn drive(
-    fleet: &mut Fleet,
+fn drive<C: Counts>(
+    fleet: &mut Fleet<C>,
+    load: (u64, u64),
+    time: Duration,
+    publish: impl FnMut(&mut Fleet<C>, u64),
+) -> (u64, Duration, Latencies) {
+    drive_noting(fleet, load, time, |_| true, publish)
+}
+
+/// The same; latencies are those of some connections.
+fn drive_noting<C: Counts>(
+    fleet: &mut Fleet<C>,
     (each, window): (u64, u64),
     time: Duration,
-    mut publish: impl FnMut(&mut Fleet, u64),
+    notes: impl Fn(usize) -> bool,
+    mut publish: impl FnMut(&mut Fleet<C>, u64),
 ) -> (u64, Duration, Latencies) {
     let (mut latencies, mut sent_at) = (Latencies::new(), VecDeque::new());
     let (begun, first) = (Instant::now(), fleet.frames);
@@ -99,8 +121,8 @@ fn drive(
             break;
         }
         let oldest = sent_at.front().copied();
-        fleet.take(Duration::from_secs(5), |_, frames, now| {
-            if let Some(oldest) = oldest {
+        fleet.take(Duration::from_secs(5), |at, frames, now| {
+            if let Some(oldest) = oldest.filter(|_| notes(at)) {
                 latencies.note(now.duration_since(oldest), frames);
             }
         });
