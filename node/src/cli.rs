@@ -67,6 +67,9 @@ struct Serve {
     /// Folder of the embedded store: `store.data_dir`.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// How nodes of a cluster reach each other: `cluster.transport`.
+    #[arg(long, value_name = "auto|redis")]
+    cluster_transport: Option<String>,
     /// Any setting by name, such as `stream.ack=memory`.
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     set: Vec<(String, String)>,
@@ -85,6 +88,9 @@ impl Serve {
         }
         if let Some(data_dir) = self.data_dir {
             flags.push(("store.data_dir".into(), json!(data_dir).to_string()));
+        }
+        if let Some(transport) = self.cluster_transport {
+            flags.push(("cluster.transport".into(), json!(transport).to_string()));
         }
         config::load(&Sources { file: self.config, environment: std::env::vars().collect(), flags })
     }
