@@ -121,13 +121,13 @@ mod tests {
         let nodes = [Buckets::new(rate), Buckets::new(rate), Buckets::new(rate)];
         let mut taken = 0_u32;
         let seconds = 60;
-        for now_ms in (0..seconds * 1_000).step_by(5) {
-            taken += nodes.iter().map(|node| u32::from(node.take(7, now_ms).is_ok())).sum::<u32>();
-            if now_ms % 1_000 == 0 {
+        for at_ms in (0..seconds * 1_000).step_by(5) {
+            taken += nodes.iter().map(|node| u32::from(node.take(7, at_ms).is_ok())).sum::<u32>();
+            if at_ms % 1_000 == 0 {
                 for (at, node) in nodes.iter().enumerate() {
                     for (key, tokens) in node.untold(nodes.len(), 10) {
                         let others = nodes.iter().enumerate().filter(|(other, _)| *other != at);
-                        others.for_each(|(_, other)| other.charge(key, tokens, now_ms));
+                        others.for_each(|(_, other)| other.charge(key, tokens, at_ms));
                     }
                 }
             }

@@ -75,6 +75,9 @@ struct Serve {
     /// in MUSTER_STORE_URL: arguments are shown to everybody on the machine.
     #[arg(long, value_name = "URL")]
     store: Option<String>,
+    /// How nodes of a cluster reach each other: `cluster.transport`.
+    #[arg(long, value_name = "auto|redis")]
+    cluster_transport: Option<String>,
     /// Any setting by name, such as `stream.ack=memory`.
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     set: Vec<(String, String)>,
@@ -96,6 +99,9 @@ impl Serve {
         }
         if let Some(store) = self.store {
             flags.push(("store.url".into(), json!(store).to_string()));
+        }
+        if let Some(transport) = self.cluster_transport {
+            flags.push(("cluster.transport".into(), json!(transport).to_string()));
         }
         config::load(&Sources { file: self.config, environment: std::env::vars().collect(), flags })
     }
