@@ -108,6 +108,10 @@ impl State {
         let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
         let me = self.registry.cluster.me().clone();
         let Role::Follower(following) = &mut self.role else { return };
+        if following.phase == Phase::Claiming {
+            // Its result is waited for: of two claims the earlier one might come later, and fence this very node off.
+            return;
+        }
         if following.is_settled() {
             following.unsettled_since_ms = now_ms;
         }
