@@ -476,3 +476,24 @@ impl Drop for Attachment {
         let _stream_gone = self.handle.inbox.push_always(Command::Detach(self.outlet));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Replaced;
+
+    #[test]
+    fn readers_are_told_again_from_what_they_missed_of_replacements() {
+        let mut replaced = Replaced::default();
+        assert_eq!(replaced.since(0), None);
+        replaced.note(7, true);
+        // The same time, as nobody was told yet.
+        replaced.note(9, false);
+        assert_eq!((replaced.since(0), replaced.since(1)), (Some(7), None));
+        replaced.note(20, true);
+        assert_eq!((replaced.since(2), replaced.since(1), replaced.since(0)), (None, Some(20), Some(7)));
+        replaced.note(3, true);
+        assert_eq!((replaced.since(2), replaced.since(1)), (Some(3), Some(3)));
+        // A stream that was opened anew counts anew.
+        assert_eq!(Replaced::default().since(3), None);
+    }
+}

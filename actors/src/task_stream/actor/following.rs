@@ -106,8 +106,8 @@ impl State {
         let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
         let me = self.registry.cluster.me().clone();
         let Role::Follower(following) = &mut self.role else { return };
-        if following.phase == Phase::Claiming && wanted.as_ref() == Some(&me) {
-            // Claimed twice, it would be taken from oneself.
+        if following.phase == Phase::Claiming {
+            // Its result is waited for: of two claims the earlier one might come later, and fence this very node off.
             return;
         }
         if following.is_settled() {

@@ -530,7 +530,11 @@ async fn nodes_that_start_at_once_migrate_once_and_a_newer_database_is_refused()
     let server = Server::start();
     let url = server.database("migrated");
     let stores = join_all((0..6).map(|_| open(&url))).await;
-    assert_eq!(server.query("migrated", "SELECT count(*), max(version) FROM muster_schema"), "1|1");
+    assert_eq!(
+        server.query("migrated", "SELECT count(*), max(version) FROM muster_schema"),
+        "2|2",
+        "each migration once"
+    );
     for store in stores {
         assert_eq!(store.check(at(1)).await, Ok(()));
         store.close().await;
