@@ -51,6 +51,8 @@ impl Nodes {
                 format!("cluster.node={}", NAMES[at]),
                 // A message is a row; a load of them has no end.
                 "limits.notes_per_task_max=100000000".to_owned(),
+                // Connections that are kept for later are not hung up on.
+                "limits.handshake_timeout_ms=3600000".to_owned(),
             ];
             all.extend(settings.iter().map(|&setting| setting.to_owned()));
             match carried {

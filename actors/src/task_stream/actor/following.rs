@@ -106,6 +106,10 @@ impl State {
         let (epoch, after) = (self.epoch, self.log.last_seq());
         let me = self.registry.cluster.me().clone();
         let Role::Follower(following) = &mut self.role else { return };
+        if following.phase == Phase::Claiming && wanted.as_ref() == Some(&me) {
+            // Of two claims the store may take the second first: then the one that counts here were fenced off by the other.
+            return;
+        }
         if following.is_settled() {
             following.unsettled_since_ms = now_ms;
         }
