@@ -45,6 +45,11 @@ pub trait Cluster: Send + Sync + 'static {
     /// Sends to a node; `false` when it is not up, or when so much waits for it that the session is reset instead.
     fn send(&self, to: &NodeKey, message: Message) -> bool;
 
+    /// Sends one message to several nodes; gives how many of them did not take it.
+    fn send_each(&self, to: &[NodeKey], message: Message) -> usize {
+        to.iter().filter(|node| !self.send(node, message.clone())).count()
+    }
+
     /// Begins: from now on events go to `receiver`. Called once.
     fn start(&self, receiver: Arc<dyn Receiver>);
 

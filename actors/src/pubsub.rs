@@ -150,12 +150,12 @@ impl PubSub {
 
     fn publish_elsewhere(&self, topic: &str, event: &'static str, payload: &Json) {
         let nodes: Vec<NodeKey> = self.interests.lock().interests.wanted_by(topic).to_vec();
-        for node in &nodes {
-            let (topic, event, payload) = (topic.into(), event.into(), payload.clone());
-            if !self.cluster.send(node, Message::Publish { topic, event, payload }) {
-                self.metrics.publications_dropped.inc();
-            }
+        if nodes.is_empty() {
+            return;
         }
+        let (topic, event, payload) = (topic.into(), event.into(), payload.clone());
+        let dropped = self.cluster.send_each(&nodes, Message::Publish { topic, event, payload });
+        self.metrics.publications_dropped.inc_by(dropped as u64);
     }
 
     fn publish_here(&self, topic: SmolStr, event: Cow<'static, str>, payload: Json) {

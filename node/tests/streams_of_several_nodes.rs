@@ -341,6 +341,19 @@ async fn a_chunk_has_one_seq_wherever_it_is_emitted_and_read() {
 }
 
 #[tokio::test]
+async fn a_reader_that_comes_while_a_stream_is_claimed_does_not_have_it_claimed_twice() {
+    let fleet = Fleet::of(&["a", "b"]).await;
+    for n in 0..20 {
+        let (task, principal) = fleet.task(n).await;
+        let core = fleet.core(&fleet.owner(task.id)).unwrap();
+        // Of two claims the one that counts at the node may come first in the store, and be fenced off by the other.
+        core.streams.read(task.id, Some(0), 1_000).await.unwrap();
+        emit(&core, &principal, task.id, "first").await.unwrap();
+        assert_eq!(fleet.store.stream_head(task.id, 0, 0).await.unwrap().epoch, 1);
+    }
+}
+
+#[tokio::test]
 async fn a_stream_moves_with_everything_it_has_and_readers_notice_nothing() {
     let fleet = Fleet::of(&["a", "b", "c"]).await;
     let (task, principal) = fleet.task(1).await;

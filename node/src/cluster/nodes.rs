@@ -188,6 +188,9 @@ impl Nodes {
     fn change<T>(&self, change: impl FnOnce(&mut Membership) -> T) -> T {
         let mut membership = self.membership.lock();
         let changed = change(&mut membership);
+        if !membership.take_changed() {
+            return changed;
+        }
         let members = membership.members();
         self.members.send_if_modified(|published| {
             let is_new = **published != members;
@@ -226,6 +229,14 @@ impl Nodes {
             Ok((actor, _)) => *peer.actor.lock() = Some(actor),
             Err(error) => tracing::error!(peer = %peer.name, %error, "a link does not start"),
         }
+    }
+
+    fn send_encoded(&self, to: &NodeKey, message: Bytes) -> bool {
+        let is_taken = self.find_peer(&to.name).is_some_and(|peer| peer.send(self, to, message));
+        if is_taken {
+            self.metrics.sent.inc();
+        }
+        is_taken
     }
 
     pub(super) fn all_peers(&self) -> Vec<Arc<Peer>> {
@@ -409,20 +420,21 @@ impl Cluster for Nodes {
     }
 
     fn send(&self, to: &NodeKey, message: Message) -> bool {
-        let Some(peer) = self.find_peer(&to.name) else { return false };
-        match message.encode() {
-            Ok(bytes) => {
-                let is_taken = peer.send(self, to, bytes.into());
-                if is_taken {
-                    self.metrics.sent.inc();
-                }
-                is_taken
-            }
-            Err(error) => {
-                tracing::error!(%error, "a message to another node could not be written");
-                false
-            }
+        self.send_each(std::slice::from_ref(to), message) == 0
+    }
+
+    fn send_each(&self, to: &[NodeKey], message: Message) -> usize {
+        if to.is_empty() {
+            return 0;
         }
+        let bytes = match message.encode() {
+            Ok(bytes) => Bytes::from(bytes),
+            Err(error) => {
+                tracing::error!(%error, "a message to other nodes could not be written");
+                return to.len();
+            }
+        };
+        to.iter().filter(|node| !self.send_encoded(node, bytes.clone())).count()
     }
 
     fn start(&self, receiver: Arc<dyn Receiver>) {

@@ -122,13 +122,16 @@ pub struct Membership {
     /// Addresses by configuration where nobody has answered yet.
     unanswered: usize,
     known: BTreeMap<SmolStr, Known>,
+    /// Whether [`Self::members`] may give something else than before.
+    has_changed: bool,
 }
 
 impl Membership {
     /// A node that knows nobody.
     #[must_use]
     pub fn new(me: NodeKey, timing: Timing, peers_max: usize) -> Self {
-        Self { me, draining: false, timing, peers_max, unanswered: 0, known: BTreeMap::new() }
+        let known = BTreeMap::new();
+        Self { me, draining: false, timing, peers_max, unanswered: 0, known, has_changed: true }
     }
 
     /// Whether a process would be listened to.
@@ -183,6 +186,10 @@ impl Membership {
                 changes.push(Change::Up(key.clone()));
             }
         }
+        let stands = |known: &Known| (known.standing, known.draining);
+        let before = self.known.get(&key.name);
+        self.has_changed |=
+            before.is_none_or(|before| before.key != *key || stands(before) != stands(&known));
         self.known.insert(key.name.clone(), known);
         Ok(changes)
     }
@@ -198,10 +205,13 @@ impl Membership {
         };
         if silent_ms >= down_after_ms {
             known.standing = Standing::Silent;
+            self.has_changed = true;
             return Some(Change::Down(known.key.clone()));
         }
-        known.standing =
+        let standing =
             if silent_ms >= self.timing.suspect_after_ms { Standing::Suspect } else { Standing::Up };
+        self.has_changed |= known.standing != standing;
+        known.standing = standing;
         None
     }
 
@@ -215,6 +225,7 @@ impl Membership {
     /// This node is going away.
     pub fn drain(&mut self) {
         self.draining = true;
+        self.has_changed = true;
     }
 
     /// Whether this node is going away.
@@ -225,7 +236,14 @@ impl Membership {
 
     /// Notes at how many addresses of the configuration nobody has answered yet.
     pub fn set_unanswered(&mut self, addresses: usize) {
+        self.has_changed |= self.unanswered != addresses;
         self.unanswered = addresses;
+    }
+
+    /// Whether [`Self::members`] may give something else than when this was last asked: each frame is heard, and next to none
+    /// changes anything.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.has_changed)
     }
 
     /// The nodes that are up, and whether this one is cut off: there should be others, and none is heard. Others that said
@@ -304,6 +322,40 @@ mod tests {
         assert_eq!((view.nodes.len(), view.isolated), (1, true));
         assert_eq!(members.heard(&from("b", 1), 8_000), Ok(vec![up("b", 1)]));
         assert!(!members.members().isolated);
+    }
+
+    #[test]
+    fn what_members_gives_does_not_change_unnoticed_and_most_of_what_is_heard_changes_nothing() {
+        let mut members = membership();
+        assert!(members.take_changed());
+        let mut known = members.members();
+        let mut noticed = 0;
+        let mut look = |members: &mut Membership, what: &str| {
+            let now = members.members();
+            let changed = members.take_changed();
+            assert!(changed || now == known, "{what} changed something unnoticed");
+            noticed += u32::from(changed);
+            known = now;
+        };
+        for at_ms in 0..100 {
+            members.heard(&from("b", 1), at_ms).unwrap();
+            look(&mut members, "a word");
+        }
+        members.heard(&Heard { draining: true, ..from("b", 1) }, 100).unwrap();
+        look(&mut members, "draining");
+        for (at_ms, what) in [(200, "a moment"), (3_200, "silence"), (6_200, "long silence")] {
+            members.tick("b", at_ms);
+            look(&mut members, what);
+        }
+        members.heard(&from("b", 2), 7_000).unwrap();
+        look(&mut members, "another process");
+        members.heard(&Heard { goodbye: true, ..from("b", 2) }, 7_001).unwrap();
+        look(&mut members, "a goodbye");
+        members.set_unanswered(1);
+        look(&mut members, "an address where nobody answers");
+        members.drain();
+        look(&mut members, "draining oneself");
+        assert_eq!(noticed, 8);
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub const FRAME_BYTES_TARGET: usize = 64 * 1024;
 /// Frames under way at once.
 pub const FRAMES_IN_FLIGHT_MAX: usize = 8;
 /// Frames received after which an acknowledgement does not wait for something to go along with.
-const ACK_AFTER_FRAMES: u64 = 2;
+const ACK_AFTER_FRAMES: u64 = FRAMES_IN_FLIGHT_MAX as u64 / 2;
+/// The same of the window's bytes: which part of it.
+const ACK_AFTER_WINDOW_PART: usize = 4;
 /// How long a transport that may lose frames has to bring an acknowledgement before they are sent again, in milliseconds;
 /// doubled each time.
 const RETRY_AFTER_MS: u64 = 500;
@@ -127,6 +129,8 @@ pub struct Session {
     next_number: u64,
     received: u64,
     acknowledged: u64,
+    /// Bytes of messages received since the last acknowledgement.
+    unacknowledged_bytes: usize,
     owes_answer: bool,
     carrier: Option<u64>,
     retry_at_ms: u64,
@@ -150,6 +154,7 @@ impl Session {
             next_number: 1,
             received: 0,
             acknowledged: 0,
+            unacknowledged_bytes: 0,
             owes_answer: true,
             carrier: None,
             retry_at_ms: 0,
@@ -230,7 +235,9 @@ impl Session {
     /// Whether an acknowledgement should leave now, without waiting for something to go along with.
     #[must_use]
     pub fn must_answer(&self) -> bool {
-        self.owes_answer || self.received - self.acknowledged >= ACK_AFTER_FRAMES
+        self.owes_answer
+            || self.received - self.acknowledged >= ACK_AFTER_FRAMES
+            || self.unacknowledged_bytes >= self.bounds.window_bytes_max / ACK_AFTER_WINDOW_PART
     }
 
     /// Whether something was received that has not been acknowledged.
@@ -272,6 +279,7 @@ impl Session {
         }
         if number == self.received + 1 {
             self.received = number;
+            self.unacknowledged_bytes += frame.items.as_bytes().len();
             received.items = frame.items;
         } else {
             self.counts.frames_passed_over += 1;
@@ -325,11 +333,13 @@ impl Session {
         self.drop_all();
         self.counts.resets += 1;
         (self.next_number, self.received, self.acknowledged) = (1, 0, 0);
+        self.unacknowledged_bytes = 0;
         self.owes_answer = true;
     }
 
     fn outgoing(&mut self, peer_epoch: u64, number: u64, items: Bytes) -> Outgoing {
         self.acknowledged = self.received;
+        self.unacknowledged_bytes = 0;
         self.owes_answer = false;
         Outgoing { epoch: self.epoch, peer_epoch, number, ack: self.received, items }
     }
@@ -344,7 +354,8 @@ impl Session {
             return None;
         }
         let room = FRAME_BYTES_TARGET.min(self.bounds.window_bytes_max.saturating_sub(self.in_flight_bytes));
-        let (mut items, mut messages) = (BytesMut::new(), 0);
+        let bytes = self.queue_bytes.min(room).max(first.len() + ITEM_OVERHEAD_BYTES);
+        let (mut items, mut messages) = (BytesMut::with_capacity(bytes), 0);
         while let Some(message) = self.queue.front() {
             let bytes = message.len() + ITEM_OVERHEAD_BYTES;
             if messages > 0 && items.len() + bytes > room {

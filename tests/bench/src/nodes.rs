@@ -36,6 +36,11 @@ pub struct Nodes {
 impl Nodes {
     /// Starts so many, and waits until each is linked with all others.
     pub fn start(count: usize, carried: &Carried<'_>, settings: &[&str]) -> Self {
+        Self::start_if_it_can(count, carried, settings).expect("a node did not start")
+    }
+
+    /// The same; `None` when a node refuses the settings.
+    pub fn start_if_it_can(count: usize, carried: &Carried<'_>, settings: &[&str]) -> Option<Self> {
         let postgres = Server::start();
         let url = postgres.database("bench");
         let mut ports: Vec<u16> = Vec::new();
@@ -51,6 +56,8 @@ impl Nodes {
                 format!("cluster.node={}", NAMES[at]),
                 // A message is a row; a load of them has no end.
                 "limits.notes_per_task_max=100000000".to_owned(),
+                // Connections that are kept for later are not hung up on.
+                "limits.handshake_timeout_ms=3600000".to_owned(),
             ];
             all.extend(settings.iter().map(|&setting| setting.to_owned()));
             match carried {
@@ -67,16 +74,16 @@ impl Nodes {
             }
             let all: Vec<&str> = all.iter().map(String::as_str).collect();
             let node = Node::launch(&all, &[("MUSTER_CLUSTER_SECRET", "only for a benchmark, on loopback")]);
-            node.wait_until_ready()
+            node.wait_until_ready_or_ended()
         });
-        let nodes: Vec<Node> = launched.collect();
+        let nodes: Vec<Node> = launched.collect::<Option<_>>()?;
         let (ports, transport) = match carried {
             Carried::Directly => (ports, "direct"),
             Carried::By(redis) => (vec![redis.port], "fallback"),
         };
         let nodes = Self { nodes, ports, _postgres: postgres };
         nodes.wait_until_linked(transport);
-        nodes
+        Some(nodes)
     }
 
     fn wait_until_linked(&self, transport: &str) {

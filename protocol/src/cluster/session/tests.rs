@@ -368,3 +368,23 @@ proptest! {
         check(b, a);
     }
 }
+
+/// Few acknowledgements travel alone, but never so few that the other side waits for one.
+#[test]
+fn an_acknowledgement_leaves_alone_before_half_of_what_may_be_under_way() {
+    let half = FRAMES_IN_FLIGHT_MAX / 2;
+    let (mut a, mut b) = pair();
+    for n in 1..=half {
+        a.push("x".into(), 2).unwrap();
+        b.receive(wire(&a.poll(0, RELIABLE).unwrap()));
+        assert_eq!(b.must_answer(), n == half, "after {n} frames");
+    }
+    a.receive(wire(&b.bare()));
+    assert!(!b.must_answer() && a.frames_in_flight() == 0);
+    // And one message that fills the window does not wait for others.
+    a.push(vec![0; BOUNDS.window_bytes_max].into(), 2).unwrap();
+    b.receive(wire(&a.poll(0, RELIABLE).unwrap()));
+    assert!(b.must_answer());
+    b.bare();
+    assert!(!b.must_answer());
+}

@@ -25,10 +25,11 @@ struct Stage {
 impl Stage {
     fn new(count: usize) -> Self {
         let mut nodes = Nodes::start(count, &Carried::Directly, &["stream.ack=memory"]);
-        let (client, provider) = (nodes.nodes[0].agent(), nodes.nodes[0].agent());
+        let (client, provider, other) =
+            (nodes.nodes[0].agent(), nodes.nodes[0].agent(), nodes.nodes[0].agent());
         let reader = 1.min(count - 1);
         let chunks = Chunks::new(&nodes, (&client, &provider), reader);
-        let publications = Publications::new(&nodes, (&client, &provider), reader, AT_ONCE);
+        let publications = Publications::new(&nodes, (&client, &other), reader, AT_ONCE);
         Self { nodes, provider, chunks, publications, runs: [Vec::new(), Vec::new()], idle: (0.0, 0.0) }
     }
 

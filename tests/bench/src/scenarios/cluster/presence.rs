@@ -64,7 +64,7 @@ fn entry<'a>(agent: &'a Agent, topic: &'a str) -> Entry<'a> {
 /// Three nodes: agents come to the first, of whom some leave; then the third goes, by its own word, and the first, by none.
 pub fn presence(_: &Scale) -> Vec<Measured> {
     // As soon as its sockets are closed a node that is told to end does.
-    let mut nodes = Nodes::start(3, &Carried::Directly, &["drain.timeout_ms=1000"]);
+    let mut nodes = Nodes::start(3, &Carried::Directly, &["drain.timeout_ms=100"]);
     let members = nodes.nodes[0].agents(MEMBERS);
     let few = nodes.nodes[0].agents(FEW);
     let watching = nodes.nodes[0].agents(2);

@@ -11,26 +11,32 @@ use crate::order::{Brought, Ordered};
 use crate::scenarios::{CONTENT, Measured, Scale, chunk_frame, drive_noting};
 use crate::wire::AnswerCounter;
 
+const SETTINGS: &[&str] = &["stream.ack=memory"];
+
 /// Over links.
 pub fn direct(scale: &Scale) -> Vec<Measured> {
-    alone(scale, &Carried::Directly, "relay")
+    alone(scale, Nodes::start(2, &Carried::Directly, SETTINGS), "relay")
 }
 
 /// By Redis.
 pub fn by_redis(scale: &Scale) -> Vec<Measured> {
-    let Some(redis) = Redis::start() else {
-        return vec![Measured { name: "relay by Redis: no redis-server".into(), ..Measured::default() }];
+    let without = |why: &str| {
+        let name = format!("relay by Redis: not measured, {why}");
+        vec![Measured { name, ..Measured::default() }]
+    };
+    let Some(redis) = Redis::start() else { return without("redis-server is not installed") };
+    let Some(nodes) = Nodes::start_if_it_can(2, &Carried::By(&redis), SETTINGS) else {
+        return without("the nodes do not start with it");
     };
     let cpu = redis.cpu();
-    let mut rows = alone(scale, &Carried::By(&redis), "relay by Redis");
+    let mut rows = alone(scale, nodes, "relay by Redis");
     if let Some(last) = rows.last_mut() {
         last.note.push_str(&format!("; {:.2} s of CPU of Redis for all rows", redis.cpu() - cpu));
     }
     rows
 }
 
-fn alone(scale: &Scale, carried: &Carried<'_>, what: &str) -> Vec<Measured> {
-    let mut nodes = Nodes::start(2, carried, &["stream.ack=memory"]);
+fn alone(scale: &Scale, mut nodes: Nodes, what: &str) -> Vec<Measured> {
     let (client, provider) = (nodes.nodes[0].agent(), nodes.nodes[0].agent());
     let mut all = Vec::new();
     for window in [1, 16] {
