@@ -31,9 +31,11 @@ fn only_redis(links: &Links, name: &str, url: &str) -> LinkNode {
 fn pair(links: &Links, url: &str) -> (LinkNode, LinkNode, Gate) {
     let gate = Gate::new(links.port("b"));
     let listen = |name| format!("cluster.listen=127.0.0.1:{}", links.port(name));
-    let b = start(links, "b", url, &[listen("b")]);
+    // They are told of no way around it.
+    let advertise = |port: u16| format!("cluster.advertise=127.0.0.1:{port}");
+    let b = start(links, "b", url, &[listen("b"), advertise(gate.port)]);
     let peers = format!("cluster.peers=[\"127.0.0.1:{}\"]", gate.port);
-    let a = start(links, "a", url, &[listen("a"), peers]);
+    let a = start(links, "a", url, &[listen("a"), advertise(1), peers]);
     (a, b, gate)
 }
 

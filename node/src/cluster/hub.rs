@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
-use super::link::{Notice, Peer};
 use super::nodes::Nodes;
+use super::peer::{Notice, Peer};
 
 /// What the hub is told: nothing.
 pub struct Nothing;

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! * [`nodes`]: the port's other side: who is up, what goes to whom
-//! * [`link`]: one actor for each other node, with the session; [`hub`]: their supervisor
+//! * [`link`]: one actor for each other node, with the session ([`peer`]); [`hub`]: their supervisor
 //! * [`doors`], [`hints`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
 //! * [`certificates`]: makes those that nodes show
 //! * [`fabric`], [`stream`]: ractor_cluster, which carries frames over connections
@@ -17,6 +17,7 @@ mod hub;
 mod link;
 pub mod metric_definitions;
 pub mod nodes;
+mod peer;
 mod preamble;
 pub mod redis;
 mod slots;

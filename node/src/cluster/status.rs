@@ -5,8 +5,8 @@ use muster_protocol::cluster::membership::{Known, Standing};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::link::Peer;
 use super::nodes::Nodes;
+use super::peer::Peer;
 use super::transport::TransportStatus;
 
 /// The cluster as this node sees it.
