@@ -343,7 +343,7 @@ async fn a_chunk_has_one_seq_wherever_it_is_emitted_and_read() {
 #[tokio::test]
 async fn a_reader_that_comes_while_a_stream_is_claimed_does_not_have_it_claimed_twice() {
     let fleet = Fleet::of(&["a", "b"]).await;
-    for n in 0..20 {
+    for n in 1..=20 {
         let (task, principal) = fleet.task(n).await;
         let core = fleet.core(&fleet.owner(task.id)).unwrap();
         // Of two claims the one that counts at the node may come first in the store, and be fenced off by the other.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::cluster::NodeKey;
+use muster_protocol::cluster::stream::What;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::AgentId;
 use muster_protocol::task::{Ending, Task, TaskAction};
@@ -167,6 +168,28 @@ impl Actor for StreamActor {
     }
 }
 
+/// What an owner sent in several messages, as if it were one: then it leaves for this node's readers as one write, too.
+fn joined(commands: impl Iterator<Item = Command>) -> Vec<Command> {
+    let mut joined: Vec<Command> = Vec::new();
+    for command in commands {
+        match (joined.last_mut(), command) {
+            (
+                Some(Command::Peer { node, follow, what: What::Chunks { durable_seq, chunks } }),
+                Command::Peer {
+                    node: from,
+                    follow: its,
+                    what: What::Chunks { durable_seq: later, chunks: more },
+                },
+            ) if *node == from && *follow == its => {
+                *durable_seq = later;
+                chunks.extend(more);
+            }
+            (_, command) => joined.push(command),
+        }
+    }
+    joined
+}
+
 impl State {
     async fn work(&mut self, myself: &ActorRef<Wake>) {
         self.gather().await;
@@ -194,7 +217,7 @@ impl State {
     }
 
     async fn run(&mut self, myself: &ActorRef<Wake>, commands: Vec<Command>) {
-        let commands: Vec<Command> = commands.into_iter().map(|command| self.as_chunk(command)).collect();
+        let commands = joined(commands.into_iter().map(|command| self.as_chunk(command)));
         let known = self.seqs_known_to_store(&commands).await;
         for command in commands {
             // Another node may have come to own the stream by one of those before.
