@@ -50,6 +50,13 @@ pub trait Cluster: Send + Sync + 'static {
         to.iter().filter(|node| !self.send(node, message.clone())).count()
     }
 
+    /// The other nodes that are up.
+    fn others(&self) -> Vec<NodeKey> {
+        let members = self.members();
+        let members = members.borrow();
+        members.nodes.iter().map(|member| &member.key).filter(|key| *key != self.me()).cloned().collect()
+    }
+
     /// Begins: from now on events go to `receiver`. Called once.
     fn start(&self, receiver: Arc<dyn Receiver>);
 

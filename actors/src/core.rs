@@ -1,9 +1,10 @@
 //! The parts of a node, put together once and passed around.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use muster_protocol::cluster::Message;
+use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -213,48 +214,47 @@ struct Dispatcher(Weak<Core>);
 impl Receiver for Dispatcher {
     fn receive(&self, event: Event) {
         let Some(core) = self.0.upgrade() else { return };
-        match &event {
-            Event::Message(_, message) => match **message {
-                Message::Interest(_) | Message::InterestNoted { .. } | Message::Publish { .. } => {
-                    core.pubsub.receive(event);
-                }
-                Message::Notice(ref notice) => core.notices.receive(notice.clone()),
-                Message::Usage(_) => {
-                    if let Event::Message(node, message) = event
-                        && let Message::Usage(usage) = *message
-                    {
-                        core.usage.receive(&node, usage, core.environment.monotonic_ms());
-                    }
-                }
-                Message::Stream(_) => core.streams.receive(event),
-                Message::Presence(_) => {
-                    if let Event::Message(node, message) = event
-                        && let Message::Presence(message) = *message
-                    {
-                        core.presence.node_said(node, message);
-                    }
-                }
-            },
+        match event {
+            Event::Message(node, message) => core.hear(node, *message),
             Event::Up(node) => {
                 core.presence.node_up(node.clone());
-                core.pubsub.receive(event.clone());
-                core.streams.receive(event);
-                core.notices.missed();
-                core.usage.node_up();
+                core.tell_anew(&node);
             }
             Event::Reset(node) => {
                 core.presence.node_reset(node.clone());
-                core.pubsub.receive(event.clone());
-                core.streams.receive(event);
-                core.notices.missed();
-                core.usage.node_up();
+                core.tell_anew(&node);
             }
             Event::Down(node) => {
                 core.presence.node_down(node.clone());
-                core.usage.node_down(node);
-                core.pubsub.receive(event.clone());
-                core.streams.receive(event);
+                core.usage.node_down(&node);
+                core.pubsub.node_down(&node);
+                core.streams.node_changed(&node);
             }
         }
+    }
+}
+
+impl Core {
+    /// Another node says something.
+    fn hear(&self, node: NodeKey, message: Message) {
+        match message {
+            Message::Interest(interest) => self.pubsub.node_wants(&node, &interest),
+            Message::InterestNoted { token } => self.pubsub.node_noted(&node, token),
+            Message::Publish { topic, event, payload } => {
+                self.pubsub.publish_here(topic, Cow::Owned(event.into()), payload);
+            }
+            Message::Notice(notice) => self.notices.receive(notice),
+            Message::Usage(usage) => self.usage.receive(&node, usage, self.environment.monotonic_ms()),
+            Message::Stream(message) => self.streams.hear(node, message),
+            Message::Presence(message) => self.presence.node_said(node, message),
+        }
+    }
+
+    /// Another node has come up, or it and this one may have missed something of each other.
+    fn tell_anew(&self, node: &NodeKey) {
+        self.pubsub.node_up(node);
+        self.streams.node_changed(node);
+        self.notices.missed();
+        self.usage.node_up();
     }
 }

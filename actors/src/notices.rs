@@ -100,7 +100,7 @@ impl Notices {
     pub fn credentials_ended(&self, credentials: &[CredentialId], reason: &str) -> usize {
         if !credentials.is_empty() {
             let credentials = credentials.to_vec();
-            self.tell(&Notice::CredentialsEnded { credentials, reason: reason.into() });
+            self.tell(Notice::CredentialsEnded { credentials, reason: reason.into() });
         }
         self.end_credentials(credentials, reason)
     }
@@ -144,14 +144,14 @@ impl Notices {
 
     /// An agent was stopped: everything of it is closed.
     pub fn agent_ended(&self, agent: AgentId, reason: &str) {
-        self.tell(&Notice::AgentEnded { agent, reason: reason.into() });
+        self.tell(Notice::AgentEnded { agent, reason: reason.into() });
         self.connections.end_agent(agent, reason);
     }
 
     /// An agent's record has changed: everybody who watches it is told.
     pub fn agent_changed(&self, agent: &Arc<Agent>) {
         self.online.refresh(agent);
-        self.tell(&Notice::AgentChanged { agent: agent.id });
+        self.tell(Notice::AgentChanged { agent: agent.id });
     }
 
     /// A block between two agents came or went.
@@ -159,13 +159,13 @@ impl Notices {
     /// # Errors
     /// The store cannot be read.
     pub async fn blocks_changed(&self, agents: [AgentId; 2]) -> Result<(), Refusal> {
-        self.tell(&Notice::BlocksChanged { agents });
+        self.tell(Notice::BlocksChanged { agents });
         self.blocks.changed(agents).await
     }
 
     /// A client agent has come to belong to a user.
     pub fn claimed(&self, agent: AgentId, owner: UserId) {
-        self.tell(&Notice::Claimed { agent, owner });
+        self.tell(Notice::Claimed { agent, owner });
         self.streams.owned(agent, owner);
     }
 
@@ -189,16 +189,9 @@ impl Notices {
         self.read_soon(Reading::Everything);
     }
 
-    fn tell(&self, notice: &Notice) {
-        if self.cluster.is_alone() {
-            return;
-        }
-        let me = self.cluster.me();
-        let members = self.cluster.members().borrow().clone();
-        for member in members.nodes.iter().filter(|member| member.key != *me) {
-            // A node that misses it reads everything again when it is back.
-            let _missed = self.cluster.send(&member.key, Message::Notice(notice.clone()));
-        }
+    fn tell(&self, notice: Notice) {
+        // A node that misses it reads everything again when it is back.
+        let _missed = self.cluster.send_each(&self.cluster.others(), Message::Notice(notice));
     }
 
     fn read_soon(&self, reading: Reading) {

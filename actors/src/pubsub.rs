@@ -20,7 +20,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
-use crate::cluster::{Cluster, Event};
+use crate::cluster::Cluster;
 use crate::egress::{Burst, Class, Outcome, Outlet, OutletId, Roster};
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
@@ -158,48 +158,46 @@ impl PubSub {
         self.metrics.publications_dropped.inc_by(dropped as u64);
     }
 
-    fn publish_here(&self, topic: SmolStr, event: Cow<'static, str>, payload: Json) {
+    /// A node is up, or may have missed something: it is told everything.
+    pub fn node_up(&self, node: &NodeKey) {
+        let mut table = self.interests.lock();
+        let all = table.interests.tell_all(node);
+        self.tell(all.into_iter().map(|interest| (node.clone(), interest)).collect());
+    }
+
+    /// A node is gone.
+    pub fn node_down(&self, node: &NodeKey) {
+        let mut table = self.interests.lock();
+        let known = table.interests.down(node);
+        table.answer(known);
+    }
+
+    /// A node wants topics, or does not want them any more.
+    pub fn node_wants(&self, node: &NodeKey, interest: &Interest) {
+        let mut table = self.interests.lock();
+        if !table.interests.note(node, interest) {
+            tracing::error!(%node, "it wants more topics than are kept; it misses what is published on them");
+        }
+        if interest.token != 0 {
+            // A node that is gone meanwhile waits for nothing.
+            let _gone = self.cluster.send(node, Message::InterestNoted { token: interest.token });
+        }
+    }
+
+    /// A node has noted what this one wants.
+    pub fn node_noted(&self, node: &NodeKey, token: u64) {
+        let mut table = self.interests.lock();
+        let known = table.interests.noted(node, token);
+        table.answer(known);
+    }
+
+    /// Publishes to everybody subscribed here.
+    pub fn publish_here(&self, topic: SmolStr, event: Cow<'static, str>, payload: Json) {
         self.metrics.published.inc();
         let shard = self.shard(&topic);
         if shard.inbox.push(Command::Publish { topic, event, payload }).is_err() {
             self.metrics.publications_dropped.inc();
             tracing::warn!("publication dropped: the shard is behind");
-        }
-    }
-
-    /// Takes what the cluster says about topics.
-    pub fn receive(&self, event: Event) {
-        let mut table = self.interests.lock();
-        match event {
-            Event::Up(node) | Event::Reset(node) => {
-                let all = table.interests.tell_all(&node);
-                self.tell(all.into_iter().map(|interest| (node.clone(), interest)).collect());
-            }
-            Event::Down(node) => {
-                let known = table.interests.down(&node);
-                table.answer(known);
-            }
-            Event::Message(node, message) => match *message {
-                Message::Interest(interest) => {
-                    if !table.interests.note(&node, &interest) {
-                        tracing::error!(%node, "it wants more topics than are kept; it misses what is published on them");
-                    }
-                    if interest.token != 0 {
-                        // A node that is gone meanwhile waits for nothing.
-                        let _gone =
-                            self.cluster.send(&node, Message::InterestNoted { token: interest.token });
-                    }
-                }
-                Message::InterestNoted { token } => {
-                    let known = table.interests.noted(&node, token);
-                    table.answer(known);
-                }
-                Message::Publish { topic, event, payload } => {
-                    drop(table);
-                    self.publish_here(topic, Cow::Owned(event.into()), payload);
-                }
-                _ => {}
-            },
         }
     }
 

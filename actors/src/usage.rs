@@ -50,14 +50,11 @@ impl ClusterUsage {
 
     /// Tells the other nodes. To be called every second.
     pub fn tell(&self) {
-        if self.cluster.is_alone() {
+        let others = self.cluster.others();
+        if others.is_empty() {
             return;
         }
-        let members = self.cluster.members().borrow().clone();
-        let nodes = members.nodes.len();
-        if nodes < 2 {
-            return;
-        }
+        let nodes = others.len() + 1;
         // Before looking, so that whoever comes meanwhile is told the next time.
         let whole = self.is_news.swap(false, Ordering::AcqRel);
         let least = least_told(self.limits.sockets_per_credential_max, nodes);
@@ -75,11 +72,8 @@ impl ClusterUsage {
             if usage.is_empty() {
                 return;
             }
-            for member in members.nodes.iter().filter(|member| member.key != *self.cluster.me()) {
-                // Who misses it counts too little for a while, and is told all when its session begins anew.
-                let _missed = self.cluster.send(&member.key, Message::Usage(usage.clone()));
-            }
-            usage = Usage::default();
+            // Who misses it counts too little for a while, and is told all when its session begins anew.
+            let _missed = self.cluster.send_each(&others, Message::Usage(std::mem::take(&mut usage)));
         }
     }
 

@@ -1,28 +1,18 @@
 //! What other nodes say about streams, on its way to the actors: in the order it was said, through openings and closings.
 
+use muster_protocol::cluster::NodeKey;
 use muster_protocol::cluster::stream::{StreamMessage, What};
-use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::TaskId;
 
 use super::command::Command;
 use super::{INBOX_COMMANDS_MAX, Streams};
-use crate::cluster::Event;
 use crate::inbox::Refused;
 
 impl Streams {
-    /// Takes what the cluster says about streams.
-    pub fn receive(&self, event: Event) {
-        match event {
-            Event::Message(node, message) => {
-                if let Message::Stream(message) = *message {
-                    self.hear(node, message);
-                }
-            }
-            Event::Up(node) | Event::Down(node) | Event::Reset(node) => {
-                self.registry.gone(&node);
-                self.tell_all(|| Command::Gone(node.clone()));
-            }
-        }
+    /// A node came or went, or what was said to it and by it may be lost.
+    pub fn node_changed(&self, node: &NodeKey) {
+        self.registry.gone(node);
+        self.tell_all(|| Command::Gone(node.clone()));
     }
 
     /// Other nodes are up now.
@@ -36,14 +26,16 @@ impl Streams {
         }
     }
 
-    fn hear(&self, node: NodeKey, message: StreamMessage) {
+    /// A node says something about a stream.
+    pub fn hear(&self, node: NodeKey, message: StreamMessage) {
         let StreamMessage { task, follow, what } = message;
         let registry = &self.registry;
         if what == What::Released {
             return registry.released(&node, follow);
         }
+        let mut asked = registry.asked.lock();
         // First those that wait, so that what a node says arrives in its order.
-        if let Some(waiting) = registry.asked.lock().get_mut(&task) {
+        if let Some(waiting) = asked.get_mut(&task) {
             if waiting.len() < INBOX_COMMANDS_MAX {
                 waiting.push((node, follow, what));
             }
@@ -56,18 +48,18 @@ impl Streams {
             },
             None => (node, what),
         };
-        let answer = |what| {
-            let message = StreamMessage { task, follow, what };
-            let _gone = registry.cluster.send(&node, Message::Stream(message));
-        };
         match what {
             What::Follow { .. } | What::Request { .. } => {
-                registry.asked.lock().insert(task, vec![(node, follow, what)]);
+                asked.insert(task, vec![(node, follow, what)]);
                 let streams = self.clone();
                 tokio::spawn(async move { streams.open_for_nodes(task).await });
             }
-            What::Release => answer(What::Released),
-            What::Following { .. } | What::Chunks { .. } => answer(What::Unfollow),
+            What::Release => {
+                let _gone = registry.peer(node, task, follow).tell(What::Released);
+            }
+            What::Following { .. } | What::Chunks { .. } => {
+                let _gone = registry.peer(node, task, follow).tell(What::Unfollow);
+            }
             What::Unfollow | What::Changed | What::NotOwner | What::Answers(_) | What::Released => {}
         }
     }
@@ -99,8 +91,7 @@ impl Streams {
                 Err(refusal) => {
                     tracing::warn!(%refusal, %task, "cannot open a stream for another node");
                     for (node, follow, _) in waiting {
-                        let message = StreamMessage { task, follow, what: What::NotOwner };
-                        let _gone = registry.cluster.send(&node, Message::Stream(message));
+                        let _gone = registry.peer(node, task, follow).tell(What::NotOwner);
                     }
                     return;
                 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use muster_protocol::cluster::stream::{StreamMessage, What};
-use muster_protocol::cluster::{Members, Message, NodeKey};
+use muster_protocol::cluster::stream::What;
+use muster_protocol::cluster::{Members, NodeKey};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, TaskId};
 use muster_protocol::limits::Limits;
@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 
+use super::ack::Peer;
 use super::actor::StreamActor;
 use super::command::{Command, Reading};
 use super::{Handle, INBOX_COMMANDS_MAX, Replaced, Slot, Tail, refusal_of};
@@ -70,6 +71,11 @@ impl Registry {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// A node, to be told something about a stream.
+    pub fn peer(&self, node: NodeKey, task: TaskId, follow: u64) -> Peer {
+        Peer { cluster: self.cluster.clone(), node, task, follow }
+    }
+
     /// Claims a stream for this node, and tells it.
     pub fn claim(self: Arc<Self>, handle: Arc<Handle>, follow: u64, epoch: u64) {
         tokio::spawn(async move {
@@ -100,8 +106,7 @@ impl Registry {
         let (done, released) = oneshot::channel();
         self.releases.lock().insert(number, Release { waiting_for: others.clone(), done });
         for node in others {
-            let message = StreamMessage { task, follow: number, what: What::Release };
-            if !self.cluster.send(&node, Message::Stream(message)) {
+            if !self.peer(node.clone(), task, number).tell(What::Release) {
                 self.released(&node, number);
             }
         }

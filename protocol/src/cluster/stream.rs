@@ -59,8 +59,6 @@ pub enum What {
     Following {
         /// What the owner writes under.
         epoch: u64,
-        /// The newest seq there is.
-        last_seq: u64,
         /// The oldest seq that is kept anywhere.
         first_seq: u64,
         /// Chunks up to this seq are durable.

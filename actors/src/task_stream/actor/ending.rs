@@ -21,11 +21,7 @@ impl State {
         reply: oneshot::Sender<Result<Task, Refusal>>,
     ) {
         if matches!(self.role, Role::Owner(_)) {
-            let done = if again && self.ending.as_ref() == Some(&ending) {
-                Ok(self.task.clone())
-            } else {
-                self.finish(myself, ending.clone(), by).await
-            };
+            let done = self.finish(myself, (ending.clone(), again), by).await;
             // Fenced off while it was done: the next owner is asked.
             if matches!(self.role, Role::Owner(_)) {
                 let _caller_gone = reply.send(done);
@@ -42,11 +38,7 @@ impl State {
         reply: oneshot::Sender<Result<Task, Refusal>>,
     ) {
         if matches!(self.role, Role::Owner(_)) {
-            let done = if again && self.task.provider == provider {
-                Ok(self.task.clone())
-            } else {
-                self.reassign(myself, provider, by).await
-            };
+            let done = self.reassign(myself, (provider, by, again)).await;
             if matches!(self.role, Role::Owner(_)) {
                 let _caller_gone = reply.send(done);
                 return;
@@ -55,12 +47,16 @@ impl State {
         self.forward_reassign((provider, by), reply);
     }
 
+    /// Ends the task. `again`: it may have been done already, and then is.
     pub(super) async fn finish(
         &mut self,
         myself: &ActorRef<Wake>,
-        ending: Ending,
+        (ending, again): (Ending, bool),
         (by, provider): (Option<AgentId>, Option<AgentId>),
     ) -> Result<Task, Refusal> {
+        if again && self.ending.as_ref() == Some(&ending) {
+            return Ok(self.task.clone());
+        }
         // Asked before, but the task may have been given to another since.
         if provider.is_some_and(|provider| provider != self.task.provider) {
             return Err(ErrorCode::NotFound.into());
@@ -88,12 +84,15 @@ impl State {
         Ok(self.task.clone())
     }
 
+    /// Gives the task to another provider. `again`: as in [`Self::finish`].
     pub(super) async fn reassign(
         &mut self,
         myself: &ActorRef<Wake>,
-        provider: AgentId,
-        by: AgentId,
+        (provider, by, again): (AgentId, AgentId, bool),
     ) -> Result<Task, Refusal> {
+        if again && self.task.provider == provider {
+            return Ok(self.task.clone());
+        }
         self.task.status.after(TaskAction::Reassign)?;
         let now = self.registry.environment.now();
         let reassign = Reassign { task: self.task.id, epoch: self.epoch, provider, by, now };

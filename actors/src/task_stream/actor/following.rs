@@ -103,7 +103,6 @@ impl State {
         let now_ms = self.registry.environment.monotonic_ms();
         let wanted = self.owner_wanted(now_ms);
         let epoch = self.epoch;
-        let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
         let me = self.registry.cluster.me().clone();
         let Role::Follower(following) = &mut self.role else { return };
         if following.phase == Phase::Claiming {
@@ -122,13 +121,19 @@ impl State {
             }
             Some(owner) => {
                 following.enter(Phase::Asked(owner.clone()), now_ms);
-                if !self.tell(owner, follow, What::Follow { after, of, durable, epoch, chunks }) {
+                if !self.ask_to_follow(owner, follow, chunks) {
                     self.look_again(myself, now_ms);
                 }
             }
             None => following.enter(Phase::Looking, now_ms),
         }
         self.wake_in(myself, LOOK_AGAIN_MS);
+    }
+
+    /// Lets the owner know that this node follows, and what it has.
+    fn ask_to_follow(&self, owner: NodeKey, follow: u64, chunks: bool) -> bool {
+        let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
+        self.tell(owner, follow, What::Follow { after, of, durable, epoch: self.epoch, chunks })
     }
 
     pub(super) fn look_again(&mut self, myself: &ActorRef<Wake>, now_ms: u64) {
@@ -171,10 +176,7 @@ impl State {
                 }
             }
             Role::Follower(following) => {
-                let stands = wanted.is_some() && following.owner() == wanted.as_ref()
-                    || following.phase == Phase::Claiming
-                        && wanted.as_ref() == Some(self.registry.cluster.me());
-                if !stands {
+                if wanted.is_none() || following.owner() != wanted.as_ref() {
                     self.settle(myself);
                 }
             }
@@ -320,7 +322,7 @@ impl State {
             }
         }
         match what {
-            What::Following { epoch, last_seq: _, first_seq, durable_seq, from, updated_at } => {
+            What::Following { epoch, first_seq, durable_seq, from, updated_at } => {
                 if epoch < self.epoch && epoch != 0 {
                     // It does not know yet that it was fenced off; it has been told.
                     self.look_again(myself, now_ms);
@@ -415,10 +417,7 @@ impl State {
         let Role::Follower(following) = &self.role else { return };
         match &following.phase {
             Phase::Settled(owner) => {
-                let (epoch, chunks) = (self.epoch, following.wants_chunks);
-                let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
-                let what = What::Follow { after, of, durable, epoch, chunks };
-                let _gone = self.tell(owner.clone(), following.follow, what);
+                let _gone = self.ask_to_follow(owner.clone(), following.follow, following.wants_chunks);
             }
             _ => self.wake_in(myself, LOOK_AGAIN_MS),
         }

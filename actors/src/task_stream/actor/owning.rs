@@ -37,6 +37,11 @@ struct Follower {
 const CATCH_UP_BYTES: usize = 48 * 1024;
 
 impl Owning {
+    /// Whether a node follows, by this attempt.
+    fn has(&self, node: &NodeKey, follow: u64) -> bool {
+        self.followers.get(node).is_some_and(|known| known.follow == follow)
+    }
+
     /// Whether somebody follows.
     pub fn is_followed(&self) -> bool {
         !self.followers.is_empty()
@@ -68,7 +73,7 @@ impl State {
                 self.leave(myself);
             }
             What::Unfollow => {
-                if owning.followers.get(&node).is_some_and(|follower| follower.follow == follow) {
+                if owning.has(&node, follow) {
                     owning.followers.remove(&node);
                 }
             }
@@ -93,8 +98,7 @@ impl State {
                 self.show_where_it_stands((node, follow), after, chunks);
             }
             What::Request { number, again, request } => {
-                let follows = owning.followers.get(&node).is_some_and(|known| known.follow == follow);
-                if follows {
+                if owning.has(&node, follow) {
                     let peer = self.peer(node, follow);
                     self.do_request(myself, (peer, number), again, request).await;
                 } else {
@@ -114,15 +118,13 @@ impl State {
     /// Whether a request of a node may be taken as one of this node's own chunks.
     pub(super) fn is_follower(&self, node: &NodeKey, follow: u64) -> bool {
         match &self.role {
-            Role::Owner(owning) => {
-                !owning.leaving && owning.followers.get(node).is_some_and(|known| known.follow == follow)
-            }
+            Role::Owner(owning) => !owning.leaving && owning.has(node, follow),
             Role::Follower(_) => false,
         }
     }
 
     pub(super) fn peer(&self, node: NodeKey, follow: u64) -> Peer {
-        Peer { cluster: self.registry.cluster.clone(), node, task: self.task.id, follow }
+        self.registry.peer(node, self.task.id, follow)
     }
 
     pub(super) fn tell(&self, node: NodeKey, follow: u64, what: What) -> bool {
@@ -135,7 +137,7 @@ impl State {
         let mut from = after.min(last_seq).max(self.log.first_in_memory() - 1);
         let durable_seq = self.log.durable_seq();
         let (epoch, first_seq, updated_at) = (self.epoch, self.stored_from, self.task.updated_at);
-        peer.tell(What::Following { epoch, last_seq, first_seq, durable_seq, from, updated_at });
+        peer.tell(What::Following { epoch, first_seq, durable_seq, from, updated_at });
         if !chunks {
             return;
         }
@@ -178,20 +180,9 @@ impl State {
         let done: Result<Task, Refusal> = match request {
             Request::Emit { .. } => Err(ErrorCode::Internal.into()),
             Request::Finish { status, document, by, provider } => {
-                let ending = Ending { status, document };
-                if again && self.ending.as_ref() == Some(&ending) {
-                    Ok(self.task.clone())
-                } else {
-                    self.finish(myself, ending, (by, provider)).await
-                }
+                self.finish(myself, (Ending { status, document }, again), (by, provider)).await
             }
-            Request::Reassign { provider, by } => {
-                if again && self.task.provider == provider {
-                    Ok(self.task.clone())
-                } else {
-                    self.reassign(myself, provider, by).await
-                }
-            }
+            Request::Reassign { provider, by } => self.reassign(myself, (provider, by, again)).await,
         };
         if matches!(self.role, Role::Follower(_)) {
             // Fenced off while it was done: the other node asks the next owner.
