@@ -37,8 +37,6 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Streams that went from this node to another.
     pub streams_moved: Counter,
-    /// Chunks that came to stand where readers had seen another that was lost.
-    pub chunks_replaced: Counter,
     /// Bytes of streams in memory.
     pub stream_bytes: Gauge,
     /// Readers that fell behind and went on from the log.
@@ -82,7 +80,6 @@ impl Metrics {
             chunk_ack_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
             streams: Gauge::default(),
             streams_moved: Counter::default(),
-            chunks_replaced: Counter::default(),
             stream_bytes: Gauge::default(),
             readers_lagged: Counter::default(),
             readers_stalled: Counter::default(),
@@ -179,11 +176,6 @@ impl Metrics {
             "streams_moved",
             "Streams that went from this node to another",
             self.streams_moved.clone(),
-        );
-        registry.register(
-            "chunks_replaced",
-            "Chunks that came to stand where readers had seen another, which was lost before it was durable",
-            self.chunks_replaced.clone(),
         );
         registry.register_with_unit(
             "stream_memory",

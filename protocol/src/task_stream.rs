@@ -153,9 +153,8 @@ impl StreamLog {
         is_next
     }
 
-    /// Forgets the chunks after `last_seq`, which were never durable; gives them, oldest first.
-    pub fn truncate(&mut self, last_seq: u64) -> Vec<Chunk> {
-        let mut dropped = Vec::new();
+    /// Forgets the chunks after `last_seq`, which were never durable.
+    pub fn truncate(&mut self, last_seq: u64) {
         while self.last_seq > last_seq {
             self.last_seq -= 1;
             if let Some(chunk) = self.chunks.pop_back() {
@@ -163,12 +162,9 @@ impl StreamLog {
                 if let Some(key) = &chunk.idempotency_key {
                     self.keys.remove(key);
                 }
-                dropped.push(chunk);
             }
         }
         self.durable_seq = self.durable_seq.min(last_seq);
-        dropped.reverse();
-        dropped
     }
 
     /// Goes on after a later seq: what lies between is durable, and is read from the store.
@@ -220,20 +216,20 @@ impl StreamLog {
         self.chunks.len() > slack(retain.chunks_max) || self.bytes > slack(retain.bytes_max)
     }
 
-    /// What comes after `after`, at most about `bytes_max` bytes of it, but at least one chunk.
+    /// What comes after `after` and not after `upto`, at most about `bytes_max` bytes of it, but at least one chunk.
     #[must_use]
-    pub fn read(&self, after: u64, bytes_max: usize) -> Read<'_> {
-        if after >= self.last_seq {
+    pub fn read(&self, after: u64, upto: u64, bytes_max: usize) -> Read<'_> {
+        if after >= self.last_seq.min(upto) {
             return Read::End;
         }
         let first = self.first_in_memory();
         if after + 1 < first {
-            return Read::Stored { upto: first - 1 };
+            return Read::Stored { upto: upto.min(first - 1) };
         }
         let skip = usize::try_from(after + 1 - first).unwrap_or(usize::MAX);
         let mut bytes = 0;
         let mut chunks = Vec::new();
-        for chunk in self.chunks.iter().skip(skip) {
+        for chunk in self.chunks.iter().skip(skip).take_while(|chunk| chunk.seq <= upto) {
             bytes += chunk.weight();
             if !chunks.is_empty() && bytes > bytes_max {
                 break;

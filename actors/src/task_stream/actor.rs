@@ -9,12 +9,11 @@ mod ending;
 mod following;
 mod forwarding;
 mod gathering;
-mod in_vain;
 mod owning;
 mod storing;
 mod taking_over;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +30,7 @@ use self::gathering::Gathering;
 use super::ack::Ack;
 use super::command::Command;
 use super::reader::Reader;
-use super::{Handle, Registry, Replaced, Tail};
+use super::{Handle, Registry, Tail};
 use crate::egress::Roster;
 use crate::inbox::Wake;
 use crate::settings::Acknowledge;
@@ -57,17 +56,13 @@ pub(super) struct State {
     /// Commands that wait until this stream knows where it stands, and whether it may by now.
     held: Vec<Command>,
     run_held_again: bool,
-    /// What readers have seen and was lost, by seq.
-    vain: BTreeMap<u64, in_vain::Seen>,
-    /// What was replaced, for readers that come for their chunks.
-    replaced: Replaced,
-    /// Epoch of the owner whose chunks those are that are not durable yet.
-    tail_epoch: u64,
     /// A node that took the stream over, and when.
     favoured: Option<(NodeKey, u64)>,
     /// When it is to wake by itself.
     wake_due_ms: Option<u64>,
     log: StreamLog,
+    /// Readers may have chunks up to this seq.
+    shown_seq: u64,
     /// First seq the store has; older ones are gone.
     stored_from: u64,
     task: Task,
@@ -107,13 +102,11 @@ impl Actor for StreamActor {
             role,
             held: Vec::new(),
             run_held_again: false,
-            vain: BTreeMap::new(),
-            replaced: Replaced::default(),
-            tail_epoch: head.epoch,
             favoured: None,
             wake_due_ms: None,
             ending: Ending::of(&head.task),
             epoch: head.epoch,
+            shown_seq: head.last_seq,
             log: StreamLog::restore(head.last_seq, head.newest),
             stored_from: head.first_seq,
             task: head.task,
@@ -174,16 +167,9 @@ fn joined(commands: impl Iterator<Item = Command>) -> Vec<Command> {
     for command in commands {
         match (joined.last_mut(), command) {
             (
-                Some(Command::Peer { node, follow, what: What::Chunks { durable_seq, chunks } }),
-                Command::Peer {
-                    node: from,
-                    follow: its,
-                    what: What::Chunks { durable_seq: later, chunks: more },
-                },
-            ) if *node == from && *follow == its => {
-                *durable_seq = later;
-                chunks.extend(more);
-            }
+                Some(Command::Peer { node, follow, what: What::Chunks(chunks) }),
+                Command::Peer { node: from, follow: its, what: What::Chunks(more) },
+            ) if *node == from && *follow == its => chunks.extend(more),
             (_, command) => joined.push(command),
         }
     }
@@ -233,6 +219,7 @@ impl State {
             }
         }
         self.send_out().await;
+        self.show();
         self.let_go_when_stored(myself);
     }
 
@@ -322,7 +309,6 @@ impl State {
         metrics.chunks.inc();
         let chunk = self.log.append(chunk, self.registry.environment.now());
         let seq = chunk.seq;
-        self.check_vain(&chunk);
         self.fresh.push(chunk);
         self.acknowledge(ack, seq);
     }
@@ -336,17 +322,15 @@ impl State {
         }
     }
 
-    /// Writes the new chunks to the live readers, then hands them to the store.
+    /// Hands the new chunks to the store; where no other node can come to own the stream, readers have them before.
     async fn send_out(&mut self) {
         if self.fresh.is_empty() {
             return;
         }
         let fresh = std::mem::take(&mut self.fresh);
-        let begun_us = self.registry.environment.monotonic_us();
-        self.tell_followers(&fresh);
-        self.fan_out(&fresh);
-        self.gathering.fanned_out(self.registry.environment.monotonic_us() - begun_us);
-        self.tell_tail();
+        if !self.shows_what_is_stored() {
+            self.show_chunks(&fresh);
+        }
         let now = self.registry.environment.now();
         let upto = fresh.last().map_or(0, |chunk| chunk.seq);
         let append = Append {
@@ -387,8 +371,7 @@ impl State {
 
     fn tell_tail(&self) {
         if self.handle.tail.receiver_count() > 0 {
-            let (seq, ended, replaced) = (self.log.last_seq(), self.ending.is_some(), self.replaced);
-            self.handle.tail.send_replace(Tail { seq, ended, replaced });
+            self.handle.tail.send_replace(Tail { seq: self.shown_seq, ended: self.ending.is_some() });
         }
     }
 

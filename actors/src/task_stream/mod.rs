@@ -80,42 +80,10 @@ struct Handle {
 /// Where a stream ends now, for readers that come back for more by themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tail {
-    /// Seq of the newest chunk.
+    /// Seq of the newest chunk that readers may have.
     pub seq: u64,
     /// Whether it is the last.
     pub ended: bool,
-    /// What was replaced by other chunks.
-    pub replaced: Replaced,
-}
-
-/// Chunks that readers were told of, were lost before they were durable, and gave way to others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Replaced {
-    /// How often that was.
-    pub times: u64,
-    /// The seq from which on it was so the last time.
-    pub from: u64,
-    /// The lowest such seq of all times.
-    pub lowest: u64,
-}
-
-impl Replaced {
-    /// From which seq on a reader that knew of so many times is to be told again.
-    #[must_use]
-    pub fn since(&self, times: u64) -> Option<u64> {
-        match self.times.checked_sub(times)? {
-            0 => None,
-            1 => Some(self.from),
-            _ => Some(self.lowest),
-        }
-    }
-
-    /// Once more, from a seq on; the same time again if nobody was told yet.
-    fn note(&mut self, seq: u64, is_told: bool) {
-        self.lowest = if self.times == 0 { seq } else { self.lowest.min(seq) };
-        self.from = if is_told { seq } else { self.from.min(seq) };
-        self.times += u64::from(is_told);
-    }
 }
 
 /// What the streams need.
@@ -474,26 +442,5 @@ pub struct Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         let _stream_gone = self.handle.inbox.push_always(Command::Detach(self.outlet));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Replaced;
-
-    #[test]
-    fn readers_are_told_again_from_what_they_missed_of_replacements() {
-        let mut replaced = Replaced::default();
-        assert_eq!(replaced.since(0), None);
-        replaced.note(7, true);
-        // The same time, as nobody was told yet.
-        replaced.note(9, false);
-        assert_eq!((replaced.since(0), replaced.since(1)), (Some(7), None));
-        replaced.note(20, true);
-        assert_eq!((replaced.since(2), replaced.since(1), replaced.since(0)), (None, Some(20), Some(7)));
-        replaced.note(3, true);
-        assert_eq!((replaced.since(2), replaced.since(1)), (Some(3), Some(3)));
-        // A stream that was opened anew counts anew.
-        assert_eq!(Replaced::default().since(3), None);
     }
 }

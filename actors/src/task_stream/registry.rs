@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 use super::ack::Peer;
 use super::actor::StreamActor;
 use super::command::{Command, Reading};
-use super::{Handle, INBOX_COMMANDS_MAX, Replaced, Slot, Tail, refusal_of};
+use super::{Handle, INBOX_COMMANDS_MAX, Slot, Tail, refusal_of};
 use crate::cluster::Cluster;
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
@@ -226,8 +226,7 @@ impl Registry {
     /// Starts a stream as the store has it: as its owner, or as one that finds out who that is.
     pub async fn start(self: &Arc<Self>, head: StreamHead, is_owner: bool) -> Result<Arc<Handle>, Refusal> {
         let now_ms = self.environment.monotonic_ms();
-        let tail =
-            Tail { seq: head.last_seq, ended: head.task.status.is_final(), replaced: Replaced::default() };
+        let tail = Tail { seq: head.last_seq, ended: head.task.status.is_final() };
         let handle = Arc::new(Handle {
             task: head.task.id,
             parties: RwLock::new(head.task.parties()),

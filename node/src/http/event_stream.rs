@@ -35,8 +35,6 @@ struct EventStream {
     task: TaskId,
     after: Option<u64>,
     tail: watch::Receiver<Tail>,
-    /// How many times chunks were replaced, as far as the reader was told.
-    replaced: u64,
     state: State,
     /// Read, but not handed on yet.
     unsent: Bytes,
@@ -113,14 +111,12 @@ pub async fn open(
     let weak: Weak<Ended> = Arc::downgrade(&ended);
     let registered = app.core.connections.register(principal, weak);
     app.metrics.event_streams.inc();
-    let replaced = tail.borrow().replaced.times;
     let stream = EventStream {
         app: app.clone(),
         principal: principal.clone(),
         task,
         after,
         tail,
-        replaced,
         state: State::Joining,
         unsent: Bytes::new(),
         ended,
@@ -159,11 +155,7 @@ impl EventStream {
                 return None;
             }
             // Noted before reading, so that what comes during the reading is not missed.
-            let replaced = self.tail.borrow_and_update().replaced;
-            if let Some(seq) = replaced.since(self.replaced) {
-                self.after = self.after.map(|after| after.min(seq.saturating_sub(1)));
-            }
-            self.replaced = replaced.times;
+            self.tail.mark_unchanged();
             let bytes_max = self.app.config.limits.stream_read_bytes_max;
             let reading = self.app.core.streams.read(self.task, self.after, bytes_max).await;
             // Asked after the reading: the task may have been given to another provider before it.

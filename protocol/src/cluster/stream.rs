@@ -31,14 +31,8 @@ pub struct StreamMessage {
 pub enum What {
     /// To the owner: I follow.
     Follow {
-        /// I have everything up to this seq, as the owner of the epoch `of` sent it.
+        /// I have everything up to this seq.
         after: u64,
-        /// Epoch of the owner that the last of it came from.
-        #[serde(default)]
-        of: u64,
-        /// Up to this seq it was durable, so that it is the same whoever owns the stream.
-        #[serde(default)]
-        durable: u64,
         /// The newest epoch of the stream that I have heard of: an owner of an older one is none any more.
         epoch: u64,
         /// Whether I want chunks; else only answers.
@@ -61,20 +55,13 @@ pub enum What {
         epoch: u64,
         /// The oldest seq that is kept anywhere.
         first_seq: u64,
-        /// Chunks up to this seq are durable.
-        durable_seq: u64,
         /// Seq after which chunks follow: later than asked for when the owner has those in between in the store only.
         from: u64,
         /// When the task's record was changed last: whoever has an older one reads it again.
         updated_at: Timestamp,
     },
-    /// To a follower: new chunks, in order.
-    Chunks {
-        /// Chunks up to this seq are durable.
-        durable_seq: u64,
-        /// The chunks.
-        chunks: Vec<WireChunk>,
-    },
+    /// To a follower: new chunks, in order, all of them durable.
+    Chunks(Vec<WireChunk>),
     /// To a follower: the task's record in the store has changed, after everything that was said before. It may have
     /// ended.
     Changed,
@@ -251,8 +238,8 @@ mod tests {
         };
         let task = TaskId::from_bytes([7; 16]);
         for what in [
-            What::Follow { after: 5, of: 2, durable: 4, epoch: 3, chunks: true },
-            What::Chunks { durable_seq: 2, chunks: vec![chunk.into()] },
+            What::Follow { after: 5, epoch: 3, chunks: true },
+            What::Chunks(vec![chunk.into()]),
             What::Answers(vec![(1, Answer::Seq(4)), (2, Answer::Done)]),
             What::Release,
             What::Request {

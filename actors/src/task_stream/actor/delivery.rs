@@ -14,7 +14,43 @@ use crate::task_stream::command::Reading;
 use crate::task_stream::reader::{Joining, Mode};
 
 impl State {
-    pub(super) fn fan_out(&mut self, fresh: &[Chunk]) {
+    /// Whether readers have chunks only once the store has them. Else a node that owns a stream no more without knowing
+    /// would show them what another owner gives other seqs to, and readers go on from the last seq they saw.
+    pub(super) fn shows_what_is_stored(&self) -> bool {
+        !self.registry.cluster.is_alone()
+    }
+
+    /// Sends readers and the nodes that follow what they may have by now.
+    pub(super) fn show(&mut self) {
+        let upto = self.log.durable_seq();
+        while self.shown_seq < upto {
+            match self.log.read(self.shown_seq, upto, usize::MAX) {
+                Read::Chunks(chunks) => {
+                    let chunks: Vec<Chunk> = chunks.into_iter().cloned().collect();
+                    self.show_chunks(&chunks);
+                }
+                Read::Stored { upto } => {
+                    self.shown_seq = upto;
+                    self.advance_all();
+                    self.tell_tail();
+                }
+                Read::End => return,
+            }
+        }
+    }
+
+    /// Sends chunks that follow on those before.
+    pub(super) fn show_chunks(&mut self, chunks: &[Chunk]) {
+        let Some(last) = chunks.last() else { return };
+        self.shown_seq = last.seq;
+        let begun_us = self.registry.environment.monotonic_us();
+        self.tell_followers(chunks);
+        self.fan_out(chunks);
+        self.gathering.fanned_out(self.registry.environment.monotonic_us() - begun_us);
+        self.tell_tail();
+    }
+
+    fn fan_out(&mut self, fresh: &[Chunk]) {
         let Some(first) = fresh.first().map(|chunk| chunk.seq) else { return };
         let bytes: usize = fresh.iter().map(Chunk::weight).sum();
         let small = bytes <= self.registry.limits.stream_read_bytes_max;
@@ -70,7 +106,7 @@ impl State {
         }
         let response = Joined {
             seq: self.newest_readable(),
-            first_seq: if cursor < self.log.last_seq() { cursor + 1 } else { 0 },
+            first_seq: if cursor < self.shown_seq { cursor + 1 } else { 0 },
             status: self.task.status.as_str(),
             truncated,
         };
@@ -90,7 +126,7 @@ impl State {
         match after {
             // A plain join gets what is in memory.
             None => {
-                let cursor = (self.log.first_in_memory() - 1).max(oldest).min(self.log.last_seq());
+                let cursor = (self.log.first_in_memory() - 1).max(oldest).min(self.shown_seq);
                 (cursor, cursor > 0)
             }
             // A reader that is ahead of us saw chunks that were never acknowledged. Their retries come again, under the
@@ -100,7 +136,7 @@ impl State {
     }
 
     fn newest_readable(&self) -> u64 {
-        if self.stored_from > self.log.last_seq() { 0 } else { self.log.last_seq() }
+        if self.stored_from > self.shown_seq { 0 } else { self.shown_seq }
     }
 
     pub(super) fn detach(&mut self, id: OutletId) {
@@ -116,7 +152,8 @@ impl State {
             return;
         }
         loop {
-            let outcome = match self.log.read(reader.cursor, self.registry.limits.stream_read_bytes_max) {
+            let bytes_max = self.registry.limits.stream_read_bytes_max;
+            let outcome = match self.log.read(reader.cursor, self.shown_seq, bytes_max) {
                 Read::Chunks(chunks) => {
                     let chunks: Vec<_> = chunks.iter().map(|chunk| (chunk.seq, chunk.body.clone())).collect();
                     self.registry.metrics.chunks_delivered.inc_by(chunks.len() as u64);
@@ -194,7 +231,7 @@ impl State {
         reply: oneshot::Sender<Result<Reading, Refusal>>,
     ) {
         let (cursor, truncated) = self.start_of(after);
-        let last_seq = self.log.last_seq();
+        let last_seq = self.shown_seq;
         let mut reading = Reading {
             chunks: Vec::new(),
             seq: self.newest_readable(),
@@ -203,7 +240,7 @@ impl State {
             status: self.task.status.as_str(),
             ending: None,
         };
-        match self.log.read(cursor, bytes_max) {
+        match self.log.read(cursor, last_seq, bytes_max) {
             Read::Chunks(chunks) => {
                 reading.chunks = chunks.iter().map(|chunk| (chunk.seq, chunk.body.clone())).collect();
                 let is_last = reading.chunks.last().is_some_and(|(seq, _)| *seq == last_seq);

@@ -77,6 +77,9 @@ impl State {
         };
         let finished = self.registry.store.finish_task(finish).await;
         self.task = finished.map_err(|error| self.refused_by_store(myself, error))?;
+        // The store takes an end only behind every chunk.
+        self.log.confirm(self.log.last_seq());
+        self.show();
         self.ending = Some(ending);
         self.tell_changed();
         self.advance_all();

@@ -132,8 +132,7 @@ impl State {
 
     /// Lets the owner know that this node follows, and what it has.
     fn ask_to_follow(&self, owner: NodeKey, follow: u64, chunks: bool) -> bool {
-        let (after, of, durable) = (self.log.last_seq(), self.tail_epoch, self.log.durable_seq());
-        self.tell(owner, follow, What::Follow { after, of, durable, epoch: self.epoch, chunks })
+        self.tell(owner, follow, What::Follow { after: self.log.last_seq(), epoch: self.epoch, chunks })
     }
 
     pub(super) fn look_again(&mut self, myself: &ActorRef<Wake>, now_ms: u64) {
@@ -311,18 +310,14 @@ impl State {
                 return;
             }
             What::Unfollow | What::Released => return,
-            What::Following { .. }
-            | What::Chunks { .. }
-            | What::Changed
-            | What::NotOwner
-            | What::Answers(_) => {
+            What::Following { .. } | What::Chunks(_) | What::Changed | What::NotOwner | What::Answers(_) => {
                 if following.follow != follow || following.owner() != Some(&node) {
                     return;
                 }
             }
         }
         match what {
-            What::Following { epoch, first_seq, durable_seq, from, updated_at } => {
+            What::Following { epoch, first_seq, from, updated_at } => {
                 if epoch < self.epoch && epoch != 0 {
                     // It does not know yet that it was fenced off; it has been told.
                     self.look_again(myself, now_ms);
@@ -333,7 +328,11 @@ impl State {
                 self.epoch = self.epoch.max(epoch);
                 self.stored_from = first_seq;
                 if wants_chunks {
-                    self.go_on_from(from, epoch, durable_seq);
+                    // What lies between is in the store.
+                    self.log.skip_to(from);
+                    self.shown_seq = self.log.last_seq();
+                    self.advance_all();
+                    self.tell_tail();
                 }
                 if updated_at != self.task.updated_at {
                     self.registry.clone().read_task(self.handle.clone());
@@ -341,7 +340,7 @@ impl State {
                 self.run_held_again = true;
                 self.send_requests(true);
             }
-            What::Chunks { durable_seq, chunks } => self.take_chunks(myself, durable_seq, chunks),
+            What::Chunks(chunks) => self.take_chunks(myself, chunks),
             What::Changed => self.registry.clone().read_task(self.handle.clone()),
             What::NotOwner => self.look_again(myself, now_ms),
             What::Answers(answers) => self.take_answers(answers),
@@ -349,13 +348,12 @@ impl State {
         }
     }
 
-    fn take_chunks(&mut self, myself: &ActorRef<Wake>, durable_seq: u64, chunks: Vec<WireChunk>) {
+    fn take_chunks(&mut self, myself: &ActorRef<Wake>, chunks: Vec<WireChunk>) {
         let mut fresh = Vec::with_capacity(chunks.len());
         for chunk in chunks.into_iter().map(Chunk::from) {
             if chunk.seq <= self.log.last_seq() {
                 continue;
             }
-            self.check_vain(&chunk);
             if !self.log.append_given(chunk.clone()) {
                 tracing::error!(task = %self.task.id, seq = chunk.seq, "a gap in what the owner of a stream sent");
                 self.settle(myself);
@@ -367,10 +365,9 @@ impl State {
             if let Ok(status) = self.task.status.after(TaskAction::Emit) {
                 self.task.status = status;
             }
-            self.fan_out(&fresh);
-            self.tell_tail();
+            self.log.confirm(self.log.last_seq());
+            self.show_chunks(&fresh);
         }
-        self.log.confirm(durable_seq);
         self.count_bytes();
     }
 

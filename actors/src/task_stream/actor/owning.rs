@@ -91,9 +91,7 @@ impl State {
                     .followers
                     .get(&node)
                     .is_some_and(|known| known.follow == follow && known.chunks == chunks) => {}
-            What::Follow { after, of, durable, chunks, .. } => {
-                // What it has of another owner and was not durable need not be what is here.
-                let after = if of == self.epoch { after } else { after.min(durable) };
+            What::Follow { after, chunks, .. } => {
                 owning.followers.insert(node.clone(), Follower { follow, chunks });
                 self.show_where_it_stands((node, follow), after, chunks);
             }
@@ -107,7 +105,7 @@ impl State {
             }
             // Late words of a former owner.
             What::Following { .. }
-            | What::Chunks { .. }
+            | What::Chunks(_)
             | What::Changed
             | What::NotOwner
             | What::Answers(_)
@@ -133,18 +131,17 @@ impl State {
 
     fn show_where_it_stands(&self, (node, follow): (NodeKey, u64), after: u64, chunks: bool) {
         let peer = self.peer(node, follow);
-        let last_seq = self.log.last_seq();
-        let mut from = after.min(last_seq).max(self.log.first_in_memory() - 1);
-        let durable_seq = self.log.durable_seq();
+        let last_seq = self.shown_seq;
+        let mut from = after.max(self.log.first_in_memory() - 1).min(last_seq);
         let (epoch, first_seq, updated_at) = (self.epoch, self.stored_from, self.task.updated_at);
-        peer.tell(What::Following { epoch, first_seq, durable_seq, from, updated_at });
+        peer.tell(What::Following { epoch, first_seq, from, updated_at });
         if !chunks {
             return;
         }
-        while let Read::Chunks(part) = self.log.read(from, CATCH_UP_BYTES) {
+        while let Read::Chunks(part) = self.log.read(from, last_seq, CATCH_UP_BYTES) {
             let chunks: Vec<WireChunk> = part.into_iter().cloned().map(WireChunk::from).collect();
             from = chunks.last().map_or(last_seq, |chunk| chunk.seq);
-            if !peer.tell(What::Chunks { durable_seq, chunks }) {
+            if !peer.tell(What::Chunks(chunks)) {
                 break;
             }
         }
@@ -153,11 +150,10 @@ impl State {
     /// Sends new chunks to the nodes that want them.
     pub(super) fn tell_followers(&mut self, fresh: &[Chunk]) {
         let Role::Owner(owning) = &self.role else { return };
-        let durable_seq = self.log.durable_seq();
         for (node, follower) in owning.followers.iter().filter(|(_, follower)| follower.chunks) {
             let chunks = fresh.iter().cloned().map(WireChunk::from).collect();
             // One that is going down follows again.
-            let _gone = self.tell(node.clone(), follower.follow, What::Chunks { durable_seq, chunks });
+            let _gone = self.tell(node.clone(), follower.follow, What::Chunks(chunks));
         }
     }
 
@@ -238,12 +234,12 @@ impl State {
             ack.not_owner(&refusal);
         }
         self.fresh.clear();
-        let dropped = self.log.truncate(self.log.durable_seq());
-        self.told_in_vain(dropped);
+        self.log.truncate(self.log.durable_seq());
         self.follow_another(myself);
     }
 
     fn follow_another(&mut self, myself: &ActorRef<Wake>) {
+        self.show();
         let following = Following::new(self.wants_chunks(), self.registry.environment.monotonic_ms());
         let Role::Owner(owning) = std::mem::replace(&mut self.role, Role::Follower(following)) else {
             return;

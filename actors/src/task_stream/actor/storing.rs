@@ -48,11 +48,12 @@ impl State {
         })
     }
 
-    /// After a turn: the store's answers wake the stream only if a retry of a chunk that it is still storing waits for
-    /// them, or more is held than should be, until it is stored.
+    /// After a turn: the store's answers wake the stream only if readers or a retry of a chunk that it is still storing
+    /// wait for them, or more is held than should be, until it is stored.
     pub(super) fn note_waiting(&self, myself: &ActorRef<Wake>) {
         let waits = !self.acks.is_empty()
-            || self.appends_pending > 0 && (self.is_leaving() || self.log.is_over(self.retain()));
+            || self.appends_pending > 0
+                && (self.shows_what_is_stored() || self.is_leaving() || self.log.is_over(self.retain()));
         self.handle.awaits_store.store(waits, Ordering::Release);
         if waits && !self.handle.inbox.is_empty() {
             // It came before the note; a stream that is ending hears no more.

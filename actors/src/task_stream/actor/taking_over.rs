@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use muster_protocol::task::Ending;
+use muster_protocol::task_stream::Chunk;
 use ractor::ActorRef;
 
 use super::forwarding::Waiting;
@@ -39,7 +40,7 @@ impl State {
         self.task = head.task;
         self.ending = Ending::of(&self.task);
         self.stored_from = head.first_seq;
-        self.take_over(head.last_seq, head.newest);
+        self.go_on_from_store(head.last_seq, head.newest);
         self.parties_changed();
         self.advance_all();
         self.tell_tail();
@@ -49,5 +50,17 @@ impl State {
         self.run_held_again = true;
         // The nodes that are up may have changed meanwhile.
         self.examine(myself);
+    }
+
+    /// The store has chunks up to this seq, and these are the newest. What memory has of them is the same.
+    fn go_on_from_store(&mut self, last_seq: u64, newest: Vec<Chunk>) {
+        let first = newest.first().map_or(last_seq + 1, |chunk| chunk.seq);
+        self.log.skip_to(first - 1);
+        for chunk in newest {
+            // But for those that it has.
+            self.log.append_given(chunk);
+        }
+        self.log.confirm(last_seq);
+        self.shown_seq = self.log.last_seq();
     }
 }
