@@ -74,7 +74,7 @@ impl Alone {
     /// A cluster of this node.
     #[must_use]
     pub fn new(me: NodeKey) -> Self {
-        let nodes = vec![Member { key: me.clone(), draining: false, suspect: false }];
+        let nodes = vec![Member { key: me.clone(), draining: false, suspect: false, central: true }];
         Self { me, members: watch::Sender::new(Arc::new(Members { nodes, isolated: false })) }
     }
 }

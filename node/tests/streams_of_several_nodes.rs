@@ -93,6 +93,7 @@ impl Bus {
                 key: key.clone(),
                 draining: draining.contains(key.name.as_str()),
                 suspect: false,
+                central: nodes.keys().all(|other| self.sees(other, key)),
             };
             let up: Vec<Member> = nodes.keys().filter(|key| self.sees(me, key)).map(member).collect();
             let isolated = up.len() == 1 && nodes.len() > 1;

@@ -202,6 +202,28 @@ fn three_nodes_find_each_other_by_redis_alone() {
 }
 
 #[test]
+fn a_node_that_is_killed_is_gone_before_one_that_is_only_silent() {
+    let (redis, links) = (Server::start(), Links::new());
+    let [mut a, mut b, c] = ["a", "b", "c"].map(|name| only_redis(&links, name, &redis.url()));
+    for other in ["b", "c"] {
+        a.wait_for("up", other);
+    }
+    // A connection to Redis has to be steady before what it says of others counts.
+    let begun = Instant::now();
+    while a.status()["fallback"]["since_ms"].as_u64().unwrap() < 10_000 {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    c.signal("STOP");
+    b.kill();
+    let mut gone = || a.next("down")["node"].as_str().unwrap().to_owned();
+    assert!(gone().starts_with("b#"), "Redis knows that it has no subscription any more");
+    assert!(gone().starts_with("c#"));
+    c.signal("CONT");
+    a.wait_for("up", "c");
+}
+
+#[test]
 fn what_redis_loses_is_sent_again() {
     let (mut redis, links) = (Server::start(), Links::new());
     let (mut a, mut b) = (only_redis(&links, "a", &redis.url()), only_redis(&links, "b", &redis.url()));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use muster_protocol::cluster::frame::{Header, OTHERS_MAX};
+use muster_protocol::cluster::sight::Sighting;
 use parking_lot::Mutex;
 use smol_str::SmolStr;
 
@@ -44,17 +45,19 @@ impl Hints {
     }
 }
 
-/// Where nodes are reached.
-pub struct Addresses {
-    /// This one.
+/// What a node tells of itself and the others from time to time.
+pub struct Surroundings {
+    /// Where it is reached.
     pub own: Option<SmolStr>,
-    /// Some of the others.
+    /// Where some of the others are.
     pub others: Vec<SmolStr>,
+    /// Whom it hears.
+    pub sightings: Option<Vec<Sighting>>,
 }
 
 impl Nodes {
-    /// Where this node is reached, and some of the others; not the same each time.
-    pub(super) fn addresses(&self) -> Addresses {
+    /// What this node tells the others; not the same addresses each time.
+    pub(super) fn surroundings(&self) -> Surroundings {
         let mut others: Vec<SmolStr> =
             self.all_peers().iter().filter_map(|peer| peer.address_if_up()).collect();
         if others.len() > OTHERS_MAX {
@@ -63,7 +66,7 @@ impl Nodes {
             others.rotate_left(usize::try_from(turn).unwrap_or(0));
             others.truncate(OTHERS_MAX);
         }
-        Addresses { own: self.address.clone(), others }
+        Surroundings { own: self.address.clone(), others, sightings: self.sightings() }
     }
 
     /// Notes where nodes are reached.

@@ -12,7 +12,7 @@ use muster_protocol::cluster::session::{Carrier, Outgoing, Session};
 use muster_protocol::cluster::{Message, NodeKey};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::hints::Addresses;
+use super::hints::Surroundings;
 use super::nodes::Nodes;
 use super::peer::{Direct, Notice, Open, Peer, State, Via};
 
@@ -118,7 +118,12 @@ impl Link {
         if header.to.is_none() && !self.is_open(&key) {
             return self.greet(&key);
         }
-        let heard = Heard { key: key.clone(), draining: header.draining, goodbye: header.goodbye };
+        let heard = Heard {
+            key: key.clone(),
+            draining: header.draining,
+            goodbye: header.goodbye,
+            sightings: header.sightings.clone(),
+        };
         match self.nodes.heard(&heard, now_ms) {
             Ok(changes) => {
                 let why = if header.goodbye { "it said goodbye" } else { "it has started again" };
@@ -306,7 +311,7 @@ impl Link {
     /// so that both ends see when it is of use again.
     fn heartbeat(&self) {
         // Before the lock: it looks at all peers.
-        let addresses = self.nodes.addresses();
+        let surroundings = self.nodes.surroundings();
         let (now_ms, now_us) = (self.nodes.now_ms(), self.nodes.now_us());
         let mut state = self.peer.state.lock();
         state.heartbeat_at_ms = now_ms + self.nodes.config.heartbeat_ms;
@@ -318,10 +323,10 @@ impl Link {
             let out = open.iter().find(|(key, _)| *key == connection.peer).map(|(_, out)| out.clone());
             let out = out.unwrap_or_else(no_session);
             let carrier = Carrier { id: connection.id, reliable: true };
-            self.put(&state, carrier, &connection.peer, &out, (now_us, Some(&addresses)));
+            self.put(&state, carrier, &connection.peer, &out, (now_us, Some(&surroundings)));
         }
         if let (Some((key, out)), Some(carrier)) = (open, carrier.filter(|carrier| !carrier.reliable)) {
-            self.put(&state, carrier, &key, &out, (now_us, Some(&addresses)));
+            self.put(&state, carrier, &key, &out, (now_us, Some(&surroundings)));
         }
     }
 
@@ -338,7 +343,7 @@ impl Link {
         carrier: Carrier,
         to: &NodeKey,
         out: &Outgoing,
-        (now_us, addresses): (u64, Option<&Addresses>),
+        (now_us, surroundings): (u64, Option<&Surroundings>),
     ) -> bool {
         let (echo_us, heard_us) = state.echo.unwrap_or((0, now_us));
         let mut header = Header {
@@ -348,9 +353,10 @@ impl Link {
             hears: self.hears(state, now_us / 1_000),
             ..out.header(self.nodes.header(Some(to.clone())))
         };
-        if let Some(Addresses { own, others }) = addresses {
+        if let Some(Surroundings { own, others, sightings }) = surroundings {
             header.address.clone_from(own);
             header.others.clone_from(others);
+            header.sightings.clone_from(sightings);
         }
         let frame = match Frame::encode(&header, &out.items) {
             Ok(frame) => frame,

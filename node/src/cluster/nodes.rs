@@ -11,6 +11,7 @@ use muster_actors::ports::Environment;
 use muster_protocol::cluster::frame::{Frame, Header, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use muster_protocol::cluster::membership::{Change, Heard, Known, Membership, Refusal, Timing};
 use muster_protocol::cluster::session::Bounds;
+use muster_protocol::cluster::sight::Sighting;
 use muster_protocol::cluster::{Members, Message, NodeKey};
 use muster_protocol::limits::Limits;
 use parking_lot::Mutex;
@@ -21,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::fabric::{Connection, Fabric, Watcher};
-use super::hints::{Addresses, Hints};
+use super::hints::{Hints, Surroundings};
 use super::hub::{Hub, Nothing};
 use super::link::Link;
 use super::metric_definitions::ClusterMetrics;
 use super::peer::{Notice, Peer, Via};
 use super::slots::Slots;
+use super::status::log_apart;
 use super::transport::{Inbound, Transport};
 use crate::config::{ClusterConfig, TransportChoice};
 
@@ -181,6 +183,10 @@ impl Nodes {
         self.change(|membership| membership.refused(name));
     }
 
+    pub(super) fn sightings(&self) -> Option<Vec<Sighting>> {
+        self.membership.lock().sightings(self.now_ms())
+    }
+
     pub(super) fn set_unanswered(&self, addresses: usize) {
         self.change(|membership| membership.set_unanswered(addresses));
     }
@@ -195,6 +201,7 @@ impl Nodes {
         let members = membership.members();
         self.members.send_if_modified(|published| {
             let is_new = **published != members;
+            log_apart(published, &members);
             if is_new {
                 *published = Arc::new(members);
             }
@@ -346,6 +353,7 @@ impl Nodes {
             held_us: 0,
             address: None,
             others: Vec::new(),
+            sightings: None,
             hears: 0,
         }
     }
@@ -353,7 +361,7 @@ impl Nodes {
     /// Lets all nodes that listen know that this one is there.
     fn announce(&self) {
         let Some(fallback) = &self.fallback else { return };
-        let Addresses { own, others } = self.addresses();
+        let Surroundings { own, others, .. } = self.surroundings();
         let header = Header { address: own, others, ..self.header(None) };
         if let Ok(frame) = Frame::encode(&header, &[]) {
             // One that is not taken is followed by the next.
@@ -458,6 +466,10 @@ impl Cluster for Nodes {
 impl Inbound for Arc<Nodes> {
     fn receive(&self, frame: Bytes) {
         self.take(None, &frame);
+    }
+
+    fn absent(&self, node: &NodeKey) {
+        self.change(|membership| membership.absent(node));
     }
 }
 

@@ -1,8 +1,9 @@
 //! How the cluster looks from this node, for operators.
 
-use muster_protocol::cluster::NodeKey;
 use muster_protocol::cluster::membership::{Known, Standing};
+use muster_protocol::cluster::{Members, NodeKey};
 use serde::Serialize;
+use smol_str::SmolStr;
 use utoipa::ToSchema;
 
 use super::nodes::Nodes;
@@ -174,5 +175,16 @@ impl Nodes {
             status.epoch = Some(open.session.epoch());
         }
         status
+    }
+}
+
+/// Logs which nodes not all others hear, when that changes.
+pub fn log_apart(before: &Members, now: &Members) {
+    let names = |members: &Members| -> Vec<SmolStr> {
+        members.nodes.iter().filter(|member| !member.central).map(|member| member.key.name.clone()).collect()
+    };
+    let apart = names(now);
+    if apart != names(before) {
+        tracing::warn!(nodes = ?apart, "not all nodes hear these: they own no streams while that is so");
     }
 }

@@ -58,4 +58,7 @@ pub trait Inbound: Send + Sync + 'static {
     /// Takes one frame that is known to come from a node of this cluster, without waiting. It looks itself at what is in
     /// there, and passes over what is not for this process.
     fn receive(&self, frame: Bytes);
+
+    /// The transport knows that this process is not connected to it just now.
+    fn absent(&self, node: &NodeKey);
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
 use super::NodeKey;
+use super::sight::{Sighting, are_few};
 
 /// What nodes of this version speak. Nodes of neighbouring versions understand each other: a newer one adds fields and
 /// messages, which an older one passes over.
@@ -79,6 +80,9 @@ pub struct Header {
     /// Where some of those it hears are reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<SmolStr>,
+    /// All nodes that the sender hears, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sightings: Option<Vec<Sighting>>,
     /// The connection over which the sender hears the receiver directly, or 0: what cannot be heard is sent another way.
     #[serde(default)]
     pub hears: u64,
@@ -121,6 +125,9 @@ impl Frame {
         let mut addresses = header.others.iter().chain(&header.address);
         if header.others.len() > OTHERS_MAX || addresses.any(|address| address.len() > ADDRESS_BYTES_MAX) {
             return Err(Malformed("address"));
+        }
+        if header.sightings.as_ref().is_some_and(|sightings| !are_few(sightings)) {
+            return Err(Malformed("sightings"));
         }
         Ok(Self { header, items: Items::new(bytes.slice(end..))? })
     }
@@ -224,6 +231,7 @@ mod tests {
             held_us: 7,
             address: Some("a.example:4100".into()),
             others: vec!["[::1]:1".into()],
+            sightings: None,
             hears: 8,
         }
     }

@@ -4,10 +4,11 @@
 //! node that has started again is another process, of a higher incarnation: it replaces the old one at once, and the old one
 //! is not listened to any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use smol_str::SmolStr;
 
+use super::sight::{Seen, Sighting, Sights, are_few};
 use super::{Member, Members, NodeKey};
 
 /// How long a process that is gone keeps older ones of its name away, in milliseconds. After that an older one is let in:
@@ -32,6 +33,8 @@ pub struct Heard {
     pub draining: bool,
     /// Whether it is gone with that.
     pub goodbye: bool,
+    /// Whom it hears, if it said.
+    pub sightings: Option<Vec<Sighting>>,
 }
 
 /// A node came or went.
@@ -97,7 +100,7 @@ pub struct Known {
     pub draining: bool,
     /// When it was heard last, in monotonic milliseconds.
     pub heard_at_ms: u64,
-    /// Whether its machine has said since that nobody listens at its address.
+    /// Whether its machine, or what carries frames, has said since that nobody is there.
     pub is_refused: bool,
 }
 
@@ -122,6 +125,10 @@ pub struct Membership {
     /// Addresses by configuration where nobody has answered yet.
     unanswered: usize,
     known: BTreeMap<SmolStr, Known>,
+    /// Whom those that are up hear.
+    sights: Sights,
+    /// Those that all hear, by name.
+    central: BTreeSet<SmolStr>,
     /// Whether [`Self::members`] may give something else than before.
     has_changed: bool,
 }
@@ -130,8 +137,18 @@ impl Membership {
     /// A node that knows nobody.
     #[must_use]
     pub fn new(me: NodeKey, timing: Timing, peers_max: usize) -> Self {
-        let known = BTreeMap::new();
-        Self { me, draining: false, timing, peers_max, unanswered: 0, known, has_changed: true }
+        let central = BTreeSet::from([me.name.clone()]);
+        Self {
+            me,
+            draining: false,
+            timing,
+            peers_max,
+            unanswered: 0,
+            known: BTreeMap::new(),
+            sights: Sights::default(),
+            central,
+            has_changed: true,
+        }
     }
 
     /// Whether a process would be listened to.
@@ -161,7 +178,7 @@ impl Membership {
     /// # Errors
     /// That process is not listened to.
     pub fn heard(&mut self, heard: &Heard, now_ms: u64) -> Result<Vec<Change>, Refusal> {
-        let Heard { key, draining, goodbye } = heard;
+        let Heard { key, draining, goodbye, sightings } = heard;
         self.admits(key, now_ms)?;
         let mut changes = Vec::new();
         let standing = if *goodbye { Standing::Left } else { Standing::Up };
@@ -191,11 +208,51 @@ impl Membership {
         self.has_changed |=
             before.is_none_or(|before| before.key != *key || stands(before) != stands(&known));
         self.known.insert(key.name.clone(), known);
+        if let Some(sightings) = sightings {
+            let up = self.known.values().filter(|known| known.is_up()).map(|known| &known.key);
+            self.sights.note(key, sightings, up.chain([&self.me]), now_ms);
+        }
+        if *goodbye {
+            self.sights.forget(&key.name);
+        }
+        if sightings.is_some() || !changes.is_empty() {
+            self.look_around(now_ms);
+        }
         Ok(changes)
+    }
+
+    /// All nodes that this one hears, to tell the others; nothing when they are many.
+    #[must_use]
+    pub fn sightings(&self, now_ms: u64) -> Option<Vec<Sighting>> {
+        let up = self.known.values().filter(|known| known.is_up());
+        let sightings: Vec<Sighting> = up
+            .map(|Known { key, heard_at_ms, .. }| {
+                Sighting(key.name.clone(), key.incarnation, now_ms.saturating_sub(*heard_at_ms))
+            })
+            .collect();
+        are_few(&sightings).then_some(sightings)
+    }
+
+    /// Finds out again whom all hear.
+    fn look_around(&mut self, now_ms: u64) {
+        let seen = |fits: fn(&Known) -> bool| -> Vec<Seen<'_>> {
+            let known = self.known.values().filter(|known| fits(known));
+            known.map(|Known { key, heard_at_ms, .. }| Seen { key, heard_at_ms: *heard_at_ms }).collect()
+        };
+        let silent = seen(|known| known.standing == Standing::Silent);
+        let central = self.sights.central(&self.me, &seen(Known::is_up), &silent, now_ms);
+        self.has_changed |= central != self.central;
+        self.central = central;
     }
 
     /// Looks at a node after some time; gives what that changes.
     pub fn tick(&mut self, name: &str, now_ms: u64) -> Option<Change> {
+        let change = self.listen_for(name, now_ms);
+        self.look_around(now_ms);
+        change
+    }
+
+    fn listen_for(&mut self, name: &str, now_ms: u64) -> Option<Change> {
         let known = self.known.get_mut(name).filter(|known| known.is_up())?;
         let silent_ms = now_ms.saturating_sub(known.heard_at_ms);
         let down_after_ms = if known.is_refused {
@@ -205,6 +262,7 @@ impl Membership {
         };
         if silent_ms >= down_after_ms {
             known.standing = Standing::Silent;
+            self.sights.forget(name);
             self.has_changed = true;
             return Some(Change::Down(known.key.clone()));
         }
@@ -219,6 +277,13 @@ impl Membership {
     pub fn refused(&mut self, name: &str) {
         if let Some(known) = self.known.get_mut(name) {
             known.is_refused = true;
+        }
+    }
+
+    /// What carries frames does not reach this process just now: the same.
+    pub fn absent(&mut self, key: &NodeKey) {
+        if self.known.get(&key.name).is_some_and(|known| known.key == *key) {
+            self.refused(&key.name);
         }
     }
 
@@ -250,11 +315,17 @@ impl Membership {
     /// goodbye need not be there.
     #[must_use]
     pub fn members(&self) -> Members {
-        let me = Member { key: self.me.clone(), draining: self.draining, suspect: false };
+        let me = Member {
+            key: self.me.clone(),
+            draining: self.draining,
+            suspect: false,
+            central: self.central.contains(&self.me.name),
+        };
         let up = self.known.values().filter(|known| known.is_up()).map(|known| Member {
             key: known.key.clone(),
             draining: known.draining,
             suspect: known.standing == Standing::Suspect,
+            central: self.central.contains(&known.key.name),
         });
         let mut nodes: Vec<Member> = up.chain([me]).collect();
         nodes.sort_by(|a, b| a.key.name.cmp(&b.key.name));
@@ -277,6 +348,7 @@ impl Membership {
         let gone = self.known.values().filter(|known| !known.is_up()).min_by_key(|known| known.heard_at_ms);
         if let Some(name) = gone.map(|known| known.key.name.clone()) {
             self.known.remove(&name);
+            self.sights.forget(&name);
         }
     }
 }
@@ -296,7 +368,7 @@ mod tests {
     }
 
     fn from(name: &str, incarnation: u64) -> Heard {
-        Heard { key: key(name, incarnation), draining: false, goodbye: false }
+        Heard { key: key(name, incarnation), draining: false, goodbye: false, sightings: None }
     }
 
     fn up(name: &str, incarnation: u64) -> Change {
@@ -410,18 +482,57 @@ mod tests {
     }
 
     #[test]
+    fn where_a_link_is_cut_between_two_the_one_that_hears_both_is_central_and_they_know_it() {
+        let mut members = membership();
+        let says = |name: &str, heard: &[(&str, u64, u64)]| Heard {
+            sightings: Some(
+                heard.iter().map(|(name, life, ms)| Sighting((*name).into(), *life, *ms)).collect(),
+            ),
+            ..from(name, 1)
+        };
+        let central = |members: &Membership| -> Vec<SmolStr> {
+            members
+                .members()
+                .nodes
+                .into_iter()
+                .filter(|node| node.central)
+                .map(|node| node.key.name)
+                .collect()
+        };
+        members.heard(&from("b", 1), 0).unwrap();
+        members.heard(&from("c", 1), 0).unwrap();
+        assert_eq!(central(&members), ["a", "b", "c"]);
+        // From now on c is not heard here, but by b.
+        for at_ms in (1_000..=6_000).step_by(1_000) {
+            members.heard(&says("b", &[("a", 10, 0), ("c", 1, 200)]), at_ms).unwrap();
+            members.tick("c", at_ms);
+        }
+        assert_eq!(members.members().nodes.len(), 2);
+        assert_eq!(central(&members), ["b"]);
+        members.heard(&from("c", 1), 7_000).unwrap();
+        assert_eq!(central(&members), ["a", "b", "c"]);
+        assert_eq!(
+            members.sightings(7_500).unwrap(),
+            [Sighting("b".into(), 1, 1_500), Sighting("c".into(), 1, 500)]
+        );
+    }
+
+    #[test]
     fn a_node_where_nobody_listens_any_more_is_gone_soon_unless_it_is_heard() {
         let timing = Timing { suspect_after_ms: 3_000, down_after_ms: 5_000 };
         let mut members = Membership::new(NodeKey { name: "a".into(), incarnation: 1 }, timing, 8);
         let key = NodeKey { name: "b".into(), incarnation: 1 };
-        let heard = Heard { key: key.clone(), draining: false, goodbye: false };
+        let heard = Heard { key: key.clone(), draining: false, goodbye: false, sightings: None };
         members.heard(&heard, 0).unwrap();
         members.refused("b");
         assert_eq!(members.tick("b", 1_499), None);
         // By another way.
         members.heard(&heard, 1_499).unwrap();
         assert_eq!(members.tick("b", 4_000), None);
-        members.refused("b");
+        // What is known of another process of that name says nothing of this one.
+        members.absent(&NodeKey { incarnation: 2, ..key.clone() });
+        assert_eq!(members.tick("b", 4_000), None);
+        members.absent(&key);
         assert_eq!(members.tick("b", 4_000), Some(Change::Down(key)));
     }
 }

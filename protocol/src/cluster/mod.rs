@@ -10,6 +10,7 @@
 //! * [`membership`]: which nodes are up
 //! * [`session`]: once and in order, between two processes
 //! * [`owner`]: which node a task stream belongs to
+//! * [`sight`]: whom each node hears
 //! * [`presence`]: who is present on the other nodes
 //! * [`stream`]: what its owner and the others say to each other
 //! * [`usage`]: limits that hold for all nodes together
@@ -21,6 +22,7 @@ pub mod membership;
 pub mod owner;
 pub mod presence;
 pub mod session;
+pub mod sight;
 pub mod stream;
 pub mod usage;
 
@@ -54,6 +56,8 @@ pub struct Member {
     pub draining: bool,
     /// Whether it has not been heard of for a while; nobody waits for it.
     pub suspect: bool,
+    /// Whether all living nodes hear it, as far as they say.
+    pub central: bool,
 }
 
 /// The nodes that are up.

@@ -6,14 +6,16 @@ use super::hash::hash;
 use super::{Member, NodeKey};
 use crate::ids::TaskId;
 
-/// The owner of a task's stream among these nodes. Those that are going away only count when there are no others.
+/// The owner of a task's stream among these nodes. Those that not all hear only count when there are no others, and those
+/// that are going away after these.
 #[must_use]
 pub fn owner_of(task: TaskId, nodes: &[Member]) -> Option<&NodeKey> {
-    let best = |draining: bool| {
-        let candidates = nodes.iter().filter(|member| member.draining == draining);
-        candidates.max_by_key(|member| (score(&member.key.name, task), &member.key.name))
-    };
-    best(false).or_else(|| best(true)).map(|member| &member.key)
+    let rank = |member: &Member| (!member.draining, member.central);
+    let first = nodes.iter().map(rank).max()?;
+    let candidates = nodes.iter().filter(|member| rank(member) == first);
+    candidates
+        .max_by_key(|member| (score(&member.key.name, task), &member.key.name))
+        .map(|member| &member.key)
 }
 
 /// The same at every version: nodes of two versions run side by side. By the node's name, not its incarnation, so that a
@@ -28,7 +30,7 @@ mod tests {
     use crate::time::Timestamp;
 
     fn member(name: &str, draining: bool) -> Member {
-        Member { key: NodeKey { name: name.into(), incarnation: 1 }, draining, suspect: false }
+        Member { key: NodeKey { name: name.into(), incarnation: 1 }, draining, suspect: false, central: true }
     }
 
     fn task(n: u32) -> TaskId {

@@ -105,7 +105,7 @@ impl Nodes {
         let key = |name: &str| NodeKey { name: name.into(), incarnation: 1 };
         let members: Vec<Member> = NAMES[..self.nodes.len()]
             .iter()
-            .map(|name| Member { key: key(name), draining: false, suspect: false })
+            .map(|name| Member { key: key(name), draining: false, suspect: false, central: true })
             .collect();
         let task: TaskId = task.parse().unwrap();
         let owner = owner_of(task, &members).unwrap();

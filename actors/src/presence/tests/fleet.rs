@@ -145,7 +145,8 @@ impl Fleet {
     pub(super) fn tell_members(&self) {
         let wires = self.wires.lock();
         for node in &self.nodes {
-            let of = |key: &NodeKey| Member { key: key.clone(), draining: false, suspect: false };
+            let of =
+                |key: &NodeKey| Member { key: key.clone(), draining: false, suspect: false, central: true };
             let ups = wires.up.iter().filter(|(me, _)| *me == node.me).map(|(_, other)| of(other));
             let nodes = ups.chain([of(&node.me)]).collect();
             node.end.members.send_replace(Arc::new(Members { nodes, isolated: false }));

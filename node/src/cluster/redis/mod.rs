@@ -73,6 +73,8 @@ fn channel(cluster: &str, key: Option<&NodeKey>) -> String {
 
 /// A frame that waits for Redis.
 struct Queued {
+    /// For whom; nobody in particular when for all.
+    to: Option<NodeKey>,
     channel: String,
     frame: Bytes,
 }
@@ -201,11 +203,11 @@ impl Transport for Redis {
     }
 
     fn send(&self, to: &NodeKey, frame: Bytes) -> bool {
-        self.0.push(Queued { channel: channel(&self.0.cluster, Some(to)), frame })
+        self.0.push(Queued { to: Some(to.clone()), channel: channel(&self.0.cluster, Some(to)), frame })
     }
 
     fn announce(&self, frame: Bytes) -> bool {
-        self.0.push(Queued { channel: self.0.all.clone(), frame })
+        self.0.push(Queued { to: None, channel: self.0.all.clone(), frame })
     }
 
     fn status(&self) -> TransportStatus {
@@ -304,7 +306,7 @@ impl Inner {
                     }
                 }
             }
-            self.publish_all(&mut connection, &unread).await?;
+            self.publish_all(&mut connection, (&unread, inbound.as_ref())).await?;
         }
     }
 
@@ -338,11 +340,11 @@ impl Inner {
     async fn publish_all(
         &self,
         connection: &mut MultiplexedConnection,
-        unread: &AtomicUsize,
+        (unread, inbound): (&AtomicUsize, &dyn Inbound),
     ) -> Result<(), String> {
         while let Some(batch) = self.next_batch() {
             let mut pipeline = redis::Pipeline::with_capacity(batch.len());
-            for Queued { channel, frame } in &batch {
+            for Queued { channel, frame, .. } in &batch {
                 let sealed = self.sealer.lock().seal(channel, frame);
                 let envelope = sealed.ok_or("a frame could not be sealed")?;
                 pipeline.cmd("PUBLISH").arg(channel).arg(envelope);
@@ -352,6 +354,7 @@ impl Inner {
             unread.store(0, Ordering::Relaxed);
             let receivers = answered.map_err(|error| self.server.describe(&error))?;
             self.note_published(&receivers, self.environment.monotonic_us() - begun_us);
+            self.note_absent(&batch, &receivers, inbound);
         }
         self.is_publishing.store(false, Ordering::Release);
         Ok(())
@@ -362,6 +365,20 @@ impl Inner {
         self.metrics.publish_seconds.observe(taken_us as f64 / 1e6);
         self.metrics.published.inc_by(receivers.len() as u64);
         self.metrics.unheard.inc_by(receivers.iter().filter(|receivers| **receivers == 0).count() as u64);
+    }
+
+    /// A process that does not listen to its channel any more has ended, or has lost Redis. While Redis or this connection
+    /// is new, the others may only be late.
+    fn note_absent(&self, batch: &[Queued], receivers: &[u64], inbound: &dyn Inbound) {
+        let now_ms = self.environment.monotonic_ms();
+        if now_ms.saturating_sub(self.since_ms.load(Ordering::Relaxed)) < STEADY_MS {
+            return;
+        }
+        for (queued, receivers) in batch.iter().zip(receivers) {
+            if let (Some(node), 0) = (&queued.to, receivers) {
+                inbound.absent(node);
+            }
+        }
     }
 
     /// What is published next; nothing when nothing waits.

@@ -29,6 +29,7 @@ fn wire(out: &Outgoing) -> Frame {
         held_us: 0,
         address: None,
         others: Vec::new(),
+        sightings: None,
         hears: 0,
     };
     Frame::decode(&Frame::encode(&out.header(header), &out.items).unwrap()).unwrap()
