@@ -146,7 +146,7 @@ export class Cluster {
     const cluster = new Cluster();
     cluster.folder = folder;
     mkdirSync(folder, { recursive: true });
-    cluster.swept = await sweep();
+    await sweep();
     const best = network === "auto" ? await bestNetwork() : { network: new Loopback(), without: "this run is on loopback" };
     Object.assign(cluster, best, { transport, adminToken: `op_${secret()}` });
     try {

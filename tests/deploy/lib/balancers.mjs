@@ -5,10 +5,8 @@ import { closeSync, openSync } from "node:fs";
 import { chmod, cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
-import { fileURLToPath } from "node:url";
 import { freePort, Server, until } from "../../clients/lib/server.mjs";
-
-export const deploy = fileURLToPath(new URL("../../../deploy/", import.meta.url));
+import { deploy } from "./files.mjs";
 
 // Debian keeps both in sbin, which is not on everybody's path.
 const PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
