@@ -74,7 +74,7 @@ impl Nodes {
         let nodes: Vec<Node> = launched.collect::<Option<_>>()?;
         let (ports, transport) = match carried {
             Carried::Directly => (ports, "direct"),
-            Carried::By(redis) => (vec![redis.port], "fallback"),
+            Carried::By(redis) => (vec![redis.port], "redis"),
         };
         let nodes = Self { nodes, ports, _postgres: postgres };
         nodes.wait_until_linked(transport);
