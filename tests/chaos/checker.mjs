@@ -32,7 +32,7 @@ const NOTICED_MS = 3_000;
 const RETURN_MS = 12_000;
 
 /** What holds unless a scenario says otherwise. */
-export const BOUNDS = { presence: 5_000, silence: 10_000, memory: Infinity };
+const BOUNDS = { presence: 5_000, silence: 10_000, memory: Infinity };
 
 class Problems {
   #kinds = new Map();

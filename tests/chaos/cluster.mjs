@@ -5,7 +5,7 @@ import { execFile } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import path from "node:path";
 import { promisify } from "node:util";
-import { binary, Server, sleep, until } from "../clients/lib/server.mjs";
+import { binary, freePort, Server, sleep, until } from "../clients/lib/server.mjs";
 import { Child, tail } from "./child.mjs";
 import { bestNetwork, Loopback, sweep } from "./network.mjs";
 import { Balancer, Postgres, Redis, secret } from "./services.mjs";
@@ -58,6 +58,15 @@ export class Node extends Server {
     this.restartedAt = Date.now();
     this.paused = false;
     this.child.exited.then(() => this.onEnd?.(this));
+  }
+
+  /** Another process by the same name, reached over Redis alone: a mistake that cannot be made on purpose otherwise. */
+  async twin() {
+    const shape = this.#shape;
+    const twin = new Node(this.name, { ...shape, port: await freePort(), set: [...shape.set, "cluster.transport=redis"], folder: path.join(shape.folder, "twin") });
+    twin.launch();
+    await twin.ready();
+    return twin;
   }
 
   async isReady() {
@@ -137,7 +146,7 @@ export class Cluster {
     const cluster = new Cluster();
     cluster.folder = folder;
     mkdirSync(folder, { recursive: true });
-    cluster.swept = await sweep();
+    await sweep();
     const best = network === "auto" ? await bestNetwork() : { network: new Loopback(), without: "this run is on loopback" };
     Object.assign(cluster, best, { transport, adminToken: `op_${secret()}` });
     try {

@@ -66,7 +66,6 @@ async function removeNamespace(name) {
 export class Loopback {
   kind = "loopback";
   canCut = false;
-  local = "127.0.0.1";
 
   async host(name) {
     return { name, address: "127.0.0.1", wrap: (words) => words };
@@ -124,7 +123,6 @@ export class Namespaces {
     do {
       network.net = `10.${200 + Math.floor(Math.random() * 50)}.${Math.floor(Math.random() * 256)}`;
     } while (`${stdout}${routes}`.includes(`${network.net}.`));
-    network.local = `${network.net}.1`;
     network.hub = ownName("hub");
     // However the runner ends, short of SIGKILL, which leaves it to the next one's sweep.
     process.on("exit", () => network.#removeNow());
@@ -134,7 +132,7 @@ export class Namespaces {
     await network.#in(network.hub, ["ip", "link", "set", "br0", "up"]);
     await network.#ip(["link", "add", outside, "type", "veth", "peer", "name", "outer", "netns", network.hub]);
     await network.#in(network.hub, ["ip", "link", "set", "outer", "master", "br0", "up"]);
-    await network.#ip(["addr", "add", `${network.local}/24`, "dev", outside]);
+    await network.#ip(["addr", "add", `${network.net}.1/24`, "dev", outside]);
     await network.#ip(["link", "set", outside, "up"]);
     return network;
   }
@@ -175,10 +173,6 @@ export class Namespaces {
   /** Packets from one host to another are dropped where they arrive, without a word to anybody. */
   cut(from, to) {
     return this.#rule(`cut ${from} ${to}`, to, ["INPUT", "-s", this.#hosts.get(from).address, "-j", "DROP"]);
-  }
-
-  mend(from, to) {
-    return this.#unrule(`cut ${from} ${to}`);
   }
 
   /** Of the packets from one host to another this share (0 to 1) is dropped. */

@@ -60,7 +60,7 @@ describe("namespaces", { skip: without ?? false }, () => {
     assert.notEqual(await fetched("a", "c"), null);
     assert.notEqual(await fetched("c", "b"), null);
     await network.cut("a", "b");
-    await network.mend("a", "b");
+    await network.clear("a", "b");
     assert.notEqual(await fetched("a", "b"), null);
     await network.cut("b", "c");
     await network.cut("a", "c");

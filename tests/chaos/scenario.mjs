@@ -34,9 +34,9 @@ export class ScenarioError extends Error {
 }
 
 /** Steps of a scenario, after repeats. */
-export const STEPS_MAX = 10_000;
+const STEPS_MAX = 10_000;
 /** Longest wait of one step, ms. */
-export const WAIT_MS_MAX = 3_600_000;
+const WAIT_MS_MAX = 3_600_000;
 export const NODES_MAX = 9;
 export const CLIENTS_MAX = 5_000;
 export const RATE_MAX = 20_000;

@@ -107,11 +107,6 @@ export class Postgres {
     return this.child.end("SIGQUIT");
   }
 
-  async restart() {
-    await this.kill();
-    await this.launch();
-  }
-
   async close() {
     if (this.child) await this.child.end("SIGQUIT", 10_000);
     rmSync(this.place, { recursive: true, force: true });

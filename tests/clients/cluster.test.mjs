@@ -3,9 +3,10 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { Node } from "../chaos/cluster.mjs";
+import { score } from "../chaos/load/owner.mjs";
 import { Bare } from "./lib/bare.mjs";
 import { muster, scratch } from "./lib/cli.mjs";
-import { allHave, metas, onCluster, score, sync } from "./lib/cluster.mjs";
+import { allHave, metas, onCluster, sync } from "./lib/cluster.mjs";
 import { listen } from "./lib/events.mjs";
 import { connectByPolling, Poller } from "./lib/longpoll.mjs";
 import * as mcp from "./lib/mcp.mjs";

@@ -2,12 +2,10 @@
 // that a node goes away without a request noticing.
 
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
 import http from "node:http";
 import net from "node:net";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
-import { promisify } from "node:util";
 import { query, tokenProtocol } from "../clients/lib/bare.mjs";
 import { scratch } from "../clients/lib/cli.mjs";
 import { connectByPolling, Poller } from "../clients/lib/longpoll.mjs";
@@ -15,9 +13,9 @@ import { collect, connect, join, push, VERSIONS } from "../clients/lib/phoenix.m
 import { sleep, until } from "../clients/lib/server.mjs";
 import { readByCurl, readByFetch } from "../clients/lib/sse.mjs";
 import { complete, Connections, metric, range, rate, ROOMY } from "../clients/lib/streams.mjs";
-import { BALANCERS, deploy, Fleet, haproxyVariables, nginxFile } from "./lib/balancers.mjs";
+import { BALANCERS, Fleet, haproxyVariables, nginxFile } from "./lib/balancers.mjs";
+import { deploy, run } from "./lib/files.mjs";
 
-const run = promisify(execFile);
 const NODES = 3;
 // More than the checks of haproxy.cfg take to notice, with room for a machine that is busy.
 const UNREADY_MS = 4_000;

@@ -7,7 +7,7 @@ import path from "node:path";
 import { after, before, describe, test } from "node:test";
 import { muster, scratch } from "../clients/lib/cli.mjs";
 import { Server } from "../clients/lib/server.mjs";
-import { configuration, deploy, noClusters, noSharedStore, root, run, text, yaml } from "./lib/files.mjs";
+import { configuration, deploy, root, run, text, yaml } from "./lib/files.mjs";
 
 /** Instructions of a Dockerfile: { name, flags, words }; lists in JSON are taken as such. */
 function instructions(dockerfile) {
@@ -159,13 +159,12 @@ describe("compose", () => {
   test("a node takes its variables", async () => {
     for (const [, { environment }] of ofNodes()) {
       const set = Object.entries(environment).map(([name, value]) => [name, value.replaceAll(/\$\{\w+:\?[^}]*\}/g, "0123456789abcdef")]);
-      const later = ([name]) => (noClusters && name.startsWith("MUSTER_CLUSTER_")) || (noSharedStore && name === "MUSTER_STORE_URL");
-      const { ok, stderr } = await configuration({ env: Object.fromEntries(set.filter((one) => !later(one))) });
+      const { ok, stderr } = await configuration({ env: Object.fromEntries(set) });
       assert.ok(ok, stderr);
     }
   });
 
-  test("the command that makes certificates makes those that nodes name", { skip: noClusters }, async () => {
+  test("the command that makes certificates makes those that nodes name", async () => {
     const { folder, remove } = await scratch();
     try {
       const { command } = file.services.certificates;

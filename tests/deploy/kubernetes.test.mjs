@@ -6,7 +6,7 @@ import { cp, mkdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
 import { scratch } from "../clients/lib/cli.mjs";
-import { configuration, deploy, documents, noClusters, noSharedStore, run, text, tool } from "./lib/files.mjs";
+import { configuration, deploy, documents, run, text, tool } from "./lib/files.mjs";
 
 /** Kustomize 4.1 is the first with components; older ones come with older clients. */
 function whyNot() {
@@ -267,7 +267,7 @@ describe("rendered", { skip }, () => {
     assert.equal(dns, `muster-headless:${headless.ports.find(({ name }) => name === "cluster").port}`);
   });
 
-  test("cluster: the variables are settings that a node takes", { skip: noClusters || noSharedStore }, async () => {
+  test("cluster: the variables are settings that a node takes", async () => {
     for (const overlay of ["cluster", "try-out"]) {
       const all = rendered[overlay];
       const samples = { "postgres-url": "postgres://muster:x@postgres:5432/muster", "redis-url": "redis://:x@valkey:6379" };

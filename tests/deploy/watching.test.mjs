@@ -1,10 +1,13 @@
-// deploy/prometheus and deploy/grafana: they ask for metrics that a running node gives, by labels that these have.
+// deploy/prometheus and deploy/grafana: they ask for metrics that running nodes give, one by itself and those of a cluster, by
+// labels that these have.
 
 import assert from "node:assert/strict";
 import net from "node:net";
 import path from "node:path";
 import { writeFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
+import { Cluster } from "../chaos/cluster.mjs";
+import { forget, runFolder } from "../chaos/folders.mjs";
 import { Bare } from "../clients/lib/bare.mjs";
 import { scratch } from "../clients/lib/cli.mjs";
 import { collect, connect, join, push } from "../clients/lib/phoenix.mjs";
@@ -38,9 +41,57 @@ const OF_TARGETS = ["job", "instance"];
 /** As Grafana fills them in. */
 const filledIn = (expression) => expression.replaceAll("$__rate_interval", "5m").replaceAll("$instance", ".*").replaceAll("$job", "muster");
 
+const exposition = (server) => fetch(`${server.url}/metrics`).then((answer) => answer.text(), () => null);
+
+/** What a Redis answers to these words, its password first. */
+function redis({ address, port, password }, ...words) {
+  return new Promise((resolve, reject) => {
+    const socket = net.connect(port, address, () => socket.end(`AUTH ${password}\r\n${words.join(" ")}\r\nQUIT\r\n`));
+    let answer = "";
+    socket.setEncoding("utf8").on("data", (text) => (answer += text)).on("error", reject).on("close", () => resolve(answer));
+  });
+}
+
+/** Nodes of a cluster to which happens what their metrics count; gives what these say. */
+async function ofCluster() {
+  const folder = runFolder("watching");
+  const cluster = await Cluster.start({ count: 2, folder, network: "loopback", balancer: false, set: ["limits.presence_entries_per_peer_max=1"] });
+  let twin;
+  try {
+    const [one, two] = cluster.nodes;
+    const sockets = [];
+    for (let n = 0; n < 2; n++) {
+      const agent = await two.agent();
+      const socket = await connect("1.8.16", two, "/socket/agent", { api_key: agent.key });
+      sockets.push(socket);
+      assert.equal((await join(socket.channel(`agent:${agent.id}`, {}))).status, "ok");
+    }
+    await until("an entry of presence too many", async () => (await metric(one, "muster_presence_refused_total")) > 0);
+    await until("Redis has taken frames", async () => (await metric(one, "muster_cluster_redis_publish_seconds_count")) > 0);
+    assert.match(await redis(cluster.redis, "PUBLISH", "muster:muster-test", "nonsense"), /:2\r\n/, "both nodes hear it");
+    await until("what is no frame", async () => (await metric(one, "muster_cluster_redis_refused_total")) > 0);
+    // What is given to it meanwhile waits, and is let go of.
+    cluster.redis.child.signal("SIGSTOP");
+    await until("frames for Redis are dropped", async () => (await metric(one, "muster_cluster_redis_dropped_total")) > 0);
+    cluster.redis.child.signal("SIGCONT");
+    await until("Redis is back", async () => (await metric(one, "muster_cluster_redis_up")) === 1);
+    twin = await one.twin();
+    await until("another process has its name", async () => (await metric(one, "muster_cluster_frames_refused_total")) > 0);
+    sockets.forEach((socket) => socket.disconnect());
+    return (await Promise.all(cluster.nodes.map(exposition))).join("\n");
+  } finally {
+    await twin?.kill();
+    await cluster.close();
+    forget(folder);
+  }
+}
+
 describe("alerts and dashboard", () => {
   let server, found, rules, dashboard, panels;
   before(async () => {
+    const nodes = ofCluster();
+    // Its failure is seen where it is waited for.
+    nodes.catch(() => {});
     // Little is allowed, so that all that can be refused is.
     const set = ["drills.enabled=true", "limits.connections_max=24", "limits.chunks_per_stream={tokens=1,period_ms=60000,burst=3}"];
     server = await Server.start({ set });
@@ -66,8 +117,8 @@ describe("alerts and dashboard", () => {
     const lines = Array.from({ length: 30 }, () => net.connect(server.port, "127.0.0.1").on("error", () => {}));
     await until("some are turned away", () => lines.filter((line) => line.closed).length > 3);
     lines.forEach((line) => line.destroy());
-    const exposition = await until("there is room again", () => fetch(`${server.url}/metrics`).then((answer) => answer.text(), () => null));
-    found = series(exposition);
+    const alone = await until("there is room again", () => exposition(server));
+    found = series(`${alone}\n${await nodes}`);
     [socket, agentSocket].forEach((one) => one.disconnect());
     rules = yaml(await text("prometheus/alerts.yaml")).groups.flatMap((group) => group.rules);
     dashboard = JSON.parse(await text("grafana/dashboard.json"));
@@ -92,10 +143,11 @@ describe("alerts and dashboard", () => {
     assert.equal(found.has("muster_no_such_metric"), false);
   });
 
-  test("every metric of sockets, streams and requests is on the dashboard", () => {
+  test("every metric of a node is on the dashboard", () => {
     const shown = new Set(panels.flatMap(({ targets }) => targets.flatMap(({ expr }) => asked(expr).map(({ name }) => name))));
-    // A histogram's are its buckets; what nodes of a cluster count has pages of its own.
-    const counted = [...found.keys()].filter((name) => name.startsWith("muster_") && !/_(sum|count)$/.test(name) && !name.startsWith("muster_cluster_"));
+    // A histogram's are its buckets.
+    const counted = [...found.keys()].filter((name) => name.startsWith("muster_") && !/_(sum|count)$/.test(name));
+    assert.ok(counted.some((name) => name.startsWith("muster_cluster_")), "those of a cluster too");
     assert.deepEqual(counted.filter((name) => !shown.has(name)), [], "no panel shows these");
   });
 
@@ -132,9 +184,10 @@ describe("alerts and dashboard", () => {
     assert.equal(new Set(rules.map(({ alert }) => alert)).size, rules.length);
     const { settings } = await configuration();
     const threshold = (alert) => Number(/\* (\d+)$/.exec(rules.find((rule) => rule.alert === alert).expr)[1]);
+    assert.equal(threshold("MusterNodeOutbox"), settings["limits.cluster_outbox_bytes_max"]);
     assert.equal(threshold("MusterAlmostFull"), settings["limits.connections_max"]);
     assert.equal(threshold("MusterStreamMemory"), settings["limits.stream_memory_bytes_max"]);
-    const named = rules.flatMap(({ annotations }) => annotations.description.match(/limits\.\w+/g) ?? []);
+    const named = rules.flatMap(({ annotations }) => annotations.description.match(/(limits|cluster)\.\w+/g) ?? []);
     assert.ok(named.length > 3);
     for (const name of [...named, ...JSON.stringify(panels).match(/limits\.\w+/g)]) {
       assert.ok(Object.keys(settings).some((setting) => setting === name || setting.startsWith(`${name}.`)), name);

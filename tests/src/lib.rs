@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use muster_node::http::client::Client;
+pub use muster_test_postgres::{free_port, free_ports};
 use rustls::RootCertStore;
 use serde_json::{Value, json};
 
@@ -37,10 +38,10 @@ pub fn binary() -> PathBuf {
     found
 }
 
-/// A port nobody listens on now.
-#[must_use]
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// Sends a process a signal, such as `STOP`.
+pub fn signal(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status().unwrap();
+    assert!(sent.success(), "{signal} was not sent to {pid}");
 }
 
 /// A running node. It is killed when this is dropped.

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 
-use crate::free_port;
+use crate::{free_port, free_ports, siege};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,12 +37,8 @@ impl Links {
     /// A new place, for nodes a, b, c and d.
     #[must_use]
     pub fn new() -> Self {
-        let mut taken = Vec::new();
-        let ports = ["a", "b", "c", "d"].map(|name| {
-            let port = std::iter::repeat_with(free_port).find(|port| !taken.contains(port)).unwrap();
-            taken.push(port);
-            (name, port)
-        });
+        let (names, ports) = (["a", "b", "c", "d"], free_ports(4));
+        let ports = std::array::from_fn(|at| (names[at], ports[at]));
         Self { folder: tempfile::tempdir().unwrap(), ports }
     }
 
@@ -308,9 +304,7 @@ impl LinkNode {
 
     /// Sends its process a signal, such as STOP.
     pub fn signal(&self, signal: &str) {
-        let sent =
-            Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status().unwrap();
-        assert!(sent.success());
+        crate::signal(self.pid(), signal);
     }
 
     /// SIGKILL.
@@ -322,9 +316,7 @@ impl LinkNode {
     /// Bytes of memory it holds.
     #[must_use]
     pub fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+        siege::resident(self.pid())
     }
 
     /// Everything it has logged.

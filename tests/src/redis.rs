@@ -26,7 +26,17 @@ impl Default for Server {
     }
 }
 
+fn program() -> String {
+    std::env::var("TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into())
+}
+
 impl Server {
+    /// Whether there is a program to start.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        Command::new(program()).arg("--version").stdout(Stdio::null()).status().is_ok()
+    }
+
     /// Starts a server.
     #[must_use]
     pub fn start() -> Self {
@@ -47,9 +57,8 @@ impl Server {
     pub fn launch(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new("setpriv");
-        let program = std::env::var("TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
         // The kernel tells it when whoever started it has ended, however that was.
-        command.args(["--pdeathsig", "KILL", "--", &program, "--port", &port, "--bind", "127.0.0.1"]);
+        command.args(["--pdeathsig", "KILL", "--", &program(), "--port", &port, "--bind", "127.0.0.1"]);
         command
             .args(["--save", "", "--appendonly", "no", "--loglevel", "warning", "--dir"])
             .arg(self.folder.path());
@@ -72,10 +81,15 @@ impl Server {
         }
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// Sends it a signal, such as STOP.
     pub fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+        crate::signal(self.pid(), signal);
     }
 
     /// Its URL.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use muster_node::http::client::Client;
-use muster_tests::siege;
+use muster_tests::{free_port, siege};
 use rustix::process::{Pid, Signal};
 use rustls::RootCertStore;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ pub fn cpu_of(process: &str) -> f64 {
 
 /// An address of loopback that nobody listens on.
 pub fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    ([127, 0, 0, 1], free_port()).into()
 }
 
 /// Starts the floor.

@@ -1,16 +1,17 @@
 //! Several nodes on one PostgreSQL, linked with each other: started here on free ports of loopback, and ended with what holds
 //! them.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use muster_protocol::cluster::owner::owner_of;
 use muster_protocol::cluster::{Member, NodeKey};
 use muster_protocol::ids::TaskId;
 use muster_test_postgres::Server;
+use muster_tests::{free_ports, redis};
 use serde_json::json;
 
-use crate::node::{Node, free_address};
+use crate::node::Node;
 
 /// Names of the nodes.
 pub const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -22,7 +23,7 @@ pub enum Carried<'a> {
     /// Links of their own.
     Directly,
     /// This server.
-    By(&'a Redis),
+    By(&'a redis::Server),
 }
 
 /// Nodes that are linked, [`NAMES`] in order.
@@ -43,13 +44,7 @@ impl Nodes {
     pub fn start_if_it_can(count: usize, carried: &Carried<'_>, settings: &[&str]) -> Option<Self> {
         let postgres = Server::start();
         let url = postgres.database("bench");
-        let mut ports: Vec<u16> = Vec::new();
-        while ports.len() < count {
-            let port = free_address().port();
-            if !ports.contains(&port) {
-                ports.push(port);
-            }
-        }
+        let ports = free_ports(count);
         let launched = (0..count).map(|at| {
             let mut all = vec![
                 format!("store.url={url}"),
@@ -69,7 +64,7 @@ impl Nodes {
                 }
                 Carried::By(redis) => {
                     all.push("cluster.transport=redis".to_owned());
-                    all.push(format!("cluster.redis_url=redis://127.0.0.1:{}", redis.port));
+                    all.push(format!("cluster.redis_url={}", redis.url()));
                 }
             }
             let all: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -79,7 +74,7 @@ impl Nodes {
         let nodes: Vec<Node> = launched.collect::<Option<_>>()?;
         let (ports, transport) = match carried {
             Carried::Directly => (ports, "direct"),
-            Carried::By(redis) => (vec![redis.port], "fallback"),
+            Carried::By(redis) => (vec![redis.port], "redis"),
         };
         let nodes = Self { nodes, ports, _postgres: postgres };
         nodes.wait_until_linked(transport);
@@ -130,42 +125,5 @@ impl Nodes {
         let output = String::from_utf8(output.stdout).unwrap();
         let sent = output.split_whitespace().filter_map(|word| word.strip_prefix("bytes_sent:"));
         sent.map(|bytes| bytes.parse::<u64>().unwrap()).sum()
-    }
-}
-
-/// A Redis server, which keeps nothing on disk. Killed when this is dropped.
-pub struct Redis {
-    port: u16,
-    child: Child,
-}
-
-impl Redis {
-    /// Starts one, if it is installed.
-    pub fn start() -> Option<Self> {
-        let port = free_address().port();
-        let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .stdout(Stdio::null())
-            .spawn()
-            .ok()?;
-        let redis = Self { port, child };
-        let end = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < end, "Redis did not start");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Some(redis)
-    }
-
-    /// Seconds of CPU so far.
-    pub fn cpu(&self) -> f64 {
-        crate::node::cpu_of(&self.child.id().to_string())
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
     }
 }

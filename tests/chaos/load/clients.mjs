@@ -10,7 +10,7 @@ const require = createRequire(new URL("../../clients/lib/phoenix.mjs", import.me
 const WebSocket = require("ws");
 const { EventSource } = require("eventsource");
 
-export const DISCOVERY = "agents:discovery";
+const DISCOVERY = "agents:discovery";
 /** Pause before chunks that were refused are sent again, ms. */
 const AGAIN_MS = 200;
 /** How long a request over REST may take, ms. */
@@ -74,7 +74,7 @@ class Client {
 }
 
 /** An agent that is online, and no more. */
-export class Online extends Client {
+class Online extends Client {
   start() {
     this.connect("/socket/agent", `agent:${this.plan.agent}`);
   }
@@ -125,7 +125,7 @@ class Emitter extends Client {
   }
 }
 
-export class ChannelEmitter extends Emitter {
+class ChannelEmitter extends Emitter {
   open() {
     this.connect("/socket/agent", `agent:${this.plan.agent}`);
   }
@@ -167,7 +167,7 @@ export class ChannelEmitter extends Emitter {
   }
 }
 
-export class RestEmitter extends Emitter {
+class RestEmitter extends Emitter {
   open() {}
 
   /** One at a time: the next goes when this one is acknowledged. */
@@ -216,7 +216,7 @@ class Reader extends Client {
   }
 }
 
-export class ChannelReader extends Reader {
+class ChannelReader extends Reader {
   start() {
     this.connect("/socket/hirer", `task_stream:${this.plan.task}`, () => ({ after_seq: this.last }));
     this.channel.on("stream.chunk", (payload) => this.chunk(payload));
@@ -229,7 +229,7 @@ export class ChannelReader extends Reader {
   }
 }
 
-export class EventReader extends Reader {
+class EventReader extends Reader {
   start() {
     const headers = { authorization: `Bearer ${this.plan.key}` };
     const address = `${this.plan.base}/api/v1/tasks/${this.plan.task}/stream?after=${this.last}`;

@@ -33,7 +33,7 @@ async function each(items, work) {
 const range = (count) => Array.from({ length: Math.max(0, count) }, (_, n) => n);
 
 /** How many there are of each: a fifth emits, two read each stream, a twentieth watches, and the rest is online. */
-export function shares(clients) {
+function shares(clients) {
   const watchers = Math.max(1, Math.floor(clients / 20));
   const emitters = Math.max(1, Math.floor(clients / 5));
   const readers = Math.min(2 * emitters, clients - watchers - emitters);

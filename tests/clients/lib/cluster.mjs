@@ -4,30 +4,12 @@ import assert from "node:assert/strict";
 import { after, afterEach, before } from "node:test";
 import { Cluster } from "../../chaos/cluster.mjs";
 import { forget, runFolder } from "../../chaos/folders.mjs";
+import { ownerOf } from "../../chaos/load/owner.mjs";
 import { Roster } from "./roster.mjs";
 import { cast, leniently, until } from "./server.mjs";
 import { readByFetch } from "./sse.mjs";
 import { Connections } from "./streams.mjs";
 import { ok, Wire } from "./wire.mjs";
-
-const MASK = (1n << 64n) - 1n;
-
-/** FNV-1a with the finish of SplitMix64, as nodes score streams. */
-function hash(bytes) {
-  let hash = 0xcbf29ce484222325n;
-  for (const byte of bytes) hash = ((hash ^ BigInt(byte)) * 0x100000001b3n) & MASK;
-  hash = ((hash ^ (hash >> 30n)) * 0xbf58476d1ce4e5b9n) & MASK;
-  hash = ((hash ^ (hash >> 27n)) * 0x94d049bb133111ebn) & MASK;
-  return hash ^ (hash >> 31n);
-}
-
-/** The score of a node for a task: whoever has the highest of those that are up owns the task's stream. */
-export function score(name, id) {
-  return hash(Buffer.concat([Buffer.from(name), Buffer.from([0xff]), Buffer.from(id.replaceAll("-", ""), "hex")]));
-}
-
-/** The node that owns a task's stream while these are up. */
-export const ownerOf = (task, nodes) => nodes.reduce((best, node) => (score(node.name, task.id) > score(best.name, task.id) ? node : best));
 
 /** A world with a cluster, for the tests of the `describe` around it: nodes `one`, `two`, `three`, and `front`. */
 export function onCluster(options = {}) {
@@ -66,9 +48,10 @@ export function onCluster(options = {}) {
 
   /** A task whose stream this node owns. */
   world.taskOf = async (owner, client, provider) => {
+    const names = world.nodes.map(({ name }) => name);
     for (;;) {
       const task = await world.one.task(client, provider);
-      if (ownerOf(task, world.nodes) === owner) return task;
+      if (ownerOf(task.id, names) === owner.name) return task;
     }
   };
 
@@ -84,7 +67,7 @@ export function onCluster(options = {}) {
     for (const node of world.nodes) {
       const channel = await world.connections.reader(node, who, task, params);
       assert.equal(channel.joined.status, "ok", JSON.stringify(channel.joined));
-      readers.push(Object.assign(channel, { name: `a socket on ${node.name}`, node, ended: () => channel.ends.map(({ event, payload, after }) => ({ event, payload, after })) }));
+      readers.push(Object.assign(channel, { name: `a socket on ${node.name}`, node, ended: () => channel.ends }));
       const sse = await world.sse(node, who, task, params?.after_seq === undefined ? {} : { after: params.after_seq });
       const name = `an event stream on ${node.name}`;
       const isEnd = ({ event }) => event === "stream.done" || event === "stream.error";
@@ -118,7 +101,7 @@ export function onCluster(options = {}) {
   return world;
 }
 
-export const DISCOVERY = "agents:discovery";
+const DISCOVERY = "agents:discovery";
 
 /** What a watcher knows after all that has come. */
 export function sync(wire) {

@@ -119,7 +119,7 @@ export class Session {
 }
 
 /** A session of the older transport. */
-export class OldSession {
+class OldSession {
   #ids = 0;
 
   static async open(server, who) {

@@ -5,7 +5,7 @@ import { EventSource } from "eventsource";
 import { until } from "./server.mjs";
 
 /** Splits an event stream into events; lines without a meaning are counted as comments. */
-export class Parser {
+class Parser {
   events = [];
   comments = 0;
   #text = "";

@@ -30,10 +30,10 @@ export async function metric(server, name) {
 export class Connections {
   #closers = [];
 
-  async socket(server, mount, credential, options = {}) {
+  async socket(server, mount, credential, options = {}, version = VERSION) {
     // Back at once after a crash: the tests wait for it.
     const patience = { rejoinAfterMs: () => 50, reconnectAfterMs: () => 50, timeout: PATIENCE_MS };
-    const socket = await connect(VERSION, server, mount, { api_key: credential }, { ...patience, ...options });
+    const socket = await connect(version, server, mount, { api_key: credential }, { ...patience, ...options });
     this.#closers.push(() => socket.disconnect());
     return socket;
   }

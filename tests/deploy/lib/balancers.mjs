@@ -2,13 +2,11 @@
 
 import { spawn } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
-import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
-import { fileURLToPath } from "node:url";
 import { freePort, Server, until } from "../../clients/lib/server.mjs";
-
-export const deploy = fileURLToPath(new URL("../../../deploy/", import.meta.url));
+import { deploy } from "./files.mjs";
 
 // Debian keeps both in sbin, which is not on everybody's path.
 const PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
@@ -118,6 +116,8 @@ export async function nginxFile(servers, { port, folder, down = [] }) {
 
 async function nginx(servers) {
   const [port, folder] = [await freePort(), await scratch("nginx")];
+  // Started by root its workers are somebody else, who keeps large bodies there.
+  await chmod(folder, 0o711);
   const file = await nginxFile(servers, { port, folder });
   const balancer = await Balancer.launch("nginx", ["-c", file, "-g", "daemon off;"], { port, folder });
   /** As deploy/nginx.conf says: before a node is taken away it is marked, and nginx reads its file again. */

@@ -29,12 +29,6 @@ export function documents(yaml) {
 
 export const yaml = (content) => documents(content)[0];
 
-const documented = await readFile(path.join(root, "docs/configuration.md"), "utf8");
-/** Why a binary does not take yet what the files say of clusters: false once it does. By the documents made from the code. */
-export const noClusters = documented.includes("\n[cluster]\n") ? false : "no [cluster] among the settings yet";
-/** The same of the database that a cluster shares. */
-export const noSharedStore = documented.includes("`store.url`") ? false : "no store.url among the settings yet";
-
 /** What `muster config` makes of a file and variables: { stdout } with every setting, or a refusal. */
 export async function configuration({ file, env = {} } = {}) {
   const { code, stdout, stderr } = await muster(["config", ...(file ? ["--config", file] : [])], { env });

@@ -200,6 +200,15 @@ fn check(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// A port of 127.0.0.1 that nobody listens on now.
+#[must_use]
+pub fn free_port() -> u16 {
+    free_ports(1)[0]
+}
+
+/// So many of them, no two the same.
+#[must_use]
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use muster_tests::redis;
+
 use super::{Run, TURNS, rows, run};
 use crate::door::{self, Entry};
 use crate::fleet::{Fleet, Latencies};
-use crate::node::Agent;
-use crate::nodes::{Carried, Nodes, Redis};
+use crate::node::{Agent, cpu_of};
+use crate::nodes::{Carried, Nodes};
 use crate::order::{Brought, Ordered};
 use crate::scenarios::{CONTENT, Measured, Scale, chunk_frame, drive_noting};
 use crate::wire::AnswerCounter;
@@ -24,14 +26,18 @@ pub fn by_redis(scale: &Scale) -> Vec<Measured> {
         let name = format!("relay by Redis: not measured, {why}");
         vec![Measured { name, ..Measured::default() }]
     };
-    let Some(redis) = Redis::start() else { return without("redis-server is not installed") };
+    if !redis::Server::is_installed() {
+        return without("redis-server is not installed");
+    }
+    let redis = redis::Server::start();
     let Some(nodes) = Nodes::start_if_it_can(2, &Carried::By(&redis), SETTINGS) else {
         return without("the nodes do not start with it");
     };
-    let cpu = redis.cpu();
+    let cpu = || cpu_of(&redis.pid().to_string());
+    let before = cpu();
     let mut rows = alone(scale, nodes, "relay by Redis");
     if let Some(last) = rows.last_mut() {
-        last.note.push_str(&format!("; {:.2} s of CPU of Redis for all rows", redis.cpu() - cpu));
+        last.note.push_str(&format!("; {:.2} s of CPU of Redis for all rows", cpu() - before));
     }
     rows
 }
