@@ -379,6 +379,35 @@ async fn a_stream_moves_with_everything_it_has_and_readers_notice_nothing() {
     assert!(fleet.core(&owner).unwrap().metrics.streams_moved.get() > 0);
 }
 
+#[tokio::test]
+async fn a_node_where_nobody_needs_a_stream_does_not_take_it_from_one_that_is_cut_off() {
+    let fleet = Fleet::of(&["a", "b", "c"]).await;
+    let (task, principal) = fleet.task(1).await;
+    let owner = fleet.owner(task.id);
+    let others: Vec<&str> = ["a", "b", "c"].into_iter().filter(|name| *name != owner).collect();
+    // They had to do with it once, and then for longer than a second no more.
+    for (seq, name) in (1..).zip(&others) {
+        assert_eq!(emit(&fleet.core(name).unwrap(), &principal, task.id, name).await, Ok(seq));
+    }
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let epoch = fleet.store.stream_head(task.id, 0, 0).await.unwrap().epoch;
+    for other in &others {
+        fleet.bus.set_cut(&owner, other, true);
+    }
+    let core = fleet.core(&owner).unwrap();
+    for seq in 3..40 {
+        assert_eq!(
+            emit(&core, &principal, task.id, &seq.to_string()).await,
+            Ok(seq),
+            "its own clients go on"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(fleet.store.stream_head(task.id, 0, 0).await.unwrap().epoch, epoch);
+    // Whoever needs it there gets it.
+    assert_eq!(emit(&fleet.core(others[0]).unwrap(), &principal, task.id, "again").await, Ok(40));
+}
+
 /// Reads a stream on one node, and goes on where it was when that cannot be.
 struct Reader {
     seen: Arc<Mutex<Vec<(u64, String)>>>,

@@ -27,7 +27,7 @@
 /** Texts kept of each kind of problem; all are counted. */
 const TEXTS_MAX = 10;
 /** How long after a fault a connection that it broke may be noticed as lost, ms. */
-const NOTICED_MS = 3_000;
+const NOTICED_MS = 8_000;
 /** What a pair on one node may need to come back after its node did, ms: the clients' own pauses. */
 const RETURN_MS = 12_000;
 

@@ -609,6 +609,7 @@ describe("drain", () => {
     assert.equal(listening.status, 200);
     const listeningEnded = listening.text().then(() => true, () => true);
 
+    assert.equal((await own.request("GET", "/ready?unready=404")).status, 200);
     const began = Date.now();
     own.process.kill("SIGTERM");
     const unready = await until("the node is unready", async () => {
@@ -617,6 +618,7 @@ describe("drain", () => {
     });
     refused(unready, 503, "DRAINING");
     assert.equal((await own.request("GET", "/readyz")).status, 503);
+    assert.equal((await own.request("GET", "/ready?unready=404")).status, 404, "as HAProxy asks");
     assert.equal((await own.request("GET", "/live")).status, 200, "it lives while it drains");
     assert.notEqual((await muster(["ready", "--url", own.url])).code, 0);
     assert.equal(await handshakeStatus(own, AGENT + query({ api_key: provider.key })), 503, "no new sockets");

@@ -216,11 +216,14 @@ for (const [name, start] of Object.entries(BALANCERS)) {
     });
 
     // What goes through the owner of one of three streams, and through who is no owner of the others.
+    const restart = (node) => world.cluster.restart(node.name);
     const FAULTS = [
-      { what: "drained", victim: 0, end: async (node) => assert.equal(await node.stop(60_000), true, "it ended in order") },
-      { what: "killed", victim: 1, end: (node) => node.kill() },
+      { what: "drained", victim: 0, end: async (node) => assert.equal(await node.stop(60_000), true, "it ended in order"), restart },
+      { what: "killed", victim: 1, end: (node) => node.kill(), restart },
     ];
-    for (const { what, victim, end } of FAULTS) {
+    // nginx leaves its sockets attached to it.
+    if (name === "haproxy") FAULTS.push({ what: "standing still", victim: 2, end: (node) => node.pause(), restart: (node) => node.resume() });
+    for (const { what, victim, end, restart } of FAULTS) {
       test(`R37 R43 R44 R46 R52 R166: a node is ${what} while chunks come: nothing acknowledged is lost, and readers come back and see each chunk once`, async (context) => {
         const going = world.nodes[victim];
         const staying = world.nodes.filter((node) => node !== going);
@@ -239,18 +242,24 @@ for (const [name, start] of Object.entries(BALANCERS)) {
         assert.ok(held.sockets + held.streams >= 2, `${JSON.stringify(held)}: hardly anything would come back`);
         await end(going);
         await more(20);
-        assert.equal(going.alive, false);
+        assert.ok(!going.alive || going.paused);
         // They are all there again, on the nodes that stay, and those that were there have noticed nothing.
         const openNow = async (name) => sum(await Promise.all(staying.map((node) => metric(node, name))));
         await until("all sockets are open", async () => (await openNow("muster_sockets")) === streams.length);
         await until("all event streams are open", async () => (await openNow("muster_event_streams")) === 3 * streams.length);
         const returned = (isMeant) => sum(streams.flatMap(({ readers }) => readers.filter(({ kind }) => isMeant(kind)).map(({ returns }) => returns())));
-        assert.equal(returned((kind) => kind === "phoenix"), held.sockets, "sockets of the node, and no others");
-        assert.equal(returned((kind) => kind !== "phoenix"), held.streams, "event streams of the node, and no others");
-        await world.cluster.restart(going.name);
+        // Its node counts an event stream before its reader has heard of it.
+        await until("readers have noticed", () => returned(() => true) >= held.sockets + held.streams);
+        const checkReturns = () => {
+          assert.equal(returned((kind) => kind === "phoenix"), held.sockets, "sockets of the node, and no others");
+          assert.equal(returned((kind) => kind !== "phoenix"), held.streams, "event streams of the node, and no others");
+        };
+        checkReturns();
+        await restart(going);
         await world.cluster.seen();
         await more(20);
         await Promise.all(producers.map((producer) => producer.stop()));
+        checkReturns();
         const longest = Math.max(...producers.map(({ longestMs }) => longestMs));
         context.diagnostic(`${held.sockets} sockets and ${held.streams} event streams came back; the longest wait was ${longest} ms, with ${sum(producers.map(({ retries }) => retries))} retries`);
         for (const { owner, parties, producer, readers } of streams) {

@@ -187,7 +187,10 @@ impl State {
         if commands.is_empty() {
             return;
         }
-        self.active_at_ms = self.registry.environment.monotonic_ms();
+        // That nodes come and go is no use of the stream.
+        if commands.iter().any(|command| !matches!(command, Command::Examine | Command::Gone(_))) {
+            self.active_at_ms = self.registry.environment.monotonic_ms();
+        }
         let emitted = commands.iter().filter(|command| matches!(command, Command::Emit { .. })).count();
         self.gathering.took(emitted);
         loop {
@@ -420,6 +423,13 @@ impl State {
         };
         self.mind_readers(myself);
         self.remind_owner(myself);
+        if idle_ms < keep_ms || !self.end_if_unused(myself) {
+            self.schedule_tick(myself);
+        }
+    }
+
+    /// Ends this actor if nobody needs the stream here: whoever does later opens it again. Whether it has.
+    fn end_if_unused(&mut self, myself: &ActorRef<Wake>) -> bool {
         let unused = self.readers.iter().all(|reader| reader.told_end)
             && self.handle.tail.receiver_count() == 0
             && self.acks.is_empty()
@@ -429,14 +439,14 @@ impl State {
                 Role::Owner(owning) => !owning.is_followed(),
                 Role::Follower(following) => !following.is_waited_for(),
             };
-        if unused && idle_ms >= keep_ms && self.handle.inbox.close_if_empty() {
-            self.unfollow();
-            self.readers.iter_mut().for_each(|reader| reader.released = true);
-            self.registry.forget(&self.handle);
-            myself.stop(None);
-            return;
+        if !unused || !self.handle.inbox.close_if_empty() {
+            return false;
         }
-        self.schedule_tick(myself);
+        self.unfollow();
+        self.readers.iter_mut().for_each(|reader| reader.released = true);
+        self.registry.forget(&self.handle);
+        myself.stop(None);
+        true
     }
 }
 

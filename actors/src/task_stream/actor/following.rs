@@ -28,6 +28,8 @@ const LOOK_AGAIN_MS: u64 = 100;
 /// How long clients wait for a stream without an owner, in milliseconds; longer than it takes to notice that a node is
 /// gone.
 const OWNER_WAIT_MS: u64 = 9_000;
+/// After how long nobody is taken to be on the way who needs a stream, in milliseconds.
+const UNUSED_MS: u64 = 1_000;
 /// How long a node that took a stream over is believed against one's own view, in milliseconds.
 const FAVOUR_MS: u64 = 3_000;
 
@@ -130,6 +132,15 @@ impl State {
         self.wake_in(myself, LOOK_AGAIN_MS);
     }
 
+    /// The same, unless nobody has needed the stream here for a while: to claim it then would take it from whoever does, at
+    /// a node that is only cut off.
+    fn settle_if_used(&mut self, myself: &ActorRef<Wake>) {
+        let idle_ms = self.registry.environment.monotonic_ms().saturating_sub(self.active_at_ms);
+        if idle_ms < UNUSED_MS || !self.end_if_unused(myself) {
+            self.settle(myself);
+        }
+    }
+
     /// Lets the owner know that this node follows, and what it has.
     fn ask_to_follow(&self, owner: NodeKey, follow: u64, chunks: bool) -> bool {
         self.tell(owner, follow, What::Follow { after: self.log.last_seq(), epoch: self.epoch, chunks })
@@ -176,7 +187,7 @@ impl State {
             }
             Role::Follower(following) => {
                 if wanted.is_none() || following.owner() != wanted.as_ref() {
-                    self.settle(myself);
+                    self.settle_if_used(myself);
                 }
             }
         }
@@ -191,7 +202,7 @@ impl State {
             }
             Role::Follower(following) => {
                 if following.owner() == Some(node) {
-                    self.settle(myself);
+                    self.settle_if_used(myself);
                 }
             }
         }

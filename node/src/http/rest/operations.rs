@@ -1,12 +1,16 @@
 //! Health, metrics, and the documents.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use muster_protocol::error_code::ErrorCode;
+use serde::Deserialize;
 use serde_json::json;
+use utoipa::IntoParams;
 
-use super::extract::State;
+use super::extract::{Params, State};
 use crate::documents;
 use crate::http::answer::{Answer, Handled, Refused};
 
@@ -22,17 +26,40 @@ pub async fn healthz() -> Handled {
     live().await
 }
 
+/// How it is asked.
+#[derive(Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ReadyParams {
+    /// `404`: the status of a node that is there and takes no work. So HAProxy (`disable-on-404`) tells it from one that
+    /// does not answer: it gives the one nothing new and leaves what is open, and closes what is open to the other.
+    unready: Option<u16>,
+}
+
 /// Whether the node takes work: it listens, its store can be written, and it is not going away.
-#[utoipa::path(get, path = "/ready", security(()),
-    responses((status = 200, description = "It does."), (status = 503, description = "It does not.")))]
-pub async fn ready(app: State) -> Handled {
+#[utoipa::path(get, path = "/ready", security(()), params(ReadyParams),
+    responses((status = 200, description = "It does."), (status = 503, description = "It does not."),
+        (status = 404, description = "It does not, and 404 was asked for.")))]
+pub async fn ready(app: State, Params(params): Params<ReadyParams>) -> Handled {
+    let answer = is_ready(&app).await;
+    match (answer, params.unready) {
+        (Err(_), Some(404)) => Err(ErrorCode::NotFound.into()),
+        (answer, _) => answer,
+    }
+}
+
+/// How long the store has to answer: whoever asks is to hear something of a node that lives.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+
+async fn is_ready(app: &State) -> Handled {
     if app.core.is_draining() {
         return Err(ErrorCode::Draining.into());
     }
     if !app.is_ready() {
         return Err(ErrorCode::Overloaded.into());
     }
-    app.core.store.check(app.core.environment.now()).await.map_err(Refused::from)?;
+    let checked = app.core.store.check(app.core.environment.now());
+    let checked = tokio::time::timeout(CHECK_TIMEOUT, checked).await;
+    checked.map_err(|_| ErrorCode::StoreUnavailable)?.map_err(Refused::from)?;
     Answer::ok(&json!({ "status": "ready" }))
 }
 
@@ -40,7 +67,7 @@ pub async fn ready(app: State) -> Handled {
 #[utoipa::path(get, path = "/readyz", security(()),
     responses((status = 200, description = "It takes work."), (status = 503, description = "It does not.")))]
 pub async fn readyz(app: State) -> Handled {
-    ready(app).await
+    is_ready(&app).await
 }
 
 /// Metrics, in the Prometheus text format. Not here when `http.metrics_listen` gives them an address of their own.
