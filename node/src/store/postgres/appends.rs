@@ -16,11 +16,12 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::columns::{Id, id, id_bytes, whole};
+use super::columns::{Id, id, id_bytes};
 use super::pool::{Connection, Failure, Pool};
 use super::streams::{HEAD_COLUMNS, Head, read_head};
 use super::tasks;
 use crate::store::answer::AppendAnswer;
+use crate::store::sql::whole;
 
 /// Tasks that append, each over a connection of its own.
 pub const APPENDERS: usize = 4;

@@ -46,6 +46,7 @@ use self::appends::{APPENDERS, Appends};
 use self::connect::Target;
 use self::pool::{Pool, Tickets};
 use super::answer::AppendAnswer;
+use super::sql::whole;
 
 /// How long the question whether the store works may take: whoever asks waits less than for a call.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -73,7 +74,7 @@ impl PostgresStore {
         pool.read(|c| async move { c.count("SELECT 1::bigint", &[]).await }).await?;
         pool.once(|c| async move { schema::migrate(&c).await }).await?;
         let life = pool.read(|c| async move { c.count("SELECT nextval('writers')", &[]).await }).await?;
-        tickets.begin_life(columns::whole(life));
+        tickets.begin_life(whole(life));
         let append_pool = Arc::new(Pool::new(&target, APPENDERS, tickets.clone(), limits)?);
         let appends = Appends::start(&append_pool, limits);
         Ok(Self { pool, append_pool, appends, tickets })

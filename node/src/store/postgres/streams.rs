@@ -8,9 +8,10 @@ use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 use tokio_postgres::Row;
 
-use super::columns::{Id, id, id_bytes, number, whole};
+use super::columns::{Id, id, id_bytes, number};
 use super::pool::{Connection, Failure};
 use super::tasks;
+use crate::store::sql::whole;
 
 /// Where a log ends, and whose it is.
 #[derive(Clone, Copy, Debug)]

@@ -11,15 +11,10 @@ use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
 use super::agents::count_outcome;
-use super::columns::{
-    Id, before, broken, id, id_bytes, json, optional_id, optional_json, optional_time, page_rows, time, whole,
-};
+use super::columns::{Id, broken, id, id_bytes, json, optional_id, optional_json, optional_time, time};
 use super::pool::{Connection, Failure};
 use super::streams;
-use crate::store::page;
-
-const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
-     external_client, hiring, created_at, updated_at, ended_at";
+use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row) -> Result<Task, Failure> {
     let max_price: Option<i64> = row.try_get(9)?;
@@ -123,7 +118,7 @@ pub async fn tasks(
     let total = c.count(&sql, &[&agent, &user, &status, &provider, &client]).await?;
     let sql =
         format!("SELECT {TASK_COLUMNS} FROM tasks WHERE {TASK_FILTER} AND id < $6 ORDER BY id DESC LIMIT $7");
-    let (before, limit) = (before(request), page_rows(request));
+    let (before, limit) = (Id(before(request)), page_rows(request));
     let rows = c.query(&sql, &[&agent, &user, &status, &provider, &client, &before, &limit]).await?;
     let items = rows.iter().map(read_task).collect::<Result<Vec<_>, _>>()?;
     Ok(page(items, request.limit, total, |task| *task.id.as_bytes()))
@@ -275,8 +270,6 @@ fn read_note(row: &Row) -> Result<Note, Failure> {
     })
 }
 
-const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
-
 /// The notes of a task.
 pub async fn notes(c: &Connection, task: TaskId) -> Result<Vec<Note>, Failure> {
     let sql = format!("SELECT {NOTE_COLUMNS} FROM notes WHERE task = $1 ORDER BY id");
@@ -339,7 +332,7 @@ pub async fn hirings(
     let sql = format!("SELECT count(*) FROM hirings h JOIN tasks t ON t.id = h.task WHERE {HIRING_FILTER}");
     let total = c.count(&sql, &[&user, &agent, &status]).await?;
     let sql = format!("{HIRINGS} WHERE {HIRING_FILTER} AND h.id < $4 ORDER BY h.id DESC LIMIT $5 OFFSET $6");
-    let (before, limit, skip) = (before(request), page_rows(request), i64::from(filter.skip));
+    let (before, limit, skip) = (Id(before(request)), page_rows(request), i64::from(filter.skip));
     let rows = c.query(&sql, &[&user, &agent, &status, &before, &limit, &skip]).await?;
     let items = rows.iter().map(read_hiring).collect::<Result<Vec<_>, _>>()?;
     Ok(page(items, request.limit, total, |hiring| *hiring.id.as_bytes()))

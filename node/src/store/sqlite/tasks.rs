@@ -13,11 +13,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::agents::count_outcome;
 use super::columns::{count, exists, id_bytes, json, optional_id, optional_json, optional_time, rows, time};
-use super::{before, page_rows, sql_error, streams};
-use crate::store::page;
-
-const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
-     external_client, hiring, created_at, updated_at, ended_at";
+use super::{sql_error, streams};
+use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let broken = || rusqlite::Error::InvalidQuery;
@@ -278,8 +275,6 @@ fn read_note(row: &Row<'_>) -> rusqlite::Result<Note> {
     })
 }
 
-const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
-
 /// The notes of a task.
 pub fn notes(c: &Connection, task: TaskId) -> StoreResult<Vec<Note>> {
     let sql = format!("SELECT {NOTE_COLUMNS} FROM notes WHERE task = ?1 ORDER BY id");
@@ -292,8 +287,7 @@ pub fn notes_of_hiring(c: &Connection, hiring: HiringId, notes_max: usize) -> St
         "SELECT {NOTE_COLUMNS} FROM notes WHERE task IN (SELECT id FROM tasks WHERE hiring = ?1)
          ORDER BY id DESC LIMIT ?2"
     );
-    let limit = i64::try_from(notes_max).unwrap_or(i64::MAX);
-    let mut newest = rows(c, &sql, &[hiring.as_bytes(), &limit], read_note)?;
+    let mut newest = rows(c, &sql, &[hiring.as_bytes(), &whole(notes_max)], read_note)?;
     newest.reverse();
     Ok(newest)
 }
