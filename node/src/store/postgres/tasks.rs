@@ -128,32 +128,31 @@ pub async fn tasks(
 pub async fn finish_task(c: &Connection, finish: &Finish) -> Result<Task, Failure> {
     let head = streams::lock(c, finish.task).await?;
     let before = task(c, finish.task).await?;
-    let (action, event) = match finish.ending.status {
-        TaskStatus::Completed => (TaskAction::Complete, "task_completed"),
-        TaskStatus::Cancelled => (TaskAction::Cancel, "task_cancelled"),
-        _ => (TaskAction::Fail, "task_failed"),
-    };
-    before.status.after(action).map_err(|_| StoreError::WrongStatus(before.status))?;
+    before.status.after(finish.ending.action()).map_err(|_| StoreError::WrongStatus(before.status))?;
     if !head.is_some_and(|head| head.epoch == finish.epoch && head.last_seq == finish.last_seq) {
         return Err(StoreError::Fenced.into());
     }
     c.execute("UPDATE streams SET closed = true WHERE task = $1", &[&id!(finish.task)]).await?;
-    let completed = finish.ending.status == TaskStatus::Completed;
-    let document = finish.ending.document.as_str();
-    let (output, error) = if completed { (Some(document), None) } else { (None, Some(document)) };
+    let (output, error) = finish.ending.documents();
     c.execute(
         "UPDATE tasks SET status = $1, output = $2, error = $3, updated_at = $4, ended_at = $4 WHERE id = $5",
-        &[&finish.ending.status.as_str(), &output, &error, &finish.now.unix_ms(), &id!(finish.task)],
+        &[
+            &finish.ending.status.as_str(),
+            &output.map(Json::as_str),
+            &error.map(Json::as_str),
+            &finish.now.unix_ms(),
+            &id!(finish.task),
+        ],
     )
     .await?;
     if let Some(hiring) = before.hiring {
-        touch_hirings(c, &[id!(hiring)], finish.now).await?;
+        touch_hiring(c, hiring, finish.now).await?;
     }
     // A task that its client withdrew says nothing of its provider.
     if finish.ending.status != TaskStatus::Cancelled {
-        count_outcome(c, before.provider, completed).await?;
+        count_outcome(c, before.provider, finish.ending.status == TaskStatus::Completed).await?;
     }
-    add_timeline(c, finish.task, event, finish.now, finish.by).await?;
+    add_timeline(c, finish.task, finish.ending.timeline_event(), finish.now, finish.by).await?;
     task(c, finish.task).await
 }
 
@@ -205,8 +204,8 @@ pub async fn begin(c: &Connection, begun: &[(TaskId, Timestamp)]) -> Result<Vec<
     rows.iter().map(|row| id_bytes(row, 0).map(TaskId::from_bytes)).collect()
 }
 
-async fn touch_hirings(c: &Connection, ids: &[Id], now: Timestamp) -> Result<(), Failure> {
-    c.execute("UPDATE hirings SET updated_at = $1 WHERE id = ANY ($2)", &[&now.unix_ms(), &ids]).await?;
+async fn touch_hiring(c: &Connection, id: HiringId, now: Timestamp) -> Result<(), Failure> {
+    c.execute("UPDATE hirings SET updated_at = $1 WHERE id = $2", &[&now.unix_ms(), &id!(id)]).await?;
     Ok(())
 }
 

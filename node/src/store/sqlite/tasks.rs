@@ -134,24 +134,17 @@ pub fn tasks(c: &Connection, filter: &TaskFilter, request: &PageRequest) -> Stor
 /// Ends a task.
 pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
     let before = task(c, finish.task)?;
-    let (action, event) = match finish.ending.status {
-        TaskStatus::Completed => (TaskAction::Complete, "task_completed"),
-        TaskStatus::Cancelled => (TaskAction::Cancel, "task_cancelled"),
-        _ => (TaskAction::Fail, "task_failed"),
-    };
-    before.status.after(action).map_err(|_| StoreError::WrongStatus(before.status))?;
+    before.status.after(finish.ending.action()).map_err(|_| StoreError::WrongStatus(before.status))?;
     streams::close(c, finish.task, finish.epoch, finish.last_seq)?;
-    let completed = finish.ending.status == TaskStatus::Completed;
-    let document = finish.ending.document.as_str();
-    let (output, error) = if completed { (Some(document), None) } else { (None, Some(document)) };
+    let (output, error) = finish.ending.documents();
     c.prepare_cached(
         "UPDATE tasks SET status = ?1, output = ?2, error = ?3, updated_at = ?4, ended_at = ?4 WHERE id = ?5",
     )
     .and_then(|mut s| {
         s.execute(params![
             finish.ending.status.as_str(),
-            output,
-            error,
+            output.map(Json::as_str),
+            error.map(Json::as_str),
             finish.now.unix_ms(),
             finish.task.as_bytes()
         ])
@@ -162,9 +155,9 @@ pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
     }
     // A task that its client withdrew says nothing of its provider.
     if finish.ending.status != TaskStatus::Cancelled {
-        count_outcome(c, before.provider, completed)?;
+        count_outcome(c, before.provider, finish.ending.status == TaskStatus::Completed)?;
     }
-    add_timeline(c, finish.task, event, finish.now, finish.by)?;
+    add_timeline(c, finish.task, finish.ending.timeline_event(), finish.now, finish.by)?;
     task(c, finish.task)
 }
 
