@@ -3,6 +3,8 @@
 mod answer;
 #[cfg(test)]
 mod conformance;
+mod head;
 pub mod postgres;
+mod queue;
 mod sql;
 pub mod sqlite;

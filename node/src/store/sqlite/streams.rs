@@ -8,8 +8,8 @@ use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::exists;
-use super::journal::Head;
 use super::{sql_error, tasks};
+use crate::store::head::Head;
 use crate::store::sql::whole;
 
 /// An epoch higher than any before.
