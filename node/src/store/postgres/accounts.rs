@@ -215,7 +215,7 @@ pub async fn purge_writes(c: &Connection, (writer, settled): (i64, i64)) -> Resu
 }
 
 /// The credential of a hash.
-pub async fn credential_by_hash(c: &Connection, hash: SecretHash) -> Result<Credential, Failure> {
+async fn credential_by_hash(c: &Connection, hash: SecretHash) -> Result<Credential, Failure> {
     let sql = format!("SELECT {CREDENTIAL_COLUMNS}, hash FROM credentials WHERE hash = $1");
     let row = c.one(&sql, &[&hash.as_bytes().as_slice()]).await?;
     // The index found it by prefix comparison; this one takes the same time whatever differs.
