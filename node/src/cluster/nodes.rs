@@ -87,8 +87,11 @@ pub struct Parts {
 impl Nodes {
     pub(super) async fn new(parts: Parts, begin: Begin) -> Result<Arc<Self>, crate::run::RunError> {
         let Parts { me, config, limits, environment, metrics, fallback } = parts;
-        let timing =
-            Timing { suspect_after_ms: config.suspect_after_ms, down_after_ms: config.down_after_ms };
+        let timing = Timing {
+            heartbeat_ms: config.heartbeat_ms,
+            suspect_after_ms: config.suspect_after_ms,
+            down_after_ms: config.down_after_ms,
+        };
         let membership = Membership::new(me.clone(), timing, limits.cluster_peers_max);
         let members = watch::Sender::new(Arc::new(membership.members()));
         let bounds = Bounds {
