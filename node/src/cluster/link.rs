@@ -21,6 +21,13 @@ fn no_session() -> Outgoing {
     Outgoing { epoch: 0, peer_epoch: 0, number: 0, ack: 0, items: Bytes::new() }
 }
 
+/// A frame without messages was not taken: what it acknowledged is owed still, and said with the next tick.
+fn give_back_bare(state: &mut State) {
+    if let Some(open) = state.open.as_mut() {
+        open.session.give_back_bare();
+    }
+}
+
 /// The actor.
 pub struct Link {
     /// The node.
@@ -299,7 +306,9 @@ impl Link {
         let Some(carrier) = self.carrier(&state, now_ms) else { return };
         let Some(open) = state.open.as_mut() else { return };
         let (out, key) = (open.session.bare(), open.key.clone());
-        self.put(&state, carrier, &key, &out, (now_us, None));
+        if !self.put(&state, carrier, &key, &out, (now_us, None)) {
+            give_back_bare(&mut state);
+        }
     }
 
     /// Lets the node know that this one is there, the way frames go; and over the connection too, if they go another way,
@@ -313,15 +322,19 @@ impl Link {
         let direct = state.direct.as_ref().map(|direct| direct.connection.clone());
         let carrier = self.carrier(&state, now_ms);
         let open = state.open.as_mut().map(|open| (open.key.clone(), open.session.bare()));
+        let mut is_taken = false;
         if let Some(connection) = direct {
             // To a process that has just taken the other's place there is no session yet.
             let out = open.iter().find(|(key, _)| *key == connection.peer).map(|(_, out)| out.clone());
             let out = out.unwrap_or_else(no_session);
             let carrier = Carrier { id: connection.id, reliable: true };
-            self.put(&state, carrier, &connection.peer, &out, (now_us, Some(&addresses)));
+            is_taken |= self.put(&state, carrier, &connection.peer, &out, (now_us, Some(&addresses)));
         }
         if let (Some((key, out)), Some(carrier)) = (open, carrier.filter(|carrier| !carrier.reliable)) {
-            self.put(&state, carrier, &key, &out, (now_us, Some(&addresses)));
+            is_taken |= self.put(&state, carrier, &key, &out, (now_us, Some(&addresses)));
+        }
+        if !is_taken {
+            give_back_bare(&mut state);
         }
     }
 

@@ -232,6 +232,11 @@ impl Session {
         self.outgoing(self.peer_epoch.unwrap_or(0), 0, Bytes::new())
     }
 
+    /// The carrier did not take what [`Self::bare`] gave: what that acknowledged is owed still.
+    pub fn give_back_bare(&mut self) {
+        self.owes_answer = true;
+    }
+
     /// Whether an acknowledgement should leave now, without waiting for something to go along with.
     #[must_use]
     pub fn must_answer(&self) -> bool {
