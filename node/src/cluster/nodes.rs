@@ -247,6 +247,15 @@ impl Nodes {
         self.peers.lock().values().cloned().collect()
     }
 
+    /// The process of a node that is up, as far as is known.
+    pub(super) fn up(&self, name: &str) -> Option<NodeKey> {
+        let membership = self.membership.lock();
+        membership
+            .known()
+            .find(|known| known.is_up() && known.key.name == name)
+            .map(|known| known.key.clone())
+    }
+
     /// All nodes that are known.
     pub(super) fn known(&self) -> Vec<Known> {
         self.membership.lock().known().cloned().collect()
@@ -317,7 +326,6 @@ impl Nodes {
                 announce_at_ms = self.now_ms() + self.config.heartbeat_ms;
                 self.announce();
                 self.note_silence();
-                self.forget_strangers();
                 self.metrics.observe(&self.status());
             }
         }
@@ -364,16 +372,17 @@ impl Nodes {
         }
     }
 
-    /// Ends the links to nodes that are not known any more.
-    fn forget_strangers(&self) {
-        let known: Vec<SmolStr> = self.known().into_iter().map(|known| known.key.name).collect();
-        self.peers.lock().retain(|name, peer| {
-            let stays = known.contains(name) || peer.state.lock().direct.is_some();
-            if !stays && let Some(actor) = peer.actor.lock().take() {
-                actor.stop(None);
-            }
-            stays
-        });
+    /// Forgets a node that is not known any more, if nothing of it is on its way to its link, which asks: whether it ends.
+    pub(super) fn forget(&self, peer: &Peer) -> bool {
+        let mut peers = self.peers.lock();
+        let stays = peer.pending_bytes() > 0
+            || peer.state.lock().direct.is_some()
+            || self.slots.current(&peer.name).is_some()
+            || self.membership.lock().known().any(|known| known.key.name == peer.name);
+        if !stays {
+            peers.remove(&peer.name);
+        }
+        !stays
     }
 
     /// How many actors of this process other nodes can reach: the relay, and no other.
