@@ -206,12 +206,10 @@ impl Nodes {
         changed
     }
 
-    /// Notes that a process is not listened to. Oneself is met all the time, by announcements and by names for all.
+    /// Notes that a process is not listened to.
     pub(super) fn refuse(&self, key: &NodeKey, refusal: &Refusal) {
-        if *refusal != Refusal::Oneself {
-            self.metrics.refused("membership");
-            tracing::debug!(peer = %key, %refusal, "passed over a frame");
-        }
+        self.metrics.refused("membership");
+        tracing::debug!(peer = %key, %refusal, "passed over a frame");
     }
 
     /// The link to a node; begun if there is none.
