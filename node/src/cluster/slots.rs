@@ -162,6 +162,11 @@ mod tests {
         };
         let (replaced, ()) = tokio::join!(slots.replace(&second), given_up);
         assert!(replaced && slots.holds("b", second.id) && !slots.holds("b", first.id));
+        slots.clear(&second);
+        let candidate = slots.consider(&first);
+        assert!(slots.stand(&first).is_ok());
+        drop(candidate);
+        assert!(slots.is_empty(), "nobody has to ask for it");
     }
 
     #[test]
