@@ -50,11 +50,11 @@ const SECRET_BYTES_MIN: usize = 32;
 const BATCH_BYTES: usize = 512 * 1_024;
 /// Frames that are published at once.
 const BATCH_FRAMES_MAX: usize = 128;
-/// First wait after a failure, in milliseconds; doubled each time.
+/// Wait after a connection that has held fails, in milliseconds; doubled with each after it that has not.
 const RETRY_AFTER_MS: u64 = 200;
 /// Most that is doubled to, in milliseconds: well below the time after which a silent node is gone.
 const RETRY_AFTER_MS_MAX: u64 = 1_000;
-/// A connection that has held for this long makes the next wait a first one, in milliseconds.
+/// How long a connection has to last to have held, in milliseconds.
 const STEADY_MS: u64 = 10_000;
 /// How often at most messages that are refused are logged, in milliseconds.
 const LOG_EVERY_MS: u64 = 10_000;
@@ -273,11 +273,8 @@ impl Inner {
                 tracing::debug!(problem, "still no frames go over Redis");
             }
             *self.problem.lock() = problem;
-            if held_ms.is_some_and(|ms| ms >= STEADY_MS) {
-                failures = 0;
-            }
+            failures = if held_ms.is_some_and(|ms| ms >= STEADY_MS) { 0 } else { failures.saturating_add(1) };
             let wait_ms = retry::wait_ms(&self.environment, failures, RETRY_AFTER_MS, RETRY_AFTER_MS_MAX);
-            failures = failures.saturating_add(1);
             let wait = tokio::time::sleep(Duration::from_millis(wait_ms));
             if self.stop.run_until_cancelled(wait).await.is_none() {
                 return;
