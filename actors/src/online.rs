@@ -35,6 +35,8 @@ pub struct Online {
 struct Entry {
     agent: Arc<Agent>,
     connections: Vec<Connection>,
+    /// Whether it was when its connections were shown last.
+    published: bool,
 }
 
 struct Connection {
@@ -44,17 +46,17 @@ struct Connection {
     own_topic: bool,
     /// What watchers see of it; while the agent is not published, nodes alone.
     tracked: Vec<Tracked>,
-    published: bool,
 }
 
 impl Entry {
     /// Lets watchers see every connection with the record as it is.
     fn show(&mut self, presence: &Arc<Presence>) {
         let published = self.agent.status.is_discoverable();
+        let was_published = std::mem::replace(&mut self.published, published);
         let key = self.agent.id.to_string();
         for connection in &mut self.connections {
             let shown = if published { shown(&self.agent, connection.online_at) } else { unpublished() };
-            if !connection.tracked.is_empty() && connection.published == published {
+            if !connection.tracked.is_empty() && was_published == published {
                 connection.tracked.iter_mut().for_each(|tracked| tracked.update(&shown));
                 continue;
             }
@@ -65,7 +67,6 @@ impl Entry {
             }
             // The old ones go after the new have come, so that it is not offline in between for other nodes.
             connection.tracked = tracked;
-            connection.published = published;
         }
     }
 }
@@ -112,10 +113,9 @@ impl Online {
         let id = u64::from_be_bytes(self.environment.random());
         let agent_id = agent.id;
         let mut agents = self.agents.write();
-        let entry =
-            agents.entry(agent_id).or_insert_with(|| Entry { agent: agent.clone(), connections: Vec::new() });
-        let tracked = Vec::new();
-        entry.connections.push(Connection { id, online_at, own_topic, tracked, published: false });
+        let none = || Entry { agent: agent.clone(), connections: Vec::new(), published: false };
+        let entry = agents.entry(agent_id).or_insert_with(none);
+        entry.connections.push(Connection { id, online_at, own_topic, tracked: Vec::new() });
         // The record was read before this lock was taken: what a change told meanwhile is newer.
         if agent.recency() > entry.agent.recency() {
             entry.agent = agent;

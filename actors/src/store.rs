@@ -124,6 +124,14 @@ pub struct Append {
     pub now: Timestamp,
 }
 
+impl Append {
+    /// Bytes of its chunks, as [`Chunk::weight`] counts them.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.chunks.iter().map(Chunk::weight).sum()
+    }
+}
+
 /// Called once with the outcome of an [`Append`], when it is durable or has failed.
 pub type AppendDone = Box<dyn FnOnce(StoreResult<()>) + Send>;
 

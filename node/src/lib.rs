@@ -5,7 +5,7 @@
 //! * [`http`], [`websocket`], [`longpoll`], [`mcp`], [`app`], [`auth`]: the front end; only [`http`] knows hyper
 //! * [`cluster`]: links to other nodes; only this folder knows ractor_cluster and Redis
 //! * [`store`]: the store's backends; only this folder knows SQL
-//! * [`documents`], [`metric_definitions`], [`system_clock`]
+//! * [`documents`], [`metric_definitions`], [`system_clock`], [`tls`]
 
 pub mod app;
 pub mod auth;
@@ -22,4 +22,5 @@ pub mod metric_definitions;
 pub mod run;
 pub mod store;
 pub mod system_clock;
+pub mod tls;
 pub mod websocket;

@@ -256,18 +256,6 @@ impl TopicPresence {
         self.entries.iter().flat_map(|(key, metas)| metas.iter().map(move |meta| (key, meta)))
     }
 
-    /// Whether a key has a meta.
-    #[must_use]
-    pub fn contains(&self, key: &str) -> bool {
-        self.entries.contains_key(key)
-    }
-
-    /// Keys present.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Whether nobody is present and nothing waits to be told.
     #[must_use]
     pub fn is_empty(&self) -> bool {

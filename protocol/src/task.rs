@@ -231,6 +231,35 @@ impl Ending {
         Some(Self { status: task.status, document: document.unwrap_or_else(Json::null) })
     }
 
+    /// What it does to the task.
+    #[must_use]
+    pub const fn action(&self) -> TaskAction {
+        match self.status {
+            TaskStatus::Completed => TaskAction::Complete,
+            TaskStatus::Cancelled => TaskAction::Cancel,
+            _ => TaskAction::Fail,
+        }
+    }
+
+    /// The line of the timeline ([`TimelineEntry::event`]).
+    #[must_use]
+    pub const fn timeline_event(&self) -> &'static str {
+        match self.status {
+            TaskStatus::Completed => "task_completed",
+            TaskStatus::Cancelled => "task_cancelled",
+            _ => "task_failed",
+        }
+    }
+
+    /// The task's output and its error from now on; of these it has one.
+    #[must_use]
+    pub fn documents(&self) -> (Option<&Json>, Option<&Json>) {
+        match self.status {
+            TaskStatus::Completed => (Some(&self.document), None),
+            _ => (None, Some(&self.document)),
+        }
+    }
+
     /// Name and payload of the event that ends the stream (R41).
     #[must_use]
     pub fn event(&self) -> (&'static str, Json) {

@@ -72,6 +72,8 @@ impl Presence {
 impl State {
     pub(super) fn across(&mut self, from: FromNode, node: &Arc<Presence>) {
         let mut out = Outcome::default();
+        // What a node does not take away itself went with an earlier process of it, or with the node.
+        let is_lost = !matches!(from, FromNode::Said(..));
         match from {
             FromNode::Up(peer) => {
                 if !self.replicas.is_recording() {
@@ -83,19 +85,15 @@ impl State {
                     self.replicas.record(entries);
                 }
                 self.replicas.up(&peer, &mut out);
-                node.elsewhere.note(&out.changes, true);
             }
-            FromNode::Down(peer) => {
-                self.replicas.down(&peer, &mut out);
-                node.elsewhere.note(&out.changes, true);
-            }
+            FromNode::Down(peer) => self.replicas.down(&peer, &mut out),
             FromNode::Reset(peer) => self.replicas.reset(&peer, &mut out),
             FromNode::Said(peer, message) => {
                 node.said_bytes.fetch_sub(message.bytes(), Ordering::Relaxed);
                 self.replicas.receive(&peer, message, &mut out);
-                node.elsewhere.note(&out.changes, false);
             }
         }
+        node.elsewhere.note(&out.changes, is_lost);
         self.absorb(out, node);
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::nodes::Nodes;
 use super::preamble::{self, Failure};
+use super::retry;
 use super::stream::Io;
 use super::tls::Certificates;
 
@@ -254,6 +255,9 @@ impl Dialler {
         if let Err(failure) = &result {
             self.nodes.metrics.connection(outcome(failure));
         }
+        let nodes = self.nodes.clone();
+        let wait_ms =
+            |failures| retry::wait_ms(&nodes.environment, failures, RETRY_AFTER_MS, RETRY_AFTER_MS_MAX);
         let Some(target) = self.targets.get_mut(place) else { return };
         target.is_dialling = false;
         target.is_oneself = matches!(result, Err(Failure::Oneself));
@@ -263,7 +267,7 @@ impl Dialler {
                 target.has_answered = true;
                 target.failures = 0;
                 target.problem.clear();
-                target.next_at_ms = now_ms + jittered(&self.nodes, RETRY_AFTER_MS);
+                target.next_at_ms = now_ms + wait_ms(0);
             }
             Err(Failure::Oneself) => target.next_at_ms = now_ms + ONESELF_MS,
             Err(failure) => {
@@ -279,9 +283,8 @@ impl Dialler {
                     tracing::warn!(place, problem, "no link to another node; trying again");
                     target.problem = problem;
                 }
-                let wait_ms = RETRY_AFTER_MS << target.failures.min(8);
+                target.next_at_ms = now_ms + wait_ms(target.failures);
                 target.failures = target.failures.saturating_add(1);
-                target.next_at_ms = now_ms + jittered(&self.nodes, wait_ms.min(RETRY_AFTER_MS_MAX));
             }
         }
         self.count_unanswered();
@@ -324,10 +327,4 @@ impl Dialler {
         self.set(Source::Dns, &addresses);
         self.count_unanswered();
     }
-}
-
-/// Between half of that and all of it, so that nodes that start together do not dial together for ever.
-fn jittered(nodes: &Nodes, ms: u64) -> u64 {
-    let [random] = nodes.environment.random();
-    ms / 2 + ms * u64::from(random) / 510
 }

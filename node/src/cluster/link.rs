@@ -21,6 +21,13 @@ fn no_session() -> Outgoing {
     Outgoing { epoch: 0, peer_epoch: 0, number: 0, ack: 0, items: Bytes::new() }
 }
 
+/// A frame without messages was not taken: what it acknowledged is owed still, and said with the next tick.
+fn give_back_bare(state: &mut State) {
+    if let Some(open) = state.open.as_mut() {
+        open.session.give_back_bare();
+    }
+}
+
 /// The actor.
 pub struct Link {
     /// The node.
@@ -40,22 +47,19 @@ impl Actor for Link {
 
     async fn handle(
         &self,
-        _: ActorRef<Notice>,
+        myself: ActorRef<Notice>,
         notice: Notice,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        self.take(notice);
+        self.take(&myself, notice);
         Ok(())
     }
 }
 
 impl Link {
-    fn take(&self, notice: Notice) {
+    fn take(&self, myself: &ActorRef<Notice>, notice: Notice) {
         match notice {
-            Notice::Frame(via, frame, bytes) => {
-                self.take_frame(via, *frame);
-                self.peer.pending_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            }
+            Notice::Frame(via, frame, _held) => self.take_frame(via, *frame),
             Notice::Opened(connection) => {
                 let heard_at_ms = self.nodes.now_ms();
                 let replaced = self.peer.state.lock().direct.replace(Direct {
@@ -82,27 +86,38 @@ impl Link {
                 self.peer.is_woken.store(false, Ordering::Release);
                 self.pump();
             }
-            Notice::Tick => self.tick(),
+            Notice::Tick => self.tick(myself),
             Notice::Overflowed(key) => {
                 tracing::warn!(peer = %key, "too much waited for a node: its session begins anew");
                 self.raise_reset(key);
                 self.pump();
             }
-            Notice::Crashed => {
-                let key = {
-                    let mut state = self.peer.state.lock();
-                    state.open.as_mut().map(|open| {
-                        self.nodes.metrics.dropped(open.session.reset(self.nodes.next_epoch()));
-                        open.key.clone()
-                    })
-                };
-                if let Some(key) = key {
-                    self.raise_reset(key);
-                }
-                self.pump();
-            }
+            Notice::Crashed => self.recover(),
             Notice::Tell => self.heartbeat(),
         }
+    }
+
+    /// After a crash nobody knows how far it had come: which process is up stands, and the session with it begins anew.
+    fn recover(&self) {
+        // What was to wake it may be gone too.
+        self.peer.is_woken.store(false, Ordering::Release);
+        let up = self.nodes.up(&self.peer.name);
+        let mut state = self.peer.state.lock();
+        match state.open.as_mut().filter(|open| Some(&open.key) == up.as_ref()) {
+            Some(open) => {
+                self.nodes.metrics.dropped(open.session.reset(self.nodes.next_epoch()));
+                let key = open.key.clone();
+                drop(state);
+                self.raise_reset(key);
+            }
+            None => {
+                let open = state.open.as_ref().map(|open| open.key.clone());
+                drop(state);
+                let changes = [open.map(Change::Down), up.map(Change::Up)];
+                changes.into_iter().flatten().for_each(|change| self.apply(change, "its link crashed"));
+            }
+        }
+        self.pump();
     }
 
     fn raise_reset(&self, key: NodeKey) {
@@ -225,7 +240,7 @@ impl Link {
         }
     }
 
-    fn tick(&self) {
+    fn tick(&self, myself: &ActorRef<Notice>) {
         let now_ms = self.nodes.now_ms();
         if let Some(change) = self.nodes.tick(&self.peer.name, now_ms) {
             tracing::warn!(peer = %self.peer.name, "a node has been silent for too long");
@@ -242,6 +257,10 @@ impl Link {
         let is_due = now_ms >= state.heartbeat_at_ms;
         let owes = state.open.as_ref().is_some_and(|open| open.session.may_answer());
         drop(state);
+        // By the link itself, so that nothing is heard of the node meanwhile.
+        if is_due && self.nodes.forget(&self.peer) {
+            return myself.stop(None);
+        }
         self.pump();
         if is_due {
             self.heartbeat();
@@ -304,7 +323,9 @@ impl Link {
         let Some(carrier) = self.carrier(&state, now_ms) else { return };
         let Some(open) = state.open.as_mut() else { return };
         let (out, key) = (open.session.bare(), open.key.clone());
-        self.put(&state, carrier, &key, &out, (now_us, None));
+        if !self.put(&state, carrier, &key, &out, (now_us, None)) {
+            give_back_bare(&mut state);
+        }
     }
 
     /// Lets the node know that this one is there, the way frames go; and over the connection too, if they go another way,
@@ -318,15 +339,19 @@ impl Link {
         let direct = state.direct.as_ref().map(|direct| direct.connection.clone());
         let carrier = self.carrier(&state, now_ms);
         let open = state.open.as_mut().map(|open| (open.key.clone(), open.session.bare()));
+        let mut is_taken = false;
         if let Some(connection) = direct {
             // To a process that has just taken the other's place there is no session yet.
             let out = open.iter().find(|(key, _)| *key == connection.peer).map(|(_, out)| out.clone());
             let out = out.unwrap_or_else(no_session);
             let carrier = Carrier { id: connection.id, reliable: true };
-            self.put(&state, carrier, &connection.peer, &out, (now_us, Some(&surroundings)));
+            is_taken |= self.put(&state, carrier, &connection.peer, &out, (now_us, Some(&surroundings)));
         }
         if let (Some((key, out)), Some(carrier)) = (open, carrier.filter(|carrier| !carrier.reliable)) {
-            self.put(&state, carrier, &key, &out, (now_us, Some(&surroundings)));
+            is_taken |= self.put(&state, carrier, &key, &out, (now_us, Some(&surroundings)));
+        }
+        if !is_taken {
+            give_back_bare(&mut state);
         }
     }
 
@@ -373,5 +398,105 @@ impl Link {
         direct.is_some_and(|connection| {
             connection.id == carrier.id && connection.peer == *to && connection.send(&frame)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use muster_actors::cluster::{Cluster, Receiver};
+    use muster_protocol::limits::Limits;
+    use parking_lot::Mutex;
+    use prometheus_client::registry::Registry;
+
+    use super::super::metric_definitions::ClusterMetrics;
+    use super::super::nodes::Parts;
+    use super::super::transport::Inbound;
+    use super::*;
+    use crate::config::ClusterConfig;
+
+    /// Notes which nodes came, and crashes the first time that one goes.
+    #[derive(Default)]
+    struct Fragile {
+        came: Mutex<Vec<NodeKey>>,
+        has_crashed: AtomicBool,
+    }
+
+    impl Receiver for Fragile {
+        fn receive(&self, event: Event) {
+            match event {
+                Event::Up(key) => self.came.lock().push(key),
+                Event::Down(_) if !self.has_crashed.swap(true, Ordering::SeqCst) => panic!("on purpose"),
+                _ => {}
+            }
+        }
+    }
+
+    fn key(name: &str, incarnation: u64) -> NodeKey {
+        NodeKey { name: name.into(), incarnation }
+    }
+
+    async fn nodes() -> (Arc<Nodes>, Arc<Fragile>) {
+        let parts = Parts {
+            me: key("a", 1),
+            config: ClusterConfig::default(),
+            limits: Limits::default(),
+            environment: crate::system_clock::environment(),
+            metrics: ClusterMetrics::register(&mut Registry::default()),
+            fallback: None,
+        };
+        let nodes = Nodes::new(parts, Box::new(|_| {})).await.unwrap();
+        let receiver = Arc::new(Fragile::default());
+        nodes.start(receiver.clone());
+        (nodes, receiver)
+    }
+
+    /// A word of a process, to this one or to all.
+    fn hear(nodes: &Arc<Nodes>, from: NodeKey, to: Option<NodeKey>) {
+        let header = Header { from, ..nodes.header(to) };
+        Inbound::receive(nodes, Frame::encode(&header, &[]).unwrap());
+    }
+
+    async fn until(holds: impl Fn() -> bool) {
+        let looking = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), looking).await.expect("it holds in time");
+    }
+
+    #[tokio::test]
+    async fn a_link_that_crashes_loses_neither_who_is_up_nor_room_for_what_comes() {
+        let (nodes, receiver) = nodes().await;
+        hear(&nodes, key("b", 1), Some(nodes.me.clone()));
+        until(|| *receiver.came.lock() == [key("b", 1)]).await;
+        let peer = nodes.find_peer("b").unwrap();
+        // As if its wake were lost with it.
+        peer.is_woken.store(true, Ordering::SeqCst);
+        hear(&nodes, key("b", 2), Some(nodes.me.clone()));
+        until(|| *receiver.came.lock() == [key("b", 1), key("b", 2)]).await;
+        assert!(receiver.has_crashed.load(Ordering::SeqCst));
+        assert_eq!((peer.pending_bytes(), peer.is_woken.load(Ordering::SeqCst)), (0, false));
+        assert!(nodes.send(&key("b", 2), Message::InterestNoted { token: 1 }), "there is a session");
+        assert!(!nodes.send(&key("b", 1), Message::InterestNoted { token: 1 }));
+    }
+
+    #[tokio::test]
+    async fn a_link_to_a_stranger_ends_and_one_to_a_node_that_is_known_does_not() {
+        let (nodes, receiver) = nodes().await;
+        hear(&nodes, key("b", 1), Some(nodes.me.clone()));
+        hear(&nodes, key("c", 1), None);
+        until(|| *receiver.came.lock() == [key("b", 1)]).await;
+        let (known, stranger) = (nodes.find_peer("b").unwrap(), nodes.find_peer("c").unwrap());
+        for peer in [&known, &stranger] {
+            peer.tell(Notice::Tick);
+        }
+        until(|| nodes.find_peer("c").is_none()).await;
+        // A heartbeat is due when it is looked who is a stranger.
+        until(|| known.state.lock().heartbeat_at_ms > 0).await;
+        assert!(nodes.find_peer("b").is_some());
     }
 }

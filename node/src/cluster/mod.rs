@@ -5,6 +5,7 @@
 //! * [`link`]: one actor for each other node, with the session ([`peer`]); [`hub`]: their supervisor
 //! * [`doors`], [`hints`], [`preamble`], [`slots`], [`tls`]: how a connection comes about and becomes the link
 //! * [`certificates`]: makes those that nodes show
+//! * [`retry`]: how soon what failed is tried again
 //! * [`fabric`], [`stream`]: ractor_cluster, which carries frames over connections
 //! * [`transport`], [`redis`]: what carries frames beside them
 //! * [`status`], [`metric_definitions`]: what operators see
@@ -20,6 +21,7 @@ pub mod nodes;
 mod peer;
 mod preamble;
 pub mod redis;
+mod retry;
 mod slots;
 pub mod status;
 mod stream;

@@ -89,8 +89,11 @@ pub struct Parts {
 impl Nodes {
     pub(super) async fn new(parts: Parts, begin: Begin) -> Result<Arc<Self>, crate::run::RunError> {
         let Parts { me, config, limits, environment, metrics, fallback } = parts;
-        let timing =
-            Timing { suspect_after_ms: config.suspect_after_ms, down_after_ms: config.down_after_ms };
+        let timing = Timing {
+            heartbeat_ms: config.heartbeat_ms,
+            suspect_after_ms: config.suspect_after_ms,
+            down_after_ms: config.down_after_ms,
+        };
         let membership = Membership::new(me.clone(), timing, limits.cluster_peers_max);
         let members = watch::Sender::new(Arc::new(membership.members()));
         let bounds = Bounds {
@@ -210,12 +213,10 @@ impl Nodes {
         changed
     }
 
-    /// Notes that a process is not listened to. Oneself is met all the time, by announcements and by names for all.
+    /// Notes that a process is not listened to.
     pub(super) fn refuse(&self, key: &NodeKey, refusal: &Refusal) {
-        if *refusal != Refusal::Oneself {
-            self.metrics.refused("membership");
-            tracing::debug!(peer = %key, %refusal, "passed over a frame");
-        }
+        self.metrics.refused("membership");
+        tracing::debug!(peer = %key, %refusal, "passed over a frame");
     }
 
     /// The link to a node; begun if there is none.
@@ -249,6 +250,15 @@ impl Nodes {
 
     pub(super) fn all_peers(&self) -> Vec<Arc<Peer>> {
         self.peers.lock().values().cloned().collect()
+    }
+
+    /// The process of a node that is up, as far as is known.
+    pub(super) fn up(&self, name: &str) -> Option<NodeKey> {
+        let membership = self.membership.lock();
+        membership
+            .known()
+            .find(|known| known.is_up() && known.key.name == name)
+            .map(|known| known.key.clone())
     }
 
     /// All nodes that are known.
@@ -321,7 +331,6 @@ impl Nodes {
                 announce_at_ms = self.now_ms() + self.config.heartbeat_ms;
                 self.announce();
                 self.note_silence();
-                self.forget_strangers();
                 self.metrics.observe(&self.status());
             }
         }
@@ -369,16 +378,17 @@ impl Nodes {
         }
     }
 
-    /// Ends the links to nodes that are not known any more.
-    fn forget_strangers(&self) {
-        let known: Vec<SmolStr> = self.known().into_iter().map(|known| known.key.name).collect();
-        self.peers.lock().retain(|name, peer| {
-            let stays = known.contains(name) || peer.state.lock().direct.is_some();
-            if !stays && let Some(actor) = peer.actor.lock().take() {
-                actor.stop(None);
-            }
-            stays
-        });
+    /// Forgets a node that is not known any more, if nothing of it is on its way to its link, which asks: whether it ends.
+    pub(super) fn forget(&self, peer: &Peer) -> bool {
+        let mut peers = self.peers.lock();
+        let stays = peer.pending_bytes() > 0
+            || peer.state.lock().direct.is_some()
+            || self.slots.current(&peer.name).is_some()
+            || self.membership.lock().known().any(|known| known.key.name == peer.name);
+        if !stays {
+            peers.remove(&peer.name);
+        }
+        !stays
     }
 
     /// How many actors of this process other nodes can reach: the relay, and no other.

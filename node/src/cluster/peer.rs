@@ -25,8 +25,8 @@ pub enum Via {
 
 /// What a link is told.
 pub enum Notice {
-    /// A frame came, of so many bytes.
-    Frame(Via, Box<Frame>, usize),
+    /// A frame came.
+    Frame(Via, Box<Frame>, Held),
     /// A connection is open.
     Opened(Arc<Connection>),
     /// A connection is gone.
@@ -45,6 +45,18 @@ pub enum Notice {
 
 impl ractor::Message for Notice {}
 
+/// The bytes of a frame that waits for its link, for as long as it does: until it was looked at, or went with the link.
+pub struct Held {
+    peer: Arc<Peer>,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.peer.pending_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// A node as its link knows it. Outlives the link's actor, should that crash.
 pub struct Peer {
     /// Name of the node.
@@ -55,7 +67,7 @@ pub struct Peer {
     pub(super) address: Mutex<Option<SmolStr>>,
     pub(super) is_woken: AtomicBool,
     /// Bytes of frames that the actor has not got to.
-    pub(super) pending_bytes: AtomicUsize,
+    pending_bytes: AtomicUsize,
 }
 
 /// See [`Peer`].
@@ -119,9 +131,9 @@ impl Peer {
     }
 
     /// Hands a frame of so many bytes to the link.
-    pub fn take(&self, via: Via, frame: Frame, bytes: usize) {
+    pub fn take(self: &Arc<Self>, via: Via, frame: Frame, bytes: usize) {
         self.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.tell(Notice::Frame(via, Box::new(frame), bytes));
+        self.tell(Notice::Frame(via, Box::new(frame), Held { peer: self.clone(), bytes }));
     }
 
     /// Bytes of frames that the link has not got to.

@@ -101,16 +101,14 @@ pub async fn agree(
         be_greeted(nodes, io, certificate).await?
     };
     let connection = Connection::new(id, key.clone());
-    let _candidate = nodes.slots.consider(&key.name, id);
-    let agreed = if nodes.me.name < key.name {
-        decide(nodes, io, &connection).await
+    let candidate = nodes.slots.consider(&connection);
+    if nodes.me.name < key.name {
+        decide(nodes, io, &connection).await?;
     } else {
-        be_decided(nodes, io, &connection).await
-    };
-    if agreed.is_err() {
-        nodes.slots.clear(&connection);
+        be_decided(nodes, io, &connection).await?;
     }
-    agreed.map(|()| connection)
+    candidate.agreed();
+    Ok(connection)
 }
 
 async fn greet(
@@ -142,6 +140,8 @@ async fn be_greeted(
     let theirs = hear(io).await?;
     io.write_all(&MAGIC).await?;
     let (key, id) = match check(nodes, &theirs, certificate) {
+        // Even ones count the connections of what carries frames beside the link.
+        Ok((_, id)) if id.is_multiple_of(2) => return Err(Failure::Malformed),
         Ok(theirs) => theirs,
         Err(Failure::Oneself) => {
             // The dialling end finds out for itself.

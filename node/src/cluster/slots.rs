@@ -34,18 +34,26 @@ impl Slot {
     }
 }
 
-/// A connection on which it is being agreed, until this is dropped.
+/// A connection on which it is being agreed, until this is dropped. However that ends, by a time limit too, nothing is left
+/// of one that was not agreed on.
 pub struct Candidate<'a> {
     slots: &'a Slots,
-    name: SmolStr,
-    id: u64,
+    connection: Arc<Connection>,
+    is_agreed: bool,
+}
+
+impl Candidate<'_> {
+    /// It is the link.
+    pub fn agreed(mut self) {
+        self.is_agreed = true;
+    }
 }
 
 impl Slots {
     /// Notes that a connection may become the link.
-    pub fn consider(&self, name: &SmolStr, id: u64) -> Candidate<'_> {
-        self.0.lock().entry(name.clone()).or_default().candidates.insert(id);
-        Candidate { slots: self, name: name.clone(), id }
+    pub fn consider(&self, connection: &Arc<Connection>) -> Candidate<'_> {
+        self.0.lock().entry(connection.peer.name.clone()).or_default().candidates.insert(connection.id);
+        Candidate { slots: self, connection: connection.clone(), is_agreed: false }
     }
 
     /// The link to a node.
@@ -113,12 +121,64 @@ impl Slots {
 
 impl Drop for Candidate<'_> {
     fn drop(&mut self) {
+        let connection = &self.connection;
         let mut slots = self.slots.0.lock();
-        if let Some(slot) = slots.get_mut(&self.name) {
-            slot.candidates.remove(&self.id);
+        if let Some(slot) = slots.get_mut(&connection.peer.name) {
+            slot.candidates.remove(&connection.id);
+            if !self.is_agreed {
+                slot.current.take_if(|current| Arc::ptr_eq(current, connection));
+            }
             if slot.is_empty() {
-                slots.remove(&self.name);
+                slots.remove(&connection.peer.name);
             }
         }
+        drop(slots);
+        if !self.is_agreed {
+            connection.cut.cancel();
+            connection.gone.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_protocol::cluster::NodeKey;
+
+    use super::*;
+
+    fn connection(id: u64) -> Arc<Connection> {
+        Connection::new(id, NodeKey { name: "b".into(), incarnation: 1 })
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_given_up_while_it_was_agreed_on_keeps_no_other_out() {
+        let (slots, first, second) = (Slots::default(), connection(1), connection(3));
+        let candidate = slots.consider(&first);
+        assert!(slots.stand(&first).is_ok() && slots.stand(&second).is_err());
+        // The other waits until nothing is left of the first, which is never opened.
+        let given_up = async {
+            tokio::task::yield_now().await;
+            drop(candidate);
+        };
+        let (replaced, ()) = tokio::join!(slots.replace(&second), given_up);
+        assert!(replaced && slots.holds("b", second.id) && !slots.holds("b", first.id));
+        slots.clear(&second);
+        let candidate = slots.consider(&first);
+        assert!(slots.stand(&first).is_ok());
+        drop(candidate);
+        assert!(slots.is_empty(), "nobody has to ask for it");
+    }
+
+    #[test]
+    fn what_was_agreed_on_stays_until_nothing_is_left_of_it() {
+        let (slots, first, second) = (Slots::default(), connection(1), connection(3));
+        let candidate = slots.consider(&first);
+        assert!(slots.holds("b", first.id) && slots.is_empty());
+        assert!(slots.stand(&first).is_ok());
+        candidate.agreed();
+        drop(slots.consider(&second));
+        assert!(slots.holds("b", first.id) && !first.cut.is_cancelled() && second.cut.is_cancelled());
+        slots.clear(&first);
+        assert!(slots.is_empty() && slots.0.lock().is_empty());
     }
 }

@@ -139,7 +139,7 @@ impl Nodes {
             .map(|known| self.node_status(known, self.find_peer(&known.key.name).as_deref(), now_ms))
             .collect();
         nodes.push(NodeStatus {
-            address: self.config.advertised(),
+            address: self.address.as_ref().map(ToString::to_string),
             ..NodeStatus::oneself(&self.me, self.is_draining())
         });
         nodes.sort_by(|a, b| a.name.cmp(&b.name));

@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -21,6 +20,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::config::{ClusterConfig, ConfigError};
 use crate::run::RunError;
+use crate::tls::{certificates, provider, trusted};
 
 /// What a certificate calls a node, in front of its name.
 pub const NODE_URI: &str = "muster://node/";
@@ -34,12 +34,7 @@ pub struct Tls {
     pub connector: TlsConnector,
 }
 
-/// ractor_cluster brings another provider along, so each configuration names ours.
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-/// The same, read again when the files change: certificates are replaced while nodes run.
+/// [`Tls`] as the files have it, read again when they change: certificates are replaced while nodes run.
 pub struct Certificates {
     config: ClusterConfig,
     current: Mutex<(Option<[SystemTime; 3]>, Tls)>,
@@ -94,12 +89,8 @@ impl Tls {
             return Ok(None);
         };
         let failed = |what: &Path, error: String| ConfigError(format!("{}: {error}", what.display()));
-        let mut roots = RootCertStore::empty();
-        for root in certificates(ca)? {
-            roots.add(root).map_err(|error| failed(ca, error.to_string()))?;
-        }
-        let roots = Arc::new(roots);
-        let chain = certificates(certificate)?;
+        let roots = Arc::new(trusted(ca).map_err(ConfigError)?);
+        let chain = certificates(certificate).map_err(ConfigError)?;
         let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;
         let server = server(roots.clone(), chain.clone(), secret.clone_key());
         let server = server.map_err(|error| failed(certificate, error.to_string()))?;
@@ -108,15 +99,6 @@ impl Tls {
             acceptor: TlsAcceptor::from(Arc::new(server)),
             connector: TlsConnector::from(Arc::new(client)),
         }))
-    }
-}
-
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(ConfigError(format!("{}: no certificate in it", file.display()))),
-        Err(error) => Err(ConfigError(format!("{}: {error}", file.display()))),
     }
 }
 

@@ -150,9 +150,12 @@ impl ClusterConfig {
             .ok_or_else(|| ConfigError(format!("cluster.listen: {listen:?} is neither ADDR nor ADDR:PORT")))
     }
 
-    /// Where this node tells others that it is reached, if it can say.
+    /// Where this node tells others that it is reached, if it is and can say.
     #[must_use]
     pub fn advertised(&self) -> Option<String> {
+        if self.transport == TransportChoice::Redis {
+            return None;
+        }
         let listen = self.listen_address().ok().flatten();
         let listen = listen.filter(|listen| !listen.ip().is_unspecified() && listen.port() > 0);
         self.advertise.clone().or_else(|| listen.map(|listen| listen.to_string()))
@@ -295,6 +298,7 @@ mod tests {
         assert!(secured.may_dial("example.org:5") && !secured.may_dial("a b:5"));
         assert_eq!(clustered().advertised().as_deref(), Some("127.0.0.1:4100"));
         assert_eq!(ClusterConfig { listen: Some("0.0.0.0".into()), ..clustered() }.advertised(), None);
+        assert_eq!(ClusterConfig { transport: TransportChoice::Redis, ..clustered() }.advertised(), None);
     }
 
     #[test]

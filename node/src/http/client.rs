@@ -117,8 +117,7 @@ impl Client {
     }
 
     fn connector(&self) -> Result<TlsConnector, ClientError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(crate::tls::provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| ClientError::Unreachable(self.base.clone(), error.to_string()))?
             .with_root_certificates(self.roots.clone())

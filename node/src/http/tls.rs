@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{ConfigError, HttpConfig};
+use crate::tls::{certificates, provider};
 
 /// Reads certificate and key, if TLS is configured.
 ///
@@ -19,12 +20,9 @@ pub fn acceptor(config: &HttpConfig) -> Result<Option<TlsAcceptor>, ConfigError>
         return Ok(None);
     };
     let failed = |what: &Path, error: String| ConfigError(format!("{}: {error}", what.display()));
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .map_err(|error| failed(certificate, error.to_string()))?;
+    let chain = certificates(certificate).map_err(ConfigError)?;
     let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut server = ServerConfig::builder_with_provider(provider)
+    let mut server = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
         .map_err(|error| failed(certificate, error.to_string()))?;

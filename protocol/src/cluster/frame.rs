@@ -21,11 +21,11 @@ pub const PROTOCOL_VERSION: u16 = 1;
 /// The oldest version this one still understands.
 pub const PROTOCOL_VERSION_MIN: u16 = 1;
 /// Bytes of the name of a node or of a cluster.
-pub const NAME_BYTES_MAX: usize = 128;
+const NAME_BYTES_MAX: usize = 128;
 /// Bytes of a header.
 const HEADER_BYTES_MAX: usize = 2_048;
 /// Bytes of an address, HOST:PORT.
-pub const ADDRESS_BYTES_MAX: usize = 262;
+const ADDRESS_BYTES_MAX: usize = 262;
 /// Addresses of others in one header.
 pub const OTHERS_MAX: usize = 4;
 /// First byte of a frame: how it is laid out.
@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    pub(crate) fn header() -> Header {
+    fn header() -> Header {
         Header {
             version: PROTOCOL_VERSION,
             cluster: "muster".into(),

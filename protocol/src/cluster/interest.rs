@@ -10,7 +10,7 @@ use super::{Interest, NodeKey};
 /// Topics in one message.
 const TOPICS_PER_MESSAGE: usize = 1_000;
 /// Topics noted for one peer; what it wants beyond is not sent to it, and counted.
-pub const TOPICS_PER_PEER_MAX: usize = 4_194_304;
+const TOPICS_PER_PEER_MAX: usize = 4_194_304;
 
 /// The table of a node.
 #[derive(Debug, Default)]

@@ -18,6 +18,8 @@ const OLDER_REFUSED_FOR_MS: u64 = 60_000;
 /// What silence means, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
+    /// Time between two heartbeats.
+    pub heartbeat_ms: u64,
     /// Silence after which a node is suspect.
     pub suspect_after_ms: u64,
     /// Silence after which it is gone.
@@ -104,9 +106,11 @@ pub struct Known {
     pub is_refused: bool,
 }
 
-/// Silence after which a node is gone where nobody listens any more, in milliseconds: longer than between two heartbeats. A
+/// Silence after which a node is gone where nobody listens any more, in milliseconds; longer where heartbeats are rarer. A
 /// process that was killed is known to be gone by that; one that is paused or cut off says nothing at all.
 const REFUSED_DOWN_AFTER_MS: u64 = 1_500;
+/// How late a heartbeat may come before its node is gone by that, in milliseconds.
+const HEARTBEAT_LATE_MS: u64 = 500;
 
 impl Known {
     /// Whether it is up, suspect or not.
@@ -256,7 +260,8 @@ impl Membership {
         let known = self.known.get_mut(name).filter(|known| known.is_up())?;
         let silent_ms = now_ms.saturating_sub(known.heard_at_ms);
         let down_after_ms = if known.is_refused {
-            REFUSED_DOWN_AFTER_MS.min(self.timing.down_after_ms)
+            let after_ms = REFUSED_DOWN_AFTER_MS.max(self.timing.heartbeat_ms + HEARTBEAT_LATE_MS);
+            after_ms.min(self.timing.down_after_ms)
         } else {
             self.timing.down_after_ms
         };
@@ -357,7 +362,7 @@ impl Membership {
 mod tests {
     use super::*;
 
-    const TIMING: Timing = Timing { suspect_after_ms: 3_000, down_after_ms: 5_000 };
+    const TIMING: Timing = Timing { heartbeat_ms: 1_000, suspect_after_ms: 3_000, down_after_ms: 5_000 };
 
     fn key(name: &str, incarnation: u64) -> NodeKey {
         NodeKey { name: name.into(), incarnation }
@@ -519,8 +524,7 @@ mod tests {
 
     #[test]
     fn a_node_where_nobody_listens_any_more_is_gone_soon_unless_it_is_heard() {
-        let timing = Timing { suspect_after_ms: 3_000, down_after_ms: 5_000 };
-        let mut members = Membership::new(NodeKey { name: "a".into(), incarnation: 1 }, timing, 8);
+        let mut members = Membership::new(NodeKey { name: "a".into(), incarnation: 1 }, TIMING, 8);
         let key = NodeKey { name: "b".into(), incarnation: 1 };
         let heard = Heard { key: key.clone(), draining: false, goodbye: false, sightings: None };
         members.heard(&heard, 0).unwrap();
@@ -534,5 +538,18 @@ mod tests {
         assert_eq!(members.tick("b", 4_000), None);
         members.absent(&key);
         assert_eq!(members.tick("b", 4_000), Some(Change::Down(key)));
+    }
+
+    #[test]
+    fn between_rare_heartbeats_a_node_is_not_gone_because_nobody_listens() {
+        let timing = Timing { heartbeat_ms: 5_000, suspect_after_ms: 12_000, down_after_ms: 20_000 };
+        let mut members = Membership::new(key("a", 1), timing, 8);
+        for beat in 0..3 {
+            assert_eq!(members.heard(&from("b", 1), beat * 5_000).unwrap().len(), usize::from(beat == 0));
+            // It is heard by another way than the one that is refused.
+            members.refused("b");
+            assert_eq!(members.tick("b", beat * 5_000 + 4_999), None);
+        }
+        assert_eq!(members.tick("b", 15_500), Some(down("b", 1)));
     }
 }

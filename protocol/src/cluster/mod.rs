@@ -37,7 +37,8 @@ use crate::json::{Json, as_bytes};
 pub struct NodeKey {
     /// The node's name, the same for all its lives.
     pub name: SmolStr,
-    /// Which life: Unix milliseconds of its start, made higher than the last when the clock went back.
+    /// Which life: Unix milliseconds of its start. Where the clock went back it is lower than the last ([`membership`] says
+    /// when such a process is let in).
     pub incarnation: u64,
 }
 

@@ -252,15 +252,8 @@ impl Replicas {
 
     /// An own entry is new, or has changed.
     pub fn put(&mut self, id: EntryId, meta: Arc<Meta>) {
-        if !self.is_recording() {
-            return;
-        }
-        if wire::bytes_max_of(&id, &meta) > self.bounds.piece_bytes_max {
-            // What others knew of it is not true any more.
+        if self.is_recording() && !self.own.put(id, meta, &self.bounds) {
             self.too_large += 1;
-            self.own.remove(id, &self.bounds);
-        } else {
-            self.own.put(id, meta, &self.bounds);
         }
     }
 

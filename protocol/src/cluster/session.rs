@@ -18,9 +18,9 @@ use bytes::{Bytes, BytesMut};
 use super::frame::{Frame, Header, ITEM_OVERHEAD_BYTES, Items};
 
 /// Bytes of messages after which a frame takes no more.
-pub const FRAME_BYTES_TARGET: usize = 64 * 1024;
+const FRAME_BYTES_TARGET: usize = 64 * 1024;
 /// Frames under way at once.
-pub const FRAMES_IN_FLIGHT_MAX: usize = 8;
+const FRAMES_IN_FLIGHT_MAX: usize = 8;
 /// Frames received after which an acknowledgement does not wait for something to go along with.
 const ACK_AFTER_FRAMES: u64 = FRAMES_IN_FLIGHT_MAX as u64 / 2;
 /// The same of the window's bytes: which part of it.
@@ -100,12 +100,6 @@ pub struct Counts {
     pub resets: u64,
     /// Messages dropped by that, or refused for their size.
     pub messages_dropped: u64,
-    /// Frames sent for the first time.
-    pub frames_sent: u64,
-    /// Frames sent again.
-    pub frames_resent: u64,
-    /// Frames received that were known, came too early, or belonged to another generation.
-    pub frames_passed_over: u64,
 }
 
 struct InFlight {
@@ -210,11 +204,6 @@ impl Session {
             self.fill()?;
         }
         let frame = self.in_flight.get_mut(self.given)?;
-        if frame.was_sent {
-            self.counts.frames_resent += 1;
-        } else {
-            self.counts.frames_sent += 1;
-        }
         frame.was_sent = true;
         let (number, items) = (frame.number, frame.items.clone());
         self.given += 1;
@@ -230,6 +219,11 @@ impl Session {
     /// A frame without messages: a heartbeat, or an acknowledgement.
     pub fn bare(&mut self) -> Outgoing {
         self.outgoing(self.peer_epoch.unwrap_or(0), 0, Bytes::new())
+    }
+
+    /// The carrier did not take what [`Self::bare`] gave: what that acknowledged is owed still.
+    pub fn give_back_bare(&mut self) {
+        self.owes_answer = true;
     }
 
     /// Whether an acknowledgement should leave now, without waiting for something to go along with.
@@ -252,7 +246,6 @@ impl Session {
         let mut received = Received::default();
         match self.peer_epoch {
             Some(known) if epoch < known => {
-                self.counts.frames_passed_over += 1;
                 self.owes_answer = true;
                 return received;
             }
@@ -269,7 +262,6 @@ impl Session {
         }
         if peer_epoch != self.epoch {
             // It does not know this generation yet, and is told.
-            self.counts.frames_passed_over += u64::from(number > 0);
             self.owes_answer = true;
             return received;
         }
@@ -282,16 +274,9 @@ impl Session {
             self.unacknowledged_bytes += frame.items.as_bytes().len();
             received.items = frame.items;
         } else {
-            self.counts.frames_passed_over += 1;
             self.owes_answer = true;
         }
         received
-    }
-
-    /// Whether the peer is known to listen: before, nothing can be sent.
-    #[must_use]
-    pub fn is_established(&self) -> bool {
-        self.peer_epoch.is_some()
     }
 
     /// The own epoch.

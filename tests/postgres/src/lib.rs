@@ -34,14 +34,10 @@ impl Server {
     #[must_use]
     pub fn start_with(settings: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-postgres-").tempdir().unwrap();
-        if let Some((user, group)) = unprivileged() {
-            std::os::unix::fs::chown(folder.path(), Some(user), Some(group)).unwrap();
-        }
+        hand_over(folder.path());
         let mut password = tempfile::NamedTempFile::new_in(folder.path()).unwrap();
         writeln!(password, "{PASSWORD}").unwrap();
-        if let Some((user, group)) = unprivileged() {
-            std::os::unix::fs::chown(password.path(), Some(user), Some(group)).unwrap();
-        }
+        hand_over(password.path());
         let data = folder.path().join("data");
         let mut initdb = unprivileged_command(&program("initdb"));
         initdb.args([
@@ -147,9 +143,15 @@ impl Drop for Server {
     }
 }
 
+/// Gives a file or folder to whoever the server runs as.
+pub fn hand_over(path: &Path) {
+    if let Some((user, group)) = unprivileged() {
+        std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
+    }
+}
+
 /// Somebody else, if this is root, whom PostgreSQL does not run as.
-#[must_use]
-pub fn unprivileged() -> Option<(u32, u32)> {
+fn unprivileged() -> Option<(u32, u32)> {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let ids = |name: &str| {
         let mut fields = users.lines().find(|line| line.starts_with(&format!("{name}:")))?.split(':').skip(2);

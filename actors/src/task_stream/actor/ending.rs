@@ -3,7 +3,7 @@
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::AgentId;
 use muster_protocol::join_rules::may_read_stream;
-use muster_protocol::task::{Ending, Task, TaskAction, TaskStatus};
+use muster_protocol::task::{Ending, Task, TaskAction};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
@@ -61,12 +61,7 @@ impl State {
         if provider.is_some_and(|provider| provider != self.task.provider) {
             return Err(ErrorCode::NotFound.into());
         }
-        let action = match ending.status {
-            TaskStatus::Completed => TaskAction::Complete,
-            TaskStatus::Cancelled => TaskAction::Cancel,
-            _ => TaskAction::Fail,
-        };
-        self.task.status.after(action)?;
+        self.task.status.after(ending.action())?;
         let finish = Finish {
             task: self.task.id,
             epoch: self.epoch,

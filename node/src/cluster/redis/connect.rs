@@ -12,8 +12,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
 };
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,6 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::cluster::stream::Io;
 use crate::config::{ClusterConfig, ConfigError};
+use crate::tls;
 
 /// How long it may take until a connection can be used.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,30 +141,19 @@ impl Server {
 }
 
 fn client_config(ca: Option<&Path>) -> Result<ClientConfig, ConfigError> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        Some(path) => {
-            let failed =
-                |error: String| ConfigError(format!("cluster.redis_ca: {}: {error}", path.display()));
-            let certificates =
-                CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))?;
-            for certificate in certificates {
-                let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-                roots.add(certificate).map_err(|error| failed(error.to_string()))?;
-            }
-        }
+    let refused = |problem: String| ConfigError(format!("cluster.redis_ca: {problem}"));
+    let roots = match ca {
+        Some(file) => tls::trusted(file).map_err(refused)?,
         None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(refused("needed where the machine itself trusts no certificate".into()));
+            }
+            roots
         }
-    }
-    if roots.is_empty() {
-        return Err(ConfigError(
-            "cluster.redis_ca: no certificate to trust, neither there nor on this machine".into(),
-        ));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+    };
+    let builder = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| ConfigError(error.to_string()))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())

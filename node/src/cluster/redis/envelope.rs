@@ -34,21 +34,18 @@ const STREAMS_MAX: usize = 4_096;
 type Stream = [u8; STREAM_BYTES];
 
 /// An envelope does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// It is none.
-    #[error("malformed")]
     Malformed,
     /// It was not made by a node of this cluster for this channel, or it was changed on the way.
-    #[error("forged")]
     Forged,
     /// It, or a later one, has been taken already.
-    #[error("repeated")]
     Repeated,
 }
 
 impl Refused {
-    /// One word, for a metric.
+    /// In one word.
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {

@@ -22,8 +22,7 @@ pub struct RedisMetrics {
     pub unheard: Counter,
     /// Envelopes that were opened.
     pub received: Counter,
-    /// Frames that wait for Redis.
-    pub queue_bytes: Gauge,
+    queue_bytes: Gauge,
     /// Time Redis takes to take what it is given.
     pub publish_seconds: Histogram,
     refused: Family<Label, Counter>,
@@ -108,6 +107,11 @@ impl RedisMetrics {
     /// A message of Redis was not taken.
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// So many bytes of frames wait for Redis.
+    pub fn waits(&self, bytes: usize) {
+        self.queue_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Frames did not go to Redis.

@@ -2,9 +2,9 @@
 //! find each other.
 //!
 //! Each process has a channel, `muster:CLUSTER:NODE#INCARNATION`, and there is one for all, `muster:CLUSTER`. One connection
-//! does everything: it publishes, and what is published for this process comes back over it. It is of use while the node's
-//! own announcements come round; when they do not, or Redis takes too long, it is opened again. What was under way then is
-//! lost, and the session sends it again.
+//! does everything: it publishes, and what is published for this process comes back over it. It is of use while something
+//! comes round, as the node's own announcements do with every heartbeat; when nothing does, or Redis takes too long, it is
+//! opened again. What was under way then is lost, and the session sends it again.
 //!
 //! What waits for Redis is bounded (`limits.cluster_redis_queue_bytes_max`), and let go of when Redis is gone. What comes is
 //! handed on as it is read: nothing is gathered here.
@@ -39,6 +39,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use self::connect::Server;
 use self::envelope::{Opener, Refused, Sealer, Secret};
 use self::metric_definitions::RedisMetrics;
+use super::retry;
 use super::transport::{Inbound, Transport, TransportStatus};
 use crate::config::{ClusterConfig, ConfigError};
 use crate::run::RunError;
@@ -49,11 +50,11 @@ const SECRET_BYTES_MIN: usize = 32;
 const BATCH_BYTES: usize = 512 * 1_024;
 /// Frames that are published at once.
 const BATCH_FRAMES_MAX: usize = 128;
-/// First wait after a failure, in milliseconds; doubled each time.
+/// Wait after a connection that has held fails, in milliseconds; doubled with each after it that has not.
 const RETRY_AFTER_MS: u64 = 200;
 /// Most that is doubled to, in milliseconds: well below the time after which a silent node is gone.
 const RETRY_AFTER_MS_MAX: u64 = 1_000;
-/// A connection that has held for this long makes the next wait a first one, in milliseconds.
+/// How long a connection has to last to have held, in milliseconds.
 const STEADY_MS: u64 = 10_000;
 /// How often at most messages that are refused are logged, in milliseconds.
 const LOG_EVERY_MS: u64 = 10_000;
@@ -254,6 +255,7 @@ impl Inner {
         }
         queue.bytes += bytes;
         queue.frames.push_back(queued);
+        self.metrics.waits(queue.bytes);
         drop(queue);
         self.wake.notify_one();
         true
@@ -274,11 +276,9 @@ impl Inner {
             }
             *self.problem.lock() = problem;
             failures = if held_ms.is_some_and(|ms| ms >= STEADY_MS) { 0 } else { failures.saturating_add(1) };
-            let wait_ms = (RETRY_AFTER_MS << failures.min(8)).min(RETRY_AFTER_MS_MAX);
-            // Between half of that and all of it, so that not all nodes come at once to a Redis that has just started.
-            let [random] = self.environment.random();
-            let wait = Duration::from_millis(wait_ms / 2 + wait_ms * u64::from(random) / 510);
-            if self.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            let wait_ms = retry::wait_ms(&self.environment, failures, RETRY_AFTER_MS, RETRY_AFTER_MS_MAX);
+            let wait = tokio::time::sleep(Duration::from_millis(wait_ms));
+            if self.stop.run_until_cancelled(wait).await.is_none() {
                 return;
             }
         }
@@ -327,7 +327,7 @@ impl Inner {
         self.is_publishing.store(false, Ordering::Release);
         self.metrics.up.set(0);
         let queue = std::mem::take(&mut *self.queue.lock());
-        self.metrics.queue_bytes.set(0);
+        self.metrics.waits(0);
         if !queue.frames.is_empty() {
             self.metrics.dropped("down", queue.frames.len());
         }
@@ -393,7 +393,7 @@ impl Inner {
         queue.bytes -= bytes;
         // Under the lock, so that whoever sees the queue empty sees this too.
         self.is_publishing.store(!batch.is_empty(), Ordering::Release);
-        self.metrics.queue_bytes.set(i64::try_from(queue.bytes).unwrap_or(i64::MAX));
+        self.metrics.waits(queue.bytes);
         (!batch.is_empty()).then_some(batch)
     }
 

@@ -8,15 +8,18 @@ mod tasks;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use muster_actors::store::Store;
+use muster_actors::store::{Append, Store, StoreResult};
 use muster_protocol::account::{Credential, CredentialKind, Owner, Scopes, SecretHash, User};
 use muster_protocol::agent::{Agent, Registration};
-use muster_protocol::ids::{AgentId, CredentialId, TaskId, UserId};
+use muster_protocol::hiring::{Hiring, HiringStatus};
+use muster_protocol::ids::{AgentId, CredentialId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::limits::Limits;
-use muster_protocol::task::{Task, TaskStatus};
+use muster_protocol::task::{Note, Task, TaskStatus};
+use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use muster_test_postgres::Server;
+use tokio::sync::oneshot;
 
 use crate::store::postgres::PostgresStore;
 
@@ -113,6 +116,45 @@ pub fn task(n: u8, client: &Agent, provider: &Agent) -> Task {
         updated_at: created_at,
         ended_at: None,
     }
+}
+
+/// How a task is hired out.
+pub fn hiring(n: u8, order: &Task, agent_did: &str) -> Hiring {
+    Hiring {
+        id: HiringId::new(at(i64::from(n)), entropy(n)),
+        user: order.client_owner,
+        client: order.client,
+        agent: order.provider,
+        agent_did: agent_did.to_owned(),
+        task: order.id,
+        status: HiringStatus::Queued,
+        created_at: at(i64::from(n)),
+        updated_at: at(i64::from(n)),
+    }
+}
+
+/// What an agent says about a task.
+pub fn note(n: u8, from: &Agent) -> Note {
+    Note {
+        id: MessageId::new(at(i64::from(n)), entropy(n)),
+        from_agent_id: Some(from.id),
+        from_user_id: None,
+        content: format!("note {n}"),
+        inserted_at: at(i64::from(n)),
+    }
+}
+
+/// An append of these chunks, which somebody waits for; the first of all begins the task.
+pub fn append_of(task: TaskId, epoch: u64, chunks: Vec<Chunk>) -> Append {
+    let begins_task = chunks[0].seq == 1;
+    Append { task, epoch, chunks, begins_task, is_awaited: true, now: at(50) }
+}
+
+/// Appends, and waits for what comes of it.
+pub async fn append(store: &dyn Store, append: Append) -> StoreResult<()> {
+    let (reply, answer) = oneshot::channel();
+    store.append_chunks(append, Box::new(move |result| drop(reply.send(result)))).await;
+    answer.await.expect("an answer, always")
 }
 
 /// Runs the whole suite on stores that `$open` opens, each test by itself.

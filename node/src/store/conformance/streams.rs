@@ -9,23 +9,15 @@ use muster_protocol::task::{Ending, TaskStatus};
 use muster_protocol::task_stream::Chunk;
 use tokio::sync::oneshot;
 
-use super::{Fixture, add_agent, at, task};
+use super::{Fixture, add_agent, append, append_of, at, task};
 
 fn chunk(seq: u64) -> Chunk {
     let body = Json::of(&serde_json::json!({ "seq": seq, "content": "x" }));
     Chunk { seq, body, idempotency_key: seq.is_multiple_of(2).then(|| format!("k{seq}").into()) }
 }
 
-async fn append(store: &dyn Store, append: Append) -> StoreResult<()> {
-    let (reply, answer) = oneshot::channel();
-    let done = Box::new(move |result| drop(reply.send(result)));
-    store.append_chunks(append, done).await;
-    answer.await.expect("an answer, always")
-}
-
 fn chunks_of(task: TaskId, epoch: u64, seqs: std::ops::RangeInclusive<u64>) -> Append {
-    let begins_task = *seqs.start() == 1;
-    Append { task, epoch, chunks: seqs.map(chunk).collect(), begins_task, is_awaited: true, now: at(50) }
+    append_of(task, epoch, seqs.map(chunk).collect())
 }
 
 /// A task, and the epoch of whoever owns its stream.

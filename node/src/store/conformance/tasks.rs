@@ -4,12 +4,12 @@ use muster_actors::store::{
     Finish, HiringFilter, PageRequest, Reassign, Store, StoreError, StoreResult, TaskFilter,
 };
 use muster_protocol::agent::Agent;
-use muster_protocol::hiring::{Hiring, HiringStatus};
+use muster_protocol::hiring::HiringStatus;
 use muster_protocol::ids::{HiringId, MessageId};
 use muster_protocol::json::Json;
 use muster_protocol::task::{Ending, Note, Task, TaskStatus};
 
-use super::{add_agent, at, entropy, task, user};
+use super::{add_agent, at, entropy, hiring, note, task, user};
 
 /// Ends a task as the owner of its stream does.
 async fn finish(store: &dyn Store, task: &Task, ending: Ending) -> StoreResult<Task> {
@@ -103,17 +103,7 @@ pub async fn hirings_are_where_their_task_is(store: &dyn Store) {
     let (client, agent) = (add_agent(store, 1, Some(user(1).id)).await, add_agent(store, 2, None).await);
     let id = HiringId::new(at(1), entropy(1));
     let order = Task { hiring: Some(id), ..task(1, &client, &agent) };
-    let hiring = Hiring {
-        id,
-        user: client.owner,
-        client: client.id,
-        agent: agent.id,
-        agent_did: agent.did.clone(),
-        task: order.id,
-        status: HiringStatus::Queued,
-        created_at: at(1),
-        updated_at: at(1),
-    };
+    let hiring = hiring(1, &order, &agent.did);
     store.create_task(order.clone(), Some(hiring.clone())).await.unwrap();
     assert_eq!(store.hiring(id).await, Ok(hiring.clone()));
     let again = Task { hiring: Some(id), ..task(2, &client, &agent) };
@@ -142,18 +132,7 @@ pub async fn hirings_follow_who_does_and_who_owns(store: &dyn Store) {
     let (first, second) = (add_agent(store, 2, None).await, add_agent(store, 3, Some(user(2).id)).await);
     let id = HiringId::new(at(1), entropy(1));
     let order = Task { hiring: Some(id), ..task(1, &client, &first) };
-    let hiring = Hiring {
-        id,
-        user: None,
-        client: client.id,
-        agent: first.id,
-        agent_did: first.did.clone(),
-        task: order.id,
-        status: HiringStatus::Queued,
-        created_at: at(1),
-        updated_at: at(1),
-    };
-    store.create_task(order.clone(), Some(hiring)).await.unwrap();
+    store.create_task(order.clone(), Some(hiring(1, &order, &first.did))).await.unwrap();
     reassign(store, &order, &second, 2).await.unwrap();
     let moved = store.hiring(id).await.unwrap();
     assert_eq!((moved.agent, &moved.agent_did), (second.id, &second.did));
@@ -167,13 +146,7 @@ pub async fn hirings_follow_who_does_and_who_owns(store: &dyn Store) {
     store.claim_agent(client.id, user(1).id, at(3)).await.unwrap();
     assert_eq!(count(user(1).id, 0).await, 1, "as the owner of the client");
     assert_eq!(store.task(order.id).await.unwrap().client_owner, Some(user(1).id));
-    let note = |n: u8| Note {
-        id: MessageId::new(at(i64::from(n)), entropy(n)),
-        from_agent_id: Some(client.id),
-        from_user_id: None,
-        content: format!("note {n}"),
-        inserted_at: at(i64::from(n)),
-    };
+    let note = |n| note(n, &client);
     store.add_note(order.id, note(4), 10).await.unwrap();
     finish(store, &order, Ending::cancelled(None)).await.unwrap();
     let again = Task { hiring: Some(id), ..task(5, &client, &second) };
@@ -187,13 +160,7 @@ pub async fn notes_are_bounded(store: &dyn Store) {
     let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
     let order = task(1, &client, &provider);
     store.create_task(order.clone(), None).await.unwrap();
-    let note = |n: u8| Note {
-        id: MessageId::new(at(i64::from(n)), entropy(n)),
-        from_agent_id: Some(client.id),
-        from_user_id: None,
-        content: format!("note {n}"),
-        inserted_at: at(i64::from(n)),
-    };
+    let note = |n| note(n, &client);
     store.add_note(order.id, note(1), 2).await.unwrap();
     store.add_note(order.id, note(2), 2).await.unwrap();
     assert_eq!(store.add_note(order.id, note(3), 2).await, Err(StoreError::LimitReached));

@@ -8,9 +8,9 @@ use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
 use super::agents;
-use super::columns::{Id, before, broken, id, id_bytes, optional_id, optional_time, page_rows, time, whole};
+use super::columns::{Id, broken, id, id_bytes, optional_id, optional_time, time};
 use super::pool::{Connection, Failure};
-use crate::store::page;
+use crate::store::sql::{before, page, page_rows, whole};
 
 /// Keeps the first operator hash it is given.
 pub async fn operator_hash(c: &Connection, first: SecretHash) -> Result<SecretHash, Failure> {
@@ -63,7 +63,7 @@ pub async fn users(c: &Connection, request: &PageRequest) -> Result<Page<User>, 
     let rows = c
         .query(
             "SELECT id, name, created_at FROM users WHERE id < $1 ORDER BY id DESC LIMIT $2",
-            &[&before(request), &page_rows(request)],
+            &[&Id(before(request)), &page_rows(request)],
         )
         .await?;
     let items = rows.iter().map(read_user).collect::<Result<Vec<_>, _>>()?;
@@ -215,7 +215,7 @@ pub async fn purge_writes(c: &Connection, (writer, settled): (i64, i64)) -> Resu
 }
 
 /// The credential of a hash.
-pub async fn credential_by_hash(c: &Connection, hash: SecretHash) -> Result<Credential, Failure> {
+async fn credential_by_hash(c: &Connection, hash: SecretHash) -> Result<Credential, Failure> {
     let sql = format!("SELECT {CREDENTIAL_COLUMNS}, hash FROM credentials WHERE hash = $1");
     let row = c.one(&sql, &[&hash.as_bytes().as_slice()]).await?;
     // The index found it by prefix comparison; this one takes the same time whatever differs.

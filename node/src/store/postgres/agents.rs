@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use muster_actors::store::{Page, PageRequest, StoreError};
 use muster_protocol::account::{Credential, SecretHash};
 use muster_protocol::agent::{Agent, AgentStatus, PricingModel, reputation};
-use muster_protocol::discovery::{Query, SortBy};
+use muster_protocol::discovery::Query;
 use muster_protocol::ids::{AgentId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
@@ -14,14 +14,9 @@ use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
 use super::accounts::{insert_credential, lock_user};
-use super::columns::{
-    Id, before, broken, id, id_bytes, json, number, optional_id, optional_time, page_rows, time, whole,
-};
+use super::columns::{Id, broken, id, id_bytes, json, number, optional_id, optional_time, time};
 use super::pool::{Connection, Failure};
-use crate::store::page;
-
-const AGENT_COLUMNS: &str = "id, owner, name, did, capabilities, pricing_model, base_price, public_key, \
-     protocol_versions, metadata, status, tasks_completed, tasks_failed, created_at, updated_at, last_seen_at";
+use crate::store::sql::{AGENT_COLUMNS, before, longest, order_by, page, page_rows, whole};
 
 fn read_agent(row: &Row) -> Result<Agent, Failure> {
     let list = |index| -> Result<Vec<String>, Failure> {
@@ -131,7 +126,7 @@ pub async fn agents_of(c: &Connection, user: UserId, request: &PageRequest) -> R
     let total = c.count("SELECT count(*) FROM agents WHERE owner = $1", &[&id!(user)]).await?;
     let sql =
         format!("SELECT {AGENT_COLUMNS} FROM agents WHERE owner = $1 AND id < $2 ORDER BY id DESC LIMIT $3");
-    let rows = c.query(&sql, &[&id!(user), &before(request), &page_rows(request)]).await?;
+    let rows = c.query(&sql, &[&id!(user), &Id(before(request)), &page_rows(request)]).await?;
     let items = rows.iter().map(read_agent).collect::<Result<Vec<_>, _>>()?;
     Ok(page(items, request.limit, total, |agent| *agent.id.as_bytes()))
 }
@@ -270,11 +265,7 @@ pub async fn find_agents(
         return Ok(Vec::new());
     }
     let filters = query.filters.clone().unwrap_or_default();
-    let order = match query.sort_by {
-        SortBy::Reputation => "reputation DESC, base_price, id",
-        SortBy::Price => "base_price, id",
-        SortBy::Name => "name, id",
-    };
+    let order = order_by(query.sort_by);
     let sql = format!(
         "SELECT {AGENT_COLUMNS} FROM agents WHERE status = 'active'
            AND ($1::text IS NULL OR EXISTS (
@@ -374,12 +365,5 @@ pub async fn blocked_pairs(
             &[&id!(agent), &now.unix_ms()],
         )
         .await?;
-    let mut blocked = HashMap::new();
-    for row in &rows {
-        let (other, until) = read_block(row)?;
-        // Of two blocks, one each way, the longer one counts.
-        let longest = blocked.entry(other).or_insert(until);
-        *longest = (*longest).zip(until).map(|(a, b)| a.max(b));
-    }
-    Ok(blocked)
+    Ok(longest(rows.iter().map(read_block).collect::<Result<_, _>>()?))
 }

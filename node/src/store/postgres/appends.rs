@@ -4,30 +4,29 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::try_join;
 use muster_actors::store::{Append, StoreError, StoreResult};
 use muster_protocol::ids::TaskId;
 use muster_protocol::limits::Limits;
 use muster_protocol::task::TaskStatus;
-use muster_protocol::task_stream::Chunk;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::columns::{Id, id, id_bytes, whole};
+use super::columns::{Id, id, id_bytes};
 use super::pool::{Connection, Failure, Pool};
-use super::streams::{HEAD_COLUMNS, Head, read_head};
+use super::streams::{HEAD_COLUMNS, read_head};
 use super::tasks;
 use crate::store::answer::AppendAnswer;
+use crate::store::head::Head;
+use crate::store::queue::{COMPANY, Queue};
+use crate::store::sql::whole;
 
 /// Tasks that append, each over a connection of its own.
 pub const APPENDERS: usize = 4;
-/// Bytes of one transaction, as [`Chunk::weight`] counts them; one append may be more.
+/// Bytes of one transaction, as [`Append::weight`] counts them; one append may be more.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How long appends that nobody waits for may wait for others, so that they share a COMMIT.
-const COMPANY: Duration = Duration::from_millis(5);
 
 /// What waits for an appender.
 enum Waiting {
@@ -46,7 +45,7 @@ impl Waiting {
 
     fn bytes(&self) -> usize {
         match self {
-            Self::Append(append, _) => append.chunks.iter().map(Chunk::weight).sum(),
+            Self::Append(append, _) => append.weight(),
             Self::Settled(_) => 0,
         }
     }
@@ -61,7 +60,7 @@ impl Waiting {
 
 /// The ways to the appenders.
 pub struct Appends {
-    queues: Vec<Mutex<Option<mpsc::Sender<Waiting>>>>,
+    queues: Vec<Queue<Waiting>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -72,8 +71,8 @@ impl Appends {
         let places = (limits.store_queue_writes_max / APPENDERS).max(1);
         let (mut queues, mut workers) = (Vec::new(), Vec::new());
         for _ in 0..APPENDERS {
-            let (queue, waiting) = mpsc::channel(places);
-            queues.push(Mutex::new(Some(queue)));
+            let (queue, waiting) = Queue::new(places);
+            queues.push(queue);
             let appender = Appender { pool: pool.clone(), waiting, rows_max: limits.store_batch_rows_max };
             workers.push(tokio::spawn(appender.run()));
         }
@@ -82,8 +81,7 @@ impl Appends {
 
     /// Queues an append, waiting for a place.
     pub async fn append(&self, append: Append, done: AppendAnswer) {
-        let task = append.task;
-        self.submit(task, Waiting::Append(append, done)).await;
+        self.queue(append.task).submit(Waiting::Append(append, done)).await;
     }
 
     /// Waits until every append to that stream that was asked for before is done.
@@ -92,26 +90,18 @@ impl Appends {
     /// The store is closed.
     pub async fn settle(&self, task: TaskId) -> StoreResult<()> {
         let (tell, told) = oneshot::channel();
-        self.submit(task, Waiting::Settled(tell)).await;
+        self.queue(task).submit(Waiting::Settled(tell)).await;
         told.await.map_err(|_| StoreError::Unavailable("closed".into()))
     }
 
-    async fn submit(&self, task: TaskId, waiting: Waiting) {
+    fn queue(&self, task: TaskId) -> &Queue<Waiting> {
         // The last byte of an id is random.
-        let queue = self.queues[usize::from(task.as_bytes()[15]) % APPENDERS].lock().clone();
-        let refused = match queue {
-            Some(queue) => queue.send(waiting).await.err().map(|error| error.0),
-            None => Some(waiting),
-        };
-        // Dropping it drops its answer, which whoever waits for takes for a refusal.
-        drop(refused);
+        &self.queues[usize::from(task.as_bytes()[15]) % APPENDERS]
     }
 
     /// Finishes what is queued and ends the appenders.
     pub async fn close(&self) {
-        for queue in &self.queues {
-            drop(queue.lock().take());
-        }
+        self.queues.iter().for_each(Queue::close);
         let workers = std::mem::take(&mut *self.workers.lock());
         for worker in workers {
             if worker.await.is_err() {
@@ -309,8 +299,8 @@ impl Verdict {
         keys: &mut HashSet<(TaskId, &'a str)>,
     ) -> StoreResult<()> {
         let last_seq = self.ends.get(&append.task).copied().unwrap_or(head.last_seq);
-        let follows = append.chunks.iter().zip(last_seq + 1..).all(|(chunk, seq)| chunk.seq == seq);
-        if head.closed || append.epoch != head.epoch || !follows {
+        // A claim stands in its row before anybody writes under it, so an epoch that is not there is nobody's.
+        if append.epoch != head.epoch || !(Head { last_seq, ..*head }).admits(append) {
             return Err(StoreError::Fenced);
         }
         if append.begins_task && self.ends.contains_key(&append.task) {

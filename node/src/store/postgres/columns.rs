@@ -1,6 +1,6 @@
 //! Ids, documents and numbers as PostgreSQL has them.
 
-use muster_actors::store::{PageRequest, StoreError};
+use muster_actors::store::StoreError;
 use muster_protocol::json::Json;
 use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
@@ -84,22 +84,4 @@ pub fn optional_time(row: &Row, index: usize) -> Result<Option<Timestamp>, Failu
 /// A number that is not negative.
 pub fn number(row: &Row, index: usize) -> Result<u64, Failure> {
     u64::try_from(row.try_get::<_, i64>(index)?).map_err(|_| broken())
-}
-
-/// A number as a parameter; what is larger than all there are is the largest.
-pub fn whole<N>(number: N) -> i64
-where
-    i64: TryFrom<N>,
-{
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// Rows of a page to ask for: one more than wanted shows whether there are more.
-pub fn page_rows(request: &PageRequest) -> i64 {
-    whole(request.limit).saturating_add(1)
-}
-
-/// Newest first: ids below the cursor.
-pub fn before(request: &PageRequest) -> Id {
-    Id(request.after.unwrap_or([0xFF; 16]))
 }

@@ -9,11 +9,12 @@ use muster_actors::store::{StoreError, StoreResult};
 use muster_protocol::limits::Limits;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::tls;
 
 /// What is connected to.
 #[derive(Clone)]
@@ -69,7 +70,7 @@ fn without_verify_full(url: &str) -> (String, bool) {
 }
 
 fn client_config(tls_ca: Option<&Path>) -> StoreResult<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = tls::provider();
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| StoreError::Unavailable(error.to_string()))?;
@@ -77,18 +78,8 @@ fn client_config(tls_ca: Option<&Path>) -> StoreResult<ClientConfig> {
         let verifier = Arc::new(Unverified(provider));
         return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
     };
-    let failed =
-        |error: String| StoreError::Unavailable(format!("store.tls_ca: {}: {error}", path.display()));
-    let mut roots = RootCertStore::empty();
-    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|error| failed(error.to_string()))?;
-    for certificate in certificates {
-        roots.add(certificate).map_err(|error| failed(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(failed("holds no certificate".into()));
-    }
+    let roots =
+        tls::trusted(path).map_err(|problem| StoreError::Unavailable(format!("store.tls_ca: {problem}")))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 

@@ -73,7 +73,7 @@ impl PostgresStore {
         pool.read(|c| async move { c.count("SELECT 1::bigint", &[]).await }).await?;
         pool.once(|c| async move { schema::migrate(&c).await }).await?;
         let life = pool.read(|c| async move { c.count("SELECT nextval('writers')", &[]).await }).await?;
-        tickets.begin_life(columns::whole(life));
+        tickets.begin_life(life);
         let append_pool = Arc::new(Pool::new(&target, APPENDERS, tickets.clone(), limits)?);
         let appends = Appends::start(&append_pool, limits);
         Ok(Self { pool, append_pool, appends, tickets })
@@ -321,8 +321,7 @@ impl StreamStore for PostgresStore {
         // Behind the appends that wait: those of an earlier life of this stream, which has just crashed, belong to it.
         self.appends.settle(task).await?;
         // Whoever asks for tasks that are not there, or have ended, writes nothing.
-        let head = self.stream_head(task, 0, 0).await?;
-        if head.task.status.is_final() {
+        if self.task(task).await?.status.is_final() {
             return self.stream_head(task, chunks_max, bytes_max).await;
         }
         self.pool.write(|c| async move { streams::claim_stream(&c, task, chunks_max, bytes_max).await }).await

@@ -23,6 +23,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 use super::connect::Target;
+use crate::store::sql::whole;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -232,8 +233,8 @@ impl Tickets {
     }
 
     /// Notes which life this is.
-    pub fn begin_life(&self, writer: i64) {
-        self.writer.store(writer, Ordering::Relaxed);
+    pub fn begin_life(&self, writer: u64) {
+        self.writer.store(whole(writer), Ordering::Relaxed);
     }
 
     /// Which life this is, and the number below which nobody will ask any more.

@@ -3,6 +3,7 @@
 use muster_actors::store::StoreError;
 
 use super::pool::{Connection, Failure};
+use crate::store::sql::{check_version, whole};
 
 /// Migrations in order; their numbers are their places, from 1.
 const MIGRATIONS: &[&str] = &[
@@ -21,7 +22,8 @@ const MIGRATION_MS: u64 = 600_000;
 pub async fn migrate(c: &Connection) -> Result<(), Failure> {
     let encoding: String = c.one("SELECT current_setting('server_encoding')", &[]).await?.try_get(0)?;
     if encoding != "UTF8" {
-        return Err(refuse(format!("the database has the encoding {encoding}, and must have UTF8")));
+        let problem = format!("the database has the encoding {encoding}, and must have UTF8");
+        return Err(StoreError::Unavailable(problem).into());
     }
     while migrate_next(c).await? {}
     Ok(())
@@ -47,19 +49,10 @@ async fn migrate_locked(c: &Connection) -> Result<Option<usize>, Failure> {
         .await?;
     let row = c.one("SELECT coalesce(max(version), 0) FROM muster_schema", &[]).await?;
     let current = usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(usize::MAX);
-    let newest = MIGRATIONS.len();
-    if current > newest {
-        return Err(refuse(format!(
-            "the database has version {current}, this program knows versions up to {newest}: use a newer one"
-        )));
-    }
+    check_version(current, MIGRATIONS.len())?;
     let Some(migration) = MIGRATIONS.get(current) else { return Ok(None) };
     c.batch(migration).await?;
-    let version = i64::try_from(current + 1).unwrap_or(i64::MAX);
+    let version = whole(current + 1);
     c.execute("INSERT INTO muster_schema (version) VALUES ($1)", &[&version]).await?;
     Ok(Some(current + 1))
-}
-
-fn refuse(problem: String) -> Failure {
-    StoreError::Unavailable(problem).into()
 }

@@ -8,20 +8,11 @@ use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 use tokio_postgres::Row;
 
-use super::columns::{Id, id, id_bytes, number, whole};
+use super::columns::{Id, id, id_bytes, number};
 use super::pool::{Connection, Failure};
 use super::tasks;
-
-/// Where a log ends, and whose it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Head {
-    /// Of the last claim.
-    pub epoch: u64,
-    /// Seq of the last chunk.
-    pub last_seq: u64,
-    /// Whether the task has ended.
-    pub closed: bool,
-}
+use crate::store::head::Head;
+use crate::store::sql::whole;
 
 /// Columns of a [`Head`].
 pub const HEAD_COLUMNS: &str = "task, epoch, last_seq, closed";

@@ -11,15 +11,10 @@ use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
 use super::agents::count_outcome;
-use super::columns::{
-    Id, before, broken, id, id_bytes, json, optional_id, optional_json, optional_time, page_rows, time, whole,
-};
+use super::columns::{Id, broken, id, id_bytes, json, optional_id, optional_json, optional_time, time};
 use super::pool::{Connection, Failure};
 use super::streams;
-use crate::store::page;
-
-const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
-     external_client, hiring, created_at, updated_at, ended_at";
+use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row) -> Result<Task, Failure> {
     let max_price: Option<i64> = row.try_get(9)?;
@@ -123,7 +118,7 @@ pub async fn tasks(
     let total = c.count(&sql, &[&agent, &user, &status, &provider, &client]).await?;
     let sql =
         format!("SELECT {TASK_COLUMNS} FROM tasks WHERE {TASK_FILTER} AND id < $6 ORDER BY id DESC LIMIT $7");
-    let (before, limit) = (before(request), page_rows(request));
+    let (before, limit) = (Id(before(request)), page_rows(request));
     let rows = c.query(&sql, &[&agent, &user, &status, &provider, &client, &before, &limit]).await?;
     let items = rows.iter().map(read_task).collect::<Result<Vec<_>, _>>()?;
     Ok(page(items, request.limit, total, |task| *task.id.as_bytes()))
@@ -133,32 +128,31 @@ pub async fn tasks(
 pub async fn finish_task(c: &Connection, finish: &Finish) -> Result<Task, Failure> {
     let head = streams::lock(c, finish.task).await?;
     let before = task(c, finish.task).await?;
-    let (action, event) = match finish.ending.status {
-        TaskStatus::Completed => (TaskAction::Complete, "task_completed"),
-        TaskStatus::Cancelled => (TaskAction::Cancel, "task_cancelled"),
-        _ => (TaskAction::Fail, "task_failed"),
-    };
-    before.status.after(action).map_err(|_| StoreError::WrongStatus(before.status))?;
+    before.status.after(finish.ending.action()).map_err(|_| StoreError::WrongStatus(before.status))?;
     if !head.is_some_and(|head| head.epoch == finish.epoch && head.last_seq == finish.last_seq) {
         return Err(StoreError::Fenced.into());
     }
     c.execute("UPDATE streams SET closed = true WHERE task = $1", &[&id!(finish.task)]).await?;
-    let completed = finish.ending.status == TaskStatus::Completed;
-    let document = finish.ending.document.as_str();
-    let (output, error) = if completed { (Some(document), None) } else { (None, Some(document)) };
+    let (output, error) = finish.ending.documents();
     c.execute(
         "UPDATE tasks SET status = $1, output = $2, error = $3, updated_at = $4, ended_at = $4 WHERE id = $5",
-        &[&finish.ending.status.as_str(), &output, &error, &finish.now.unix_ms(), &id!(finish.task)],
+        &[
+            &finish.ending.status.as_str(),
+            &output.map(Json::as_str),
+            &error.map(Json::as_str),
+            &finish.now.unix_ms(),
+            &id!(finish.task),
+        ],
     )
     .await?;
     if let Some(hiring) = before.hiring {
-        touch_hirings(c, &[id!(hiring)], finish.now).await?;
+        touch_hiring(c, hiring, finish.now).await?;
     }
     // A task that its client withdrew says nothing of its provider.
     if finish.ending.status != TaskStatus::Cancelled {
-        count_outcome(c, before.provider, completed).await?;
+        count_outcome(c, before.provider, finish.ending.status == TaskStatus::Completed).await?;
     }
-    add_timeline(c, finish.task, event, finish.now, finish.by).await?;
+    add_timeline(c, finish.task, finish.ending.timeline_event(), finish.now, finish.by).await?;
     task(c, finish.task).await
 }
 
@@ -210,8 +204,8 @@ pub async fn begin(c: &Connection, begun: &[(TaskId, Timestamp)]) -> Result<Vec<
     rows.iter().map(|row| id_bytes(row, 0).map(TaskId::from_bytes)).collect()
 }
 
-async fn touch_hirings(c: &Connection, ids: &[Id], now: Timestamp) -> Result<(), Failure> {
-    c.execute("UPDATE hirings SET updated_at = $1 WHERE id = ANY ($2)", &[&now.unix_ms(), &ids]).await?;
+async fn touch_hiring(c: &Connection, id: HiringId, now: Timestamp) -> Result<(), Failure> {
+    c.execute("UPDATE hirings SET updated_at = $1 WHERE id = $2", &[&now.unix_ms(), &id!(id)]).await?;
     Ok(())
 }
 
@@ -275,8 +269,6 @@ fn read_note(row: &Row) -> Result<Note, Failure> {
     })
 }
 
-const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
-
 /// The notes of a task.
 pub async fn notes(c: &Connection, task: TaskId) -> Result<Vec<Note>, Failure> {
     let sql = format!("SELECT {NOTE_COLUMNS} FROM notes WHERE task = $1 ORDER BY id");
@@ -339,7 +331,7 @@ pub async fn hirings(
     let sql = format!("SELECT count(*) FROM hirings h JOIN tasks t ON t.id = h.task WHERE {HIRING_FILTER}");
     let total = c.count(&sql, &[&user, &agent, &status]).await?;
     let sql = format!("{HIRINGS} WHERE {HIRING_FILTER} AND h.id < $4 ORDER BY h.id DESC LIMIT $5 OFFSET $6");
-    let (before, limit, skip) = (before(request), page_rows(request), i64::from(filter.skip));
+    let (before, limit, skip) = (Id(before(request)), page_rows(request), i64::from(filter.skip));
     let rows = c.query(&sql, &[&user, &agent, &status, &before, &limit, &skip]).await?;
     let items = rows.iter().map(read_hiring).collect::<Result<Vec<_>, _>>()?;
     Ok(page(items, request.limit, total, |hiring| *hiring.id.as_bytes()))

@@ -8,18 +8,17 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use muster_actors::ports::Environment;
 use muster_protocol::account::CredentialKind;
-use muster_protocol::hiring::HiringStatus;
-use muster_protocol::ids::MessageId;
 use muster_protocol::json::Json;
 use muster_protocol::task::{Ending, TaskStatus};
 use muster_test_postgres::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
 
 use super::*;
-use crate::store::conformance::{add_agent, agent, at, credential, entropy, hash, task, user};
+use crate::store::conformance::{
+    self, add_agent, agent, append, at, credential, entropy, hash, hiring, note, task, user,
+};
 
 async fn open(url: &str) -> PostgresStore {
     PostgresStore::open(url, None, &Limits::default()).await.unwrap()
@@ -40,14 +39,7 @@ fn chunk(seq: u64) -> Chunk {
 }
 
 fn append_of(task: TaskId, epoch: u64, seqs: std::ops::RangeInclusive<u64>) -> Append {
-    let begins_task = *seqs.start() == 1;
-    Append { task, epoch, chunks: seqs.map(chunk).collect(), begins_task, is_awaited: true, now: at(50) }
-}
-
-async fn append(store: &dyn Store, append: Append) -> StoreResult<()> {
-    let (reply, answer) = oneshot::channel();
-    store.append_chunks(append, Box::new(move |result| drop(reply.send(result)))).await;
-    answer.await.expect("an answer, always")
+    conformance::append_of(task, epoch, seqs.map(chunk).collect())
 }
 
 /// What a [`Proxy`] does to a COMMIT.
@@ -214,24 +206,7 @@ async fn every_write_of_tasks(store: &dyn Store, one: &Agent, two: &Agent) -> Ve
     }
     let id = HiringId::new(at(1), entropy(1));
     let order = |n| Task { hiring: Some(id), ..task(n, one, two) };
-    let hiring = Hiring {
-        id,
-        user: None,
-        client: one.id,
-        agent: two.id,
-        agent_did: two.did.clone(),
-        task: order(1).id,
-        status: HiringStatus::Queued,
-        created_at: at(1),
-        updated_at: at(1),
-    };
-    let note = Note {
-        id: MessageId::new(at(1), entropy(1)),
-        from_agent_id: Some(one.id),
-        from_user_id: None,
-        content: "note".into(),
-        inserted_at: at(1),
-    };
+    let (hiring, note) = (hiring(1, &order(1), &two.did), note(1, one));
     say!(
         store.create_task(order(1), Some(hiring.clone())),
         store.create_task(order(1), Some(hiring)),
@@ -562,10 +537,8 @@ async fn the_server_is_verified_as_the_settings_say() {
         (file("server.crt", made.cert.pem()), file("server.key", made.signing_key.serialize_pem()));
     let wrong = file("other.crt", other.cert.pem());
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    if let Some((user, group)) = muster_test_postgres::unprivileged() {
-        for path in [folder.path(), &certificate, &key] {
-            std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
-        }
+    for path in [folder.path(), &certificate, &key] {
+        muster_test_postgres::hand_over(path);
     }
     let settings = |certificate: &Path, key: &Path| {
         [

@@ -8,8 +8,8 @@ use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use super::columns::{count, exists, id_bytes, optional_id, optional_time, rows, time};
-use super::{agents, before, page_rows, sql_error};
-use crate::store::page;
+use super::{agents, sql_error};
+use crate::store::sql::{before, page, page_rows, whole};
 
 /// Keeps the first operator hash it is given.
 pub fn operator_hash(c: &Connection, first: SecretHash) -> StoreResult<SecretHash> {
@@ -145,7 +145,7 @@ pub fn create_credential(
         if !is_session {
             return Err(StoreError::LimitReached);
         }
-        let over = i64::try_from(live - live_max as u64 + 1).unwrap_or(i64::MAX);
+        let over = whole(live - live_max as u64 + 1);
         revoked = rows(
             c,
             "UPDATE credentials SET revoked_at = ?1 WHERE id IN (
@@ -165,7 +165,7 @@ pub fn purge_credentials(c: &Connection, ended_before: Timestamp, rows_max: usiz
         "DELETE FROM credentials WHERE id IN (SELECT id FROM credentials
             WHERE revoked_at < ?1 OR expires_at < ?1 LIMIT ?2)",
     )
-    .and_then(|mut s| s.execute(params![ended_before.unix_ms(), i64::try_from(rows_max).unwrap_or(i64::MAX)]))
+    .and_then(|mut s| s.execute(params![ended_before.unix_ms(), whole(rows_max)]))
     .map_err(sql_error)
 }
 
@@ -209,7 +209,7 @@ pub fn credentials_ended_since(
     rows(
         c,
         "SELECT revoked_at, id FROM credentials WHERE (revoked_at, id) > (?1, ?2) ORDER BY revoked_at, id LIMIT ?3",
-        &[&since.unix_ms(), &after, &i64::try_from(limit).unwrap_or(i64::MAX)],
+        &[&since.unix_ms(), &after, &whole(limit)],
         |row| Ok((time(row, 0)?, CredentialId::from_bytes(id_bytes(row, 1)?))),
     )
 }

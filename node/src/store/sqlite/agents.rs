@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use muster_actors::store::{Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::account::{Credential, SecretHash};
 use muster_protocol::agent::{Agent, AgentStatus, PricingModel, reputation};
-use muster_protocol::discovery::{Query, SortBy};
+use muster_protocol::discovery::Query;
 use muster_protocol::ids::{AgentId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
@@ -15,11 +15,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::accounts::insert_credential;
 use super::columns::{count, id_bytes, json, optional_id, optional_time, rows, time};
-use super::{before, page_rows, sql_error};
-use crate::store::page;
-
-const AGENT_COLUMNS: &str = "id, owner, name, did, capabilities, pricing_model, base_price, public_key, \
-     protocol_versions, metadata, status, tasks_completed, tasks_failed, created_at, updated_at, last_seen_at";
+use super::sql_error;
+use crate::store::sql::{AGENT_COLUMNS, before, longest, order_by, page, page_rows, whole};
 
 fn read_agent(row: &Row<'_>) -> rusqlite::Result<Agent> {
     let broken = || rusqlite::Error::InvalidQuery;
@@ -210,7 +207,7 @@ pub fn agents_stopped_since(
         c,
         "SELECT updated_at, id FROM agents WHERE status IN ('suspended', 'banned') AND (updated_at, id) > (?1, ?2)
          ORDER BY updated_at, id LIMIT ?3",
-        &[&since.unix_ms(), &after, &i64::try_from(limit).unwrap_or(i64::MAX)],
+        &[&since.unix_ms(), &after, &whole(limit)],
         |row| Ok((time(row, 0)?, AgentId::from_bytes(id_bytes(row, 1)?))),
     )
 }
@@ -244,11 +241,7 @@ pub fn find_agents(
     limit: usize,
 ) -> StoreResult<Vec<Agent>> {
     let filters = query.filters.clone().unwrap_or_default();
-    let order = match query.sort_by {
-        SortBy::Reputation => "reputation DESC, base_price, id",
-        SortBy::Price => "base_price, id",
-        SortBy::Name => "name, id",
-    };
+    let order = order_by(query.sort_by);
     let sql = format!(
         "SELECT {AGENT_COLUMNS} FROM agents WHERE status = 'active'
            AND (?1 IS NULL OR EXISTS (SELECT 1 FROM agent_capabilities x WHERE x.capability = ?1 AND x.agent = agents.id))
@@ -280,7 +273,7 @@ pub fn capabilities(c: &Connection, limit: usize) -> StoreResult<Vec<(String, u6
         c,
         "SELECT capability, count(*) AS agents FROM agent_capabilities JOIN agents ON agents.id = agent
          WHERE status = 'active' GROUP BY capability ORDER BY agents DESC, capability LIMIT ?1",
-        &[&i64::try_from(limit).unwrap_or(i64::MAX)],
+        &[&whole(limit)],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }
@@ -337,18 +330,12 @@ pub fn blocked_pairs(
     agent: AgentId,
     now: Timestamp,
 ) -> StoreResult<HashMap<AgentId, Option<Timestamp>>> {
-    let pairs = rows(
+    let blocks = rows(
         c,
         "SELECT other, until FROM blocks WHERE agent = ?1 AND (until IS NULL OR until > ?2)
          UNION ALL SELECT agent, until FROM blocks WHERE other = ?1 AND (until IS NULL OR until > ?2)",
         &[agent.as_bytes(), &now.unix_ms()],
         |row| Ok((AgentId::from_bytes(id_bytes(row, 0)?), optional_time(row, 1)?)),
     )?;
-    let mut blocked = HashMap::new();
-    for (other, until) in pairs {
-        // Of two blocks, one each way, the longer one counts.
-        let longest = blocked.entry(other).or_insert(until);
-        *longest = (*longest).zip(until).map(|(a, b)| a.max(b));
-    }
-    Ok(blocked)
+    Ok(longest(blocks))
 }

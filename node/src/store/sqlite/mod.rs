@@ -164,16 +164,6 @@ fn sql_error(error: rusqlite::Error) -> StoreError {
     }
 }
 
-/// Rows of a page to ask for: one more than wanted shows whether there are more.
-fn page_rows(request: &PageRequest) -> i64 {
-    i64::try_from(request.limit).unwrap_or(i64::MAX).saturating_add(1)
-}
-
-/// Newest first: ids below the cursor.
-fn before(request: &PageRequest) -> [u8; 16] {
-    request.after.unwrap_or([0xFF; 16])
-}
-
 #[async_trait]
 impl AccountStore for SqliteStore {
     async fn operator_hash(&self, first: SecretHash) -> StoreResult<SecretHash> {

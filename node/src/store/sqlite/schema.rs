@@ -1,9 +1,10 @@
 //! Migrations: forward only, numbered, each in its own transaction.
 
-use muster_actors::store::{StoreError, StoreResult};
+use muster_actors::store::StoreResult;
 use rusqlite::Connection;
 
 use super::sql_error;
+use crate::store::sql::check_version;
 
 /// Migrations in order; their numbers are their places, from 1.
 const MIGRATIONS: &[&str] = &[
@@ -20,12 +21,7 @@ const MIGRATIONS: &[&str] = &[
 pub fn migrate(connection: &mut Connection) -> StoreResult<()> {
     let current: usize =
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql_error)?;
-    if current > MIGRATIONS.len() {
-        let newest = MIGRATIONS.len();
-        return Err(StoreError::Unavailable(format!(
-            "the database has version {current}, this program knows versions up to {newest}: use a newer one"
-        )));
-    }
+    check_version(current, MIGRATIONS.len())?;
     for (index, migration) in MIGRATIONS.iter().enumerate().skip(current) {
         let transaction = connection.transaction().map_err(sql_error)?;
         transaction.execute_batch(migration).map_err(sql_error)?;

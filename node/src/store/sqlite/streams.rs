@@ -8,8 +8,9 @@ use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::exists;
-use super::journal::Head;
 use super::{sql_error, tasks};
+use crate::store::head::Head;
+use crate::store::sql::whole;
 
 /// An epoch higher than any before.
 fn next_epoch(c: &Connection) -> StoreResult<u64> {
@@ -73,8 +74,7 @@ pub fn stream_head(
     let mut statement = c
         .prepare_cached("SELECT seq, body, key FROM chunks WHERE task = ?1 ORDER BY seq DESC LIMIT ?2")
         .map_err(sql_error)?;
-    let limit = i64::try_from(chunks_max).unwrap_or(i64::MAX);
-    let mut found = statement.query(params![id.as_bytes(), limit]).map_err(sql_error)?;
+    let mut found = statement.query(params![id.as_bytes(), whole(chunks_max)]).map_err(sql_error)?;
     let (mut newest, mut bytes) = (Vec::new(), 0);
     while let Some(row) = found.next().map_err(sql_error)? {
         let chunk = read_chunk(row).map_err(sql_error)?;
@@ -191,13 +191,12 @@ pub fn purge_streams(c: &Connection, ended_before: Timestamp, rows_max: usize) -
         .and_then(|mut s| s.query_row([ended_before.unix_ms()], |row| row.get(0)).optional())
         .map_err(sql_error)?;
     let Some(task) = due else { return Ok(0) };
-    let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
     let dropped = c
         .prepare_cached(
             "DELETE FROM chunks WHERE task = ?1 AND seq < coalesce(
                 (SELECT seq FROM chunks WHERE task = ?1 ORDER BY seq LIMIT 1 OFFSET ?2), 9223372036854775807)",
         )
-        .and_then(|mut s| s.execute(params![task, limit]))
+        .and_then(|mut s| s.execute(params![task, whole(rows_max)]))
         .map_err(sql_error)?;
     c.prepare_cached(
         "UPDATE streams SET first_seq = coalesce((SELECT min(seq) FROM chunks WHERE task = ?1), last_seq + 1)

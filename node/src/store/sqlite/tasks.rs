@@ -13,11 +13,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::agents::count_outcome;
 use super::columns::{count, exists, id_bytes, json, optional_id, optional_json, optional_time, rows, time};
-use super::{before, page_rows, sql_error, streams};
-use crate::store::page;
-
-const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
-     external_client, hiring, created_at, updated_at, ended_at";
+use super::{sql_error, streams};
+use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let broken = || rusqlite::Error::InvalidQuery;
@@ -137,24 +134,17 @@ pub fn tasks(c: &Connection, filter: &TaskFilter, request: &PageRequest) -> Stor
 /// Ends a task.
 pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
     let before = task(c, finish.task)?;
-    let (action, event) = match finish.ending.status {
-        TaskStatus::Completed => (TaskAction::Complete, "task_completed"),
-        TaskStatus::Cancelled => (TaskAction::Cancel, "task_cancelled"),
-        _ => (TaskAction::Fail, "task_failed"),
-    };
-    before.status.after(action).map_err(|_| StoreError::WrongStatus(before.status))?;
+    before.status.after(finish.ending.action()).map_err(|_| StoreError::WrongStatus(before.status))?;
     streams::close(c, finish.task, finish.epoch, finish.last_seq)?;
-    let completed = finish.ending.status == TaskStatus::Completed;
-    let document = finish.ending.document.as_str();
-    let (output, error) = if completed { (Some(document), None) } else { (None, Some(document)) };
+    let (output, error) = finish.ending.documents();
     c.prepare_cached(
         "UPDATE tasks SET status = ?1, output = ?2, error = ?3, updated_at = ?4, ended_at = ?4 WHERE id = ?5",
     )
     .and_then(|mut s| {
         s.execute(params![
             finish.ending.status.as_str(),
-            output,
-            error,
+            output.map(Json::as_str),
+            error.map(Json::as_str),
             finish.now.unix_ms(),
             finish.task.as_bytes()
         ])
@@ -165,9 +155,9 @@ pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
     }
     // A task that its client withdrew says nothing of its provider.
     if finish.ending.status != TaskStatus::Cancelled {
-        count_outcome(c, before.provider, completed)?;
+        count_outcome(c, before.provider, finish.ending.status == TaskStatus::Completed)?;
     }
-    add_timeline(c, finish.task, event, finish.now, finish.by)?;
+    add_timeline(c, finish.task, finish.ending.timeline_event(), finish.now, finish.by)?;
     task(c, finish.task)
 }
 
@@ -278,8 +268,6 @@ fn read_note(row: &Row<'_>) -> rusqlite::Result<Note> {
     })
 }
 
-const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
-
 /// The notes of a task.
 pub fn notes(c: &Connection, task: TaskId) -> StoreResult<Vec<Note>> {
     let sql = format!("SELECT {NOTE_COLUMNS} FROM notes WHERE task = ?1 ORDER BY id");
@@ -292,8 +280,7 @@ pub fn notes_of_hiring(c: &Connection, hiring: HiringId, notes_max: usize) -> St
         "SELECT {NOTE_COLUMNS} FROM notes WHERE task IN (SELECT id FROM tasks WHERE hiring = ?1)
          ORDER BY id DESC LIMIT ?2"
     );
-    let limit = i64::try_from(notes_max).unwrap_or(i64::MAX);
-    let mut newest = rows(c, &sql, &[hiring.as_bytes(), &limit], read_note)?;
+    let mut newest = rows(c, &sql, &[hiring.as_bytes(), &whole(notes_max)], read_note)?;
     newest.reverse();
     Ok(newest)
 }

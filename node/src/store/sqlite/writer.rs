@@ -11,7 +11,6 @@ use std::time::Duration;
 use muster_actors::store::{Append, StoreError, StoreResult};
 use muster_protocol::ids::TaskId;
 use muster_protocol::limits::Limits;
-use muster_protocol::task_stream::Chunk;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::runtime::Runtime;
@@ -21,6 +20,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use super::journal::Journal;
 use super::sql_error;
 use crate::store::answer::AppendAnswer;
+use crate::store::queue::{COMPANY, Queue};
 
 /// Answers a write: its argument is why nothing was committed, if nothing was.
 pub type Answer = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -63,10 +63,10 @@ impl Write {
         }
     }
 
-    /// What it adds to the journal, as [`Chunk::weight`] counts it.
+    /// What it adds to the journal, as [`Append::weight`] counts it.
     fn appended_bytes(&self) -> usize {
         match self {
-            Self::Append { append, .. } => append.chunks.iter().map(Chunk::weight).sum(),
+            Self::Append { append, .. } => append.weight(),
             Self::Rows { .. } => 0,
         }
     }
@@ -89,7 +89,7 @@ impl Pending {
 
 /// The way to the writer thread.
 pub struct Writer {
-    queue: Mutex<Option<mpsc::Sender<Write>>>,
+    queue: Queue<Write>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -99,7 +99,7 @@ impl Writer {
     /// # Errors
     /// No thread, or no timer for it, can be started.
     pub fn start(connection: Connection, journal: Journal, limits: &Limits) -> std::io::Result<Self> {
-        let (queue, writes) = mpsc::channel(limits.store_queue_writes_max);
+        let (queue, writes) = Queue::new(limits.store_queue_writes_max);
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let work = Work { connection, journal, is_in_doubt: false, rows_max: limits.store_batch_rows_max };
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || {
@@ -112,23 +112,17 @@ impl Writer {
             }
         })?;
         started.recv().map_err(std::io::Error::other)??;
-        Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
+        Ok(Self { queue, thread: Mutex::new(Some(thread)) })
     }
 
     /// Queues a write, waiting for a place. A closed writer answers that it is.
     pub async fn submit(&self, write: Write) {
-        let queue = self.queue.lock().clone();
-        let refused = match queue {
-            Some(queue) => queue.send(write).await.err().map(|error| error.0),
-            None => Some(write),
-        };
-        // Dropping the write drops its answer, which whoever waits for takes for a refusal.
-        drop(refused);
+        self.queue.submit(write).await;
     }
 
     /// Finishes what is queued and ends the thread.
     pub async fn close(&self) {
-        drop(self.queue.lock().take());
+        self.queue.close();
         let thread = self.thread.lock().take();
         let joined = tokio::task::spawn_blocking(move || thread.map(JoinHandle::join)).await;
         if !matches!(joined, Ok(None | Some(Ok(())))) {
@@ -139,8 +133,6 @@ impl Writer {
 
 /// How long chunks wait in the journal for company, if there are few.
 const FOLD_EVERY: Duration = Duration::from_secs(60);
-/// How long writes that nobody waits for may wait for others, so that they share an fsync.
-const COMPANY: Duration = Duration::from_millis(5);
 /// Bytes that a transaction moves from the journal to the table when there is nothing else to do.
 const IDLE_SLICE_BYTES: usize = 256 * 1024;
 

@@ -74,24 +74,29 @@ impl Own {
         self.told < self.version()
     }
 
-    pub fn put(&mut self, id: EntryId, meta: Arc<Meta>, bounds: &Bounds) {
-        self.log(Change { id, meta: Some(meta) }, bounds);
+    /// Adds an entry, or changes it. One that is too large to be told is taken away, for what others knew of it is not true
+    /// any more; then `false`.
+    pub fn put(&mut self, id: EntryId, meta: Arc<Meta>, bounds: &Bounds) -> bool {
+        let bytes = bytes_max_of(&id, &meta);
+        if bytes > bounds.piece_bytes_max {
+            self.remove(id, bounds);
+            return false;
+        }
+        self.log(Change { id, meta: Some(meta) }, bytes, bounds);
+        true
     }
 
     /// Removes an entry; one that is not there, because it was too large, is no news.
     pub fn remove(&mut self, id: EntryId, bounds: &Bounds) {
+        /// A change that removes an entry, beside its names.
+        const REMOVAL_BYTES: usize = 32;
         if self.state.get(&id).is_some() {
-            self.log(Change { id, meta: None }, bounds);
+            let bytes = REMOVAL_BYTES + id.key.len() + id.topic.len();
+            self.log(Change { id, meta: None }, bytes, bounds);
         }
     }
 
-    fn log(&mut self, change: Change, bounds: &Bounds) {
-        /// A change that removes an entry, beside its names.
-        const REMOVAL_BYTES: usize = 32;
-        let bytes = match &change.meta {
-            Some(meta) => bytes_max_of(&change.id, meta),
-            None => REMOVAL_BYTES + change.id.key.len() + change.id.topic.len(),
-        };
+    fn log(&mut self, change: Change, bytes: usize, bounds: &Bounds) {
         self.history.push_back(Logged { change: change.clone(), bytes_before: self.logged_bytes });
         self.logged_bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
         self.state.apply(change);

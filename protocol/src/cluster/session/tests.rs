@@ -389,3 +389,16 @@ fn an_acknowledgement_leaves_alone_before_half_of_what_may_be_under_way() {
     b.bare();
     assert!(!b.must_answer());
 }
+
+#[test]
+fn an_acknowledgement_that_no_carrier_took_is_owed_still() {
+    let (mut a, mut b) = pair();
+    a.push("one".into(), 2).unwrap();
+    b.receive(wire(&a.poll(0, RELIABLE).unwrap()));
+    b.bare();
+    assert!(!b.may_answer());
+    b.give_back_bare();
+    assert!(b.must_answer());
+    a.receive(wire(&b.bare()));
+    assert_eq!((a.frames_in_flight(), b.may_answer()), (0, false));
+}

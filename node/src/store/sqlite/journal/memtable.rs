@@ -5,32 +5,11 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use muster_actors::store::Append;
 use muster_protocol::ids::TaskId;
 use muster_protocol::task_stream::Chunk;
 use smol_str::SmolStr;
 
-/// Where a task's log ends, and whose it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// Of the last writer.
-    pub epoch: u64,
-    /// Seq of the last chunk.
-    pub last_seq: u64,
-    /// Whether the task has ended.
-    pub closed: bool,
-}
-
-impl Head {
-    /// Whether these chunks go behind it: without a gap, from a writer that is not older, before the end.
-    #[must_use]
-    pub fn admits(&self, append: &Append) -> bool {
-        let expected = self.last_seq + 1..;
-        !self.closed
-            && append.epoch >= self.epoch
-            && append.chunks.iter().zip(expected).all(|(chunk, seq)| chunk.seq == seq)
-    }
-}
+use crate::store::head::Head;
 
 /// The end of a task's log, of which the beginning is in the table.
 #[derive(Debug)]

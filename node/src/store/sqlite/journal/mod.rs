@@ -25,8 +25,9 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, params};
 
 use self::memtable::Tail;
-pub use self::memtable::{Head, Memtable, joined, newest};
+pub use self::memtable::{Memtable, joined, newest};
 use super::{sql_error, streams, tasks};
+use crate::store::head::Head;
 
 /// Bytes that a slice of a fold moves at least, as [`Chunk::weight`] counts them.
 const SLICE_BYTES_MIN: usize = 64 * 1024;
@@ -36,7 +37,7 @@ const ROW_KEPT_BYTES: usize = 1024 * 1024;
 const DROP_ROWS: i64 = 64;
 /// Transactions in which the journal rows of a fold are dropped, at most: the next fold cannot begin before.
 const DROP_TRANSACTIONS_MAX: i64 = 16;
-/// Bytes of one append, as [`Chunk::weight`] counts them, that fill pages of the table by themselves: they skip the journal.
+/// Bytes of one append, as [`Append::weight`] counts them, that fill pages of the table by themselves: they skip the journal.
 const DIRECT_BYTES: usize = 16 * 1024;
 
 /// The journal, as the writer has it.
@@ -144,7 +145,8 @@ impl Journal {
         let Some(first) = append.chunks.first() else { return Ok(()) };
         let head = self.head(c, append.task)?;
         let unwritten = Head { epoch: append.epoch, last_seq: 0, closed: false };
-        if !head.unwrap_or(unwritten).admits(&append) {
+        let behind = head.unwrap_or(unwritten);
+        if append.epoch < behind.epoch || !behind.admits(&append) {
             return Err(StoreError::Fenced);
         }
         self.check_keys(c, &append)?;
@@ -152,13 +154,13 @@ impl Journal {
         if is_first || append.begins_task {
             begin(c, &append, is_first)?;
         }
-        if append.chunks.iter().map(Chunk::weight).sum::<usize>() < DIRECT_BYTES {
+        if append.weight() < DIRECT_BYTES {
             codec::encode(&mut self.staged.row, append.task, append.epoch, first.seq, &append.chunks);
         } else {
             self.staged.large.insert(append.task);
         }
         let tail = self.staged.tails.entry(append.task);
-        tail.or_insert_with(|| Tail::behind(head.unwrap_or(unwritten))).extend(append.epoch, append.chunks);
+        tail.or_insert_with(|| Tail::behind(behind)).extend(append.epoch, append.chunks);
         Ok(())
     }
 

@@ -9,9 +9,9 @@ use muster_protocol::json::Json;
 use muster_protocol::limits::Limits;
 use muster_protocol::time::Timestamp;
 use proptest::prelude::*;
-use tokio::sync::oneshot;
 
 use super::*;
+use crate::store::conformance::append;
 use crate::store::sqlite::{SqliteStore, schema};
 
 fn task(number: u8) -> TaskId {
@@ -339,12 +339,6 @@ fn stream_of(store: &SqliteStore, number: u8) -> impl Future<Output = StoreResul
     })
 }
 
-async fn put(store: &SqliteStore, append: Append) -> StoreResult<()> {
-    let (reply, answer) = oneshot::channel();
-    store.append_chunks(append, Box::new(move |result| drop(reply.send(result)))).await;
-    answer.await.unwrap()
-}
-
 async fn bodies(store: &SqliteStore, id: TaskId) -> Vec<Chunk> {
     store.read_chunks(id, 0, u64::MAX >> 1, usize::MAX).await.unwrap()
 }
@@ -361,7 +355,7 @@ async fn a_copy_of_the_files_has_what_was_acknowledged() {
             for seq in 1..=40 {
                 let letters = if seq == 20 { DIRECT_BYTES } else { 10 };
                 let chunk = chunk(seq, Some(format!("k{seq}")), letters);
-                put(&store, appended(id, 4, vec![chunk])).await.unwrap();
+                append(&store, appended(id, 4, vec![chunk])).await.unwrap();
             }
             expected.push((id, bodies(&store, id).await));
         }
@@ -374,11 +368,11 @@ async fn a_copy_of_the_files_has_what_was_acknowledged() {
             assert_eq!(chunks.len(), 40);
             assert_eq!(bodies(&copy, id).await, chunks);
             assert_eq!(copy.seqs_of_keys(id, &["k7".into(), "k39".into()]).await.unwrap().len(), 2);
-            let old = put(&copy, appended(id, 3, vec![chunk(41, None, 1)])).await;
+            let old = append(&copy, appended(id, 3, vec![chunk(41, None, 1)])).await;
             assert_eq!(old, Err(StoreError::Fenced), "the epoch is known");
-            let again = put(&copy, appended(id, 5, vec![chunk(41, Some("k40".into()), 1)])).await;
+            let again = append(&copy, appended(id, 5, vec![chunk(41, Some("k40".into()), 1)])).await;
             assert_eq!(again, Err(StoreError::Fenced), "the key is known");
-            assert_eq!(put(&copy, appended(id, 5, vec![chunk(41, None, 1)])).await, Ok(()));
+            assert_eq!(append(&copy, appended(id, 5, vec![chunk(41, None, 1)])).await, Ok(()));
         }
         copy.close().await;
         store.close().await;
@@ -409,8 +403,8 @@ async fn a_reader_misses_nothing_while_chunks_are_moved() {
         })
     };
     for seq in 1..=400 {
-        put(&store, appended(id, 1, vec![chunk(seq, Some(format!("k{seq}")), 10)])).await.unwrap();
-        put(&store, appended(other, 1, vec![chunk(seq, None, 300)])).await.unwrap();
+        append(&*store, appended(id, 1, vec![chunk(seq, Some(format!("k{seq}")), 10)])).await.unwrap();
+        append(&*store, appended(other, 1, vec![chunk(seq, None, 300)])).await.unwrap();
     }
     ended.store(true, Ordering::Relaxed);
     assert!(reading.await.unwrap() > 3);
@@ -423,7 +417,7 @@ async fn a_transaction_that_fails_leaves_memory_as_the_disk_is() {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(folder.path(), &Limits::default()).unwrap();
     let id = stream_of(&store, 1).await.unwrap();
-    put(&store, appended(id, 1, vec![chunk(1, Some("k".into()), 10)])).await.unwrap();
+    append(&store, appended(id, 1, vec![chunk(1, Some("k".into()), 10)])).await.unwrap();
     let pages = |count: i64| {
         store.write(move |c| {
             c.pragma_update_and_check(None, "max_page_count", count, |_| Ok(())).map_err(sql_error)
@@ -433,7 +427,7 @@ async fn a_transaction_that_fails_leaves_memory_as_the_disk_is() {
     pages(1).await.unwrap();
     let mut last = 1;
     let failed = loop {
-        match put(&store, appended(id, 1, vec![chunk(last + 1, None, 2_000)])).await {
+        match append(&store, appended(id, 1, vec![chunk(last + 1, None, 2_000)])).await {
             Ok(()) => last += 1,
             Err(error) => break error,
         }
@@ -442,12 +436,15 @@ async fn a_transaction_that_fails_leaves_memory_as_the_disk_is() {
     assert!(matches!(failed, StoreError::Unavailable(_)), "{failed}");
     assert_eq!(bodies(&store, id).await.len() as u64, last, "what failed is not to be read");
     pages(1_000_000).await.unwrap();
-    assert_eq!(put(&store, appended(id, 1, vec![chunk(last + 2, None, 1)])).await, Err(StoreError::Fenced));
     assert_eq!(
-        put(&store, appended(id, 1, vec![chunk(last + 1, Some("k".into()), 1)])).await,
+        append(&store, appended(id, 1, vec![chunk(last + 2, None, 1)])).await,
         Err(StoreError::Fenced)
     );
-    assert_eq!(put(&store, appended(id, 1, vec![chunk(last + 1, None, 1)])).await, Ok(()));
+    assert_eq!(
+        append(&store, appended(id, 1, vec![chunk(last + 1, Some("k".into()), 1)])).await,
+        Err(StoreError::Fenced)
+    );
+    assert_eq!(append(&store, appended(id, 1, vec![chunk(last + 1, None, 1)])).await, Ok(()));
     assert_eq!(bodies(&store, id).await.len() as u64, last + 1);
     store.close().await;
     // It holds the lock of the folder.

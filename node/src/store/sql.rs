@@ -1,0 +1,79 @@
+//! What both stores say alike: columns and orders, numbers as SQL has them, and pages.
+
+use std::collections::HashMap;
+
+use muster_actors::store::{Page, PageRequest, StoreError, StoreResult};
+use muster_protocol::discovery::SortBy;
+use muster_protocol::ids::AgentId;
+use muster_protocol::time::Timestamp;
+
+/// Of an agent, in the order in which they are read.
+pub const AGENT_COLUMNS: &str = "id, owner, name, did, capabilities, pricing_model, base_price, public_key, \
+     protocol_versions, metadata, status, tasks_completed, tasks_failed, created_at, updated_at, last_seen_at";
+/// Of a task.
+pub const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
+     external_client, hiring, created_at, updated_at, ended_at";
+/// Of a note.
+pub const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
+
+/// How agents are sorted.
+#[must_use]
+pub const fn order_by(sort: SortBy) -> &'static str {
+    match sort {
+        SortBy::Reputation => "reputation DESC, base_price, id",
+        SortBy::Price => "base_price, id",
+        SortBy::Name => "name, id",
+    }
+}
+
+/// A number as SQL has it; what is larger than all there are is the largest.
+pub fn whole<N>(number: N) -> i64
+where
+    i64: TryFrom<N>,
+{
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Rows of a page to ask for: one more than wanted shows whether there are more.
+#[must_use]
+pub fn page_rows(request: &PageRequest) -> i64 {
+    whole(request.limit).saturating_add(1)
+}
+
+/// Newest first: ids below the cursor.
+#[must_use]
+pub fn before(request: &PageRequest) -> [u8; 16] {
+    request.after.unwrap_or([0xFF; 16])
+}
+
+/// Turns the rows that [`page_rows`] asked for into a page.
+pub fn page<T>(mut items: Vec<T>, limit: usize, total: u64, id: impl Fn(&T) -> [u8; 16]) -> Page<T> {
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = if more { items.last().map(id) } else { None };
+    Page { items, total, next }
+}
+
+/// Until when each is blocked: of two blocks, one each way, the longer one counts.
+#[must_use]
+pub fn longest(blocks: Vec<(AgentId, Option<Timestamp>)>) -> HashMap<AgentId, Option<Timestamp>> {
+    let mut blocked = HashMap::new();
+    for (other, until) in blocks {
+        let longest = blocked.entry(other).or_insert(until);
+        *longest = (*longest).zip(until).map(|(a, b)| a.max(b));
+    }
+    blocked
+}
+
+/// Whether this program can work with a database of that version, when it knows `newest`.
+///
+/// # Errors
+/// The database is a newer one.
+pub fn check_version(current: usize, newest: usize) -> StoreResult<()> {
+    if current <= newest {
+        return Ok(());
+    }
+    Err(StoreError::Unavailable(format!(
+        "the database has version {current}, this program knows versions up to {newest}: use a newer one"
+    )))
+}
