@@ -17,6 +17,7 @@ use muster_node::store::sqlite::SqliteStore;
 use muster_node::system_clock;
 use muster_protocol::account::{Credential, CredentialKind, Owner, Principal, Scopes, SecretHash};
 use muster_protocol::agent::{Agent, Registration};
+use muster_protocol::cluster::stream::{StreamMessage, What};
 use muster_protocol::cluster::{Member, Members, Message, NodeKey, owner::owner_of};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, CredentialId, TaskId};
@@ -36,6 +37,9 @@ struct Bus {
     nodes: Mutex<BTreeMap<NodeKey, Arc<Port>>>,
     cut: Mutex<HashSet<(String, String)>>,
     draining: Mutex<HashSet<String>>,
+    /// Whether chunks to followers are held up, and those that are.
+    holds_chunks: AtomicBool,
+    held: Mutex<Vec<(NodeKey, Event)>>,
 }
 
 struct Port {
@@ -62,6 +66,11 @@ impl Cluster for Port {
         }
         // As over a wire.
         let message = Message::decode(&message.encode().unwrap()).unwrap();
+        let is_chunks = matches!(&message, Message::Stream(StreamMessage { what: What::Chunks { .. }, .. }));
+        if is_chunks && self.bus.holds_chunks.load(Ordering::Relaxed) {
+            self.bus.held.lock().push((to.clone(), Event::Message(self.me.clone(), Box::new(message))));
+            return true;
+        }
         let peer = self.bus.nodes.lock().get(to).cloned();
         peer.is_some_and(|peer| {
             peer.incoming.try_send(Event::Message(self.me.clone(), Box::new(message))).is_ok()
@@ -377,6 +386,39 @@ async fn a_stream_moves_with_everything_it_has_and_readers_notice_nothing() {
     reader.has(60).await;
     reader.ends_exactly_with((0..60).map(|n| (n + 1, n.to_string())).collect());
     assert!(fleet.core(&owner).unwrap().metrics.streams_moved.get() > 0);
+}
+
+#[tokio::test]
+async fn readers_elsewhere_are_told_of_the_end_behind_the_last_chunk_however_late_that_comes() {
+    let fleet = Fleet::of(&["a", "b"]).await;
+    let (task, principal) = fleet.task(1).await;
+    let owner = fleet.owner(task.id);
+    let other = if owner == "a" { "b" } else { "a" };
+    let (core, there) = (fleet.core(&owner).unwrap(), fleet.core(other).unwrap());
+    let mut tail = there.streams.tail(task.id).await.unwrap();
+    // Who reads here wants chunks.
+    assert_eq!(there.streams.read(task.id, Some(0), 1_000).await.unwrap().seq, 0);
+    assert_eq!(emit(&core, &principal, task.id, "first").await, Ok(1));
+    let patience = Duration::from_secs(20);
+    tokio::time::timeout(patience, tail.wait_for(|tail| tail.seq == 1)).await.unwrap().unwrap();
+    fleet.bus.holds_chunks.store(true, Ordering::Relaxed);
+    for seq in 2..=5 {
+        assert_eq!(emit(&core, &principal, task.id, &seq.to_string()).await, Ok(seq));
+    }
+    let ending = Ending::completed(Json::of("done"));
+    core.streams.finish(task.id, ending.clone(), (Some(task.provider), None)).await.unwrap();
+    let ended = tail.wait_for(|tail| tail.ended);
+    let tail_at_end = *tokio::time::timeout(patience, ended).await.unwrap().unwrap();
+    assert_eq!(tail_at_end.seq, 5);
+    let reading = there.streams.read(task.id, Some(1), 100_000).await.unwrap();
+    assert_eq!(reading.chunks.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [2, 3, 4, 5]);
+    assert_eq!(reading.ending, Some(ending));
+    // What comes late says nothing new.
+    fleet.bus.holds_chunks.store(false, Ordering::Relaxed);
+    for (to, event) in std::mem::take(&mut *fleet.bus.held.lock()) {
+        fleet.bus.event(&to, event);
+    }
+    assert_eq!(read_all(&there, task.id).await.len(), 5);
 }
 
 #[tokio::test]

@@ -75,10 +75,15 @@ impl Ack {
         Self { to: To::Peer { peer, number }, received_at_ms }
     }
 
+    /// Whether another node waits for it.
+    pub(super) fn is_of_peer(&self) -> bool {
+        matches!(self.to, To::Peer { .. })
+    }
+
     /// This node does not own the stream any more: another node sends its chunk again to whoever does, by itself; everybody
     /// else is refused.
     pub(super) fn not_owner(mut self, refusal: &Refusal) {
-        if matches!(self.to, To::Peer { .. }) {
+        if self.is_of_peer() {
             self.to = To::Nobody;
         }
         self.refuse(refusal);

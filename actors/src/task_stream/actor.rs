@@ -1,4 +1,4 @@
-//! The actor of one task's stream. Here a chunk gets its seq, goes out to the readers, and is sent to the store; here
+//! The actor of one task's stream. Here a chunk gets its seq, is sent to the store and goes out to the readers; here
 //! the end of a task is ordered after its last chunk.
 //!
 //! In a cluster one node owns the stream and does that; on each other node that has to do with it, the same actor follows
@@ -167,8 +167,8 @@ fn joined(commands: impl Iterator<Item = Command>) -> Vec<Command> {
     for command in commands {
         match (joined.last_mut(), command) {
             (
-                Some(Command::Peer { node, follow, what: What::Chunks(chunks) }),
-                Command::Peer { node: from, follow: its, what: What::Chunks(more) },
+                Some(Command::Peer { node, follow, what: What::Chunks { chunks } }),
+                Command::Peer { node: from, follow: its, what: What::Chunks { chunks: more } },
             ) if *node == from && *follow == its => chunks.extend(more),
             (_, command) => joined.push(command),
         }
@@ -229,11 +229,18 @@ impl State {
     async fn obey(&mut self, myself: &ActorRef<Wake>, command: Command) {
         match command {
             Command::Emit { .. } => {}
-            Command::Attach { joining, after } => self.attach(joining, after),
+            Command::Attach { joining, after } => {
+                self.show();
+                self.attach(joining, after);
+            }
             Command::Detach(id) => self.detach(id),
             Command::Drained(id) => self.advance(id),
             Command::Fetched(id, fetched) => self.fetched(id, fetched),
-            Command::Read { after, bytes_max, reply } => self.read(after, bytes_max, reply),
+            Command::Read { after, bytes_max, reply } => {
+                // Whoever has an acknowledgement finds its chunk.
+                self.show();
+                self.read(after, bytes_max, reply);
+            }
             Command::Stored { upto, epoch, result } => self.stored(myself, (upto, epoch), result),
             Command::Finish { ending, by, provider, again, reply } => {
                 self.finish_or_forward(myself, (ending, again), (by, provider), reply).await;
@@ -249,6 +256,7 @@ impl State {
             Command::Claimed { follow, result } => self.claimed(myself, follow, result),
             Command::Verified(epoch) => self.verified(myself, epoch),
             Command::TaskRead(read) => self.task_read(read),
+            Command::EndRead(head) => self.end_read(*head),
         }
     }
 
@@ -341,12 +349,13 @@ impl State {
             epoch: self.epoch,
             chunks: fresh,
             begins_task: std::mem::take(&mut self.begins_task),
-            is_awaited: self.acks.iter().any(|(seq, _)| *seq <= upto),
+            is_awaited: self.shows_what_is_stored() || self.acks.iter().any(|(seq, _)| *seq <= upto),
             now,
         };
         self.appends_pending += 1;
         let first = append.chunks.first().map_or(0, |chunk| chunk.seq);
-        let of_this = self.acks.extract_if(.., |(seq, _)| *seq >= first).collect();
+        // Nodes that passed chunks on are answered behind these chunks.
+        let of_this = self.acks.extract_if(.., |(seq, ack)| *seq >= first && !ack.is_of_peer()).collect();
         let done = self.when_stored((upto, self.epoch), of_this);
         self.registry.store.append_chunks(append, done).await;
         self.count_bytes();

@@ -61,6 +61,8 @@ pub(super) enum Command {
     Verified(u64),
     /// The task's record, by the store.
     TaskRead(Result<Task, StoreError>),
+    /// The store has the task, which has ended, and its last chunks.
+    EndRead(Box<StreamHead>),
 }
 
 impl Command {

@@ -57,7 +57,7 @@ impl Streams {
             What::Release => {
                 let _gone = registry.peer(node, task, follow).tell(What::Released);
             }
-            What::Following { .. } | What::Chunks(_) => {
+            What::Following { .. } | What::Chunks { .. } => {
                 let _gone = registry.peer(node, task, follow).tell(What::Unfollow);
             }
             What::Unfollow | What::Changed | What::NotOwner | What::Answers(_) | What::Released => {}

@@ -161,7 +161,18 @@ impl Registry {
                 tokio::time::sleep(Duration::from_millis(READ_AGAIN_MS)).await;
                 read = self.store.task(handle.task).await;
             }
-            let _stream_gone = handle.inbox.push_always(Command::TaskRead(read));
+            let command = match read {
+                // Its end stands behind its last chunk, and the owner may have said less so far.
+                Ok(task) if task.status.is_final() => {
+                    let (chunks_max, bytes_max) = self.head_bounds();
+                    match self.store.stream_head(task.id, chunks_max, bytes_max).await {
+                        Ok(head) => Command::EndRead(Box::new(head)),
+                        Err(error) => Command::TaskRead(Err(error)),
+                    }
+                }
+                read => Command::TaskRead(read),
+            };
+            let _stream_gone = handle.inbox.push_always(command);
         });
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_protocol::cluster::frame::{Header, OTHERS_MAX};
+use muster_protocol::cluster::frame::{Frame, Header, OTHERS_MAX};
 use muster_protocol::cluster::sight::Sighting;
 use parking_lot::Mutex;
 use smol_str::SmolStr;
@@ -67,6 +67,17 @@ impl Nodes {
             others.truncate(OTHERS_MAX);
         }
         Surroundings { own: self.address.clone(), others, sightings: self.sightings() }
+    }
+
+    /// Lets all nodes that listen know that this one is there.
+    pub(super) fn announce(&self) {
+        let Some(fallback) = &self.fallback else { return };
+        let Surroundings { own, others, .. } = self.surroundings();
+        let header = Header { address: own, others, ..self.header(None) };
+        if let Ok(frame) = Frame::encode(&header, &[]) {
+            // One that is not taken is followed by the next.
+            let _taken = fallback.announce(frame);
+        }
     }
 
     /// Notes where nodes are reached.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::fabric::{Connection, Fabric, Watcher};
-use super::hints::{Hints, Surroundings};
+use super::hints::Hints;
 use super::hub::{Hub, Nothing};
 use super::link::Link;
 use super::metric_definitions::ClusterMetrics;
@@ -324,6 +324,8 @@ impl Nodes {
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut announce_at_ms = 0;
         while self.stop.run_until_cancelled(timer.tick()).await.is_some() {
+            let now_ms = self.now_ms();
+            self.change(|membership| membership.look_around(now_ms));
             for peer in self.all_peers() {
                 peer.tell(Notice::Tick);
             }
@@ -364,17 +366,6 @@ impl Nodes {
             others: Vec::new(),
             sightings: None,
             hears: 0,
-        }
-    }
-
-    /// Lets all nodes that listen know that this one is there.
-    fn announce(&self) {
-        let Some(fallback) = &self.fallback else { return };
-        let Surroundings { own, others, .. } = self.surroundings();
-        let header = Header { address: own, others, ..self.header(None) };
-        if let Ok(frame) = Frame::encode(&header, &[]) {
-            // One that is not taken is followed by the next.
-            let _taken = fallback.announce(frame);
         }
     }
 
@@ -479,7 +470,8 @@ impl Inbound for Arc<Nodes> {
     }
 
     fn absent(&self, node: &NodeKey) {
-        self.change(|membership| membership.absent(node));
+        let now_ms = self.now_ms();
+        self.change(|membership| membership.absent(node, now_ms));
     }
 }
 

@@ -183,8 +183,11 @@ pub fn log_apart(before: &Members, now: &Members) {
     let names = |members: &Members| -> Vec<SmolStr> {
         members.nodes.iter().filter(|member| !member.central).map(|member| member.key.name.clone()).collect()
     };
-    let apart = names(now);
-    if apart != names(before) {
-        tracing::warn!(nodes = ?apart, "not all nodes hear these: they own no streams while that is so");
+    match (names(before), names(now)) {
+        (before, now) if before == now => {}
+        (_, now) if now.is_empty() => tracing::info!("all nodes hear each other again"),
+        (_, now) => {
+            tracing::warn!(nodes = ?now, "not all nodes hear these: they own no streams while that is so")
+        }
     }
 }

@@ -104,6 +104,8 @@ pub struct Known {
     pub heard_at_ms: u64,
     /// Whether its machine, or what carries frames, has said since that nobody is there.
     pub is_refused: bool,
+    /// Since when what carries frames has not reached it, in monotonic milliseconds, if it has not.
+    pub absent_since_ms: Option<u64>,
 }
 
 /// Silence after which a node is gone where nobody listens any more, in milliseconds; longer where heartbeats are rarer. A
@@ -149,7 +151,7 @@ impl Membership {
             peers_max,
             unanswered: 0,
             known: BTreeMap::new(),
-            sights: Sights::default(),
+            sights: Sights::new(timing.heartbeat_ms),
             central,
             has_changed: true,
         }
@@ -186,8 +188,14 @@ impl Membership {
         self.admits(key, now_ms)?;
         let mut changes = Vec::new();
         let standing = if *goodbye { Standing::Left } else { Standing::Up };
-        let known =
-            Known { key: key.clone(), standing, draining: *draining, heard_at_ms: now_ms, is_refused: false };
+        let known = Known {
+            key: key.clone(),
+            standing,
+            draining: *draining,
+            heard_at_ms: now_ms,
+            is_refused: false,
+            absent_since_ms: None,
+        };
         if let Some(before) = self.known.get(&key.name) {
             let is_same = before.key == *key;
             if is_same && before.standing == Standing::Left {
@@ -237,8 +245,8 @@ impl Membership {
         are_few(&sightings).then_some(sightings)
     }
 
-    /// Finds out again whom all hear.
-    fn look_around(&mut self, now_ms: u64) {
+    /// Finds out again whom all hear: from time to time, for it follows from how long what was not heard.
+    pub fn look_around(&mut self, now_ms: u64) {
         let seen = |fits: fn(&Known) -> bool| -> Vec<Seen<'_>> {
             let known = self.known.values().filter(|known| fits(known));
             known.map(|Known { key, heard_at_ms, .. }| Seen { key, heard_at_ms: *heard_at_ms }).collect()
@@ -252,7 +260,9 @@ impl Membership {
     /// Looks at a node after some time; gives what that changes.
     pub fn tick(&mut self, name: &str, now_ms: u64) -> Option<Change> {
         let change = self.listen_for(name, now_ms);
-        self.look_around(now_ms);
+        if change.is_some() {
+            self.look_around(now_ms);
+        }
         change
     }
 
@@ -285,10 +295,13 @@ impl Membership {
         }
     }
 
-    /// What carries frames does not reach this process just now: the same.
-    pub fn absent(&mut self, key: &NodeKey) {
-        if self.known.get(&key.name).is_some_and(|known| known.key == *key) {
-            self.refused(&key.name);
+    /// What carries frames does not reach this process just now. The same, if that stays so from one heartbeat to the next:
+    /// it may only be about to connect again.
+    pub fn absent(&mut self, key: &NodeKey, now_ms: u64) {
+        let heartbeat_ms = self.timing.heartbeat_ms;
+        if let Some(known) = self.known.get_mut(&key.name).filter(|known| known.key == *key) {
+            let since_ms = *known.absent_since_ms.get_or_insert(now_ms);
+            known.is_refused |= now_ms >= since_ms + heartbeat_ms / 2;
         }
     }
 
@@ -534,10 +547,15 @@ mod tests {
         members.heard(&heard, 1_499).unwrap();
         assert_eq!(members.tick("b", 4_000), None);
         // What is known of another process of that name says nothing of this one.
-        members.absent(&NodeKey { incarnation: 2, ..key.clone() });
+        let other = NodeKey { incarnation: 2, ..key.clone() };
+        members.absent(&other, 3_000);
+        members.absent(&other, 4_000);
         assert_eq!(members.tick("b", 4_000), None);
-        members.absent(&key);
-        assert_eq!(members.tick("b", 4_000), Some(Change::Down(key)));
+        // It may be about to connect again.
+        members.absent(&key, 3_800);
+        assert_eq!(members.tick("b", 4_000), None);
+        members.absent(&key, 4_300);
+        assert_eq!(members.tick("b", 4_300), Some(Change::Down(key)));
     }
 
     #[test]

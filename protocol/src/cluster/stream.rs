@@ -61,7 +61,10 @@ pub enum What {
         updated_at: Timestamp,
     },
     /// To a follower: new chunks, in order, all of them durable.
-    Chunks(Vec<WireChunk>),
+    Chunks {
+        /// These.
+        chunks: Vec<WireChunk>,
+    },
     /// To a follower: the task's record in the store has changed, after everything that was said before. It may have
     /// ended.
     Changed,
@@ -239,7 +242,7 @@ mod tests {
         let task = TaskId::from_bytes([7; 16]);
         for what in [
             What::Follow { after: 5, epoch: 3, chunks: true },
-            What::Chunks(vec![chunk.into()]),
+            What::Chunks { chunks: vec![chunk.into()] },
             What::Answers(vec![(1, Answer::Seq(4)), (2, Answer::Done)]),
             What::Release,
             What::Request {

@@ -129,8 +129,8 @@ impl State {
                 let cursor = (self.log.first_in_memory() - 1).max(oldest).min(self.shown_seq);
                 (cursor, cursor > 0)
             }
-            // A reader that is ahead of us saw chunks that were never acknowledged. Their retries come again, under the
-            // same seqs, and it is sent what comes after these.
+            // A reader that is ahead of a node alone saw chunks that were never acknowledged. Their retries come again,
+            // under the same seqs, and it is sent what comes after these. Of several nodes this one is only behind.
             Some(after) => (after.max(oldest), after < oldest),
         }
     }

@@ -17,7 +17,7 @@ use super::forwarding::Waiting;
 use super::{Role, State};
 use crate::egress::{OfOutlet, OutletId};
 use crate::inbox::Wake;
-use crate::store::StoreError;
+use crate::store::{StoreError, StreamHead};
 use crate::task_stream::INBOX_COMMANDS_MAX;
 use crate::task_stream::command::Command;
 
@@ -133,12 +133,14 @@ impl State {
     }
 
     /// The same, unless nobody has needed the stream here for a while: to claim it then would take it from whoever does, at
-    /// a node that is only cut off.
-    fn settle_if_used(&mut self, myself: &ActorRef<Wake>) {
+    /// a node that is only cut off. Whether this actor has ended.
+    fn settle_if_used(&mut self, myself: &ActorRef<Wake>) -> bool {
         let idle_ms = self.registry.environment.monotonic_ms().saturating_sub(self.active_at_ms);
-        if idle_ms < UNUSED_MS || !self.end_if_unused(myself) {
+        let has_ended = idle_ms >= UNUSED_MS && self.end_if_unused(myself);
+        if !has_ended {
             self.settle(myself);
         }
+        has_ended
     }
 
     /// Lets the owner know that this node follows, and what it has.
@@ -187,7 +189,7 @@ impl State {
             }
             Role::Follower(following) => {
                 if wanted.is_none() || following.owner() != wanted.as_ref() {
-                    self.settle_if_used(myself);
+                    let _ended = self.settle_if_used(myself);
                 }
             }
         }
@@ -202,7 +204,7 @@ impl State {
             }
             Role::Follower(following) => {
                 if following.owner() == Some(node) {
-                    self.settle_if_used(myself);
+                    let _ended = self.settle_if_used(myself);
                 }
             }
         }
@@ -239,8 +241,8 @@ impl State {
         if waited_ms >= OWNER_WAIT_MS {
             self.refuse_waiting(&ErrorCode::OwnerUnreachable.into());
         }
-        if is_due {
-            self.settle(myself);
+        if is_due && self.settle_if_used(myself) {
+            return;
         }
         self.wake_in(myself, LOOK_AGAIN_MS);
     }
@@ -321,7 +323,11 @@ impl State {
                 return;
             }
             What::Unfollow | What::Released => return,
-            What::Following { .. } | What::Chunks(_) | What::Changed | What::NotOwner | What::Answers(_) => {
+            What::Following { .. }
+            | What::Chunks { .. }
+            | What::Changed
+            | What::NotOwner
+            | What::Answers(_) => {
                 if following.follow != follow || following.owner() != Some(&node) {
                     return;
                 }
@@ -351,7 +357,7 @@ impl State {
                 self.run_held_again = true;
                 self.send_requests(true);
             }
-            What::Chunks(chunks) => self.take_chunks(myself, chunks),
+            What::Chunks { chunks } => self.take_chunks(myself, chunks),
             What::Changed => self.registry.clone().read_task(self.handle.clone()),
             What::NotOwner => self.look_again(myself, now_ms),
             What::Answers(answers) => self.take_answers(answers),
@@ -379,6 +385,14 @@ impl State {
             self.log.confirm(self.log.last_seq());
             self.show_chunks(&fresh);
         }
+        self.count_bytes();
+    }
+
+    /// The store has the task's record, final, and its last chunks: all that the owner could still say.
+    pub(super) fn end_read(&mut self, head: StreamHead) {
+        self.stored_from = head.first_seq;
+        self.go_on_from_store(head.last_seq, head.newest);
+        self.task_read(Ok(head.task));
         self.count_bytes();
     }
 

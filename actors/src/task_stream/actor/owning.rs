@@ -105,7 +105,7 @@ impl State {
             }
             // Late words of a former owner.
             What::Following { .. }
-            | What::Chunks(_)
+            | What::Chunks { .. }
             | What::Changed
             | What::NotOwner
             | What::Answers(_)
@@ -141,7 +141,7 @@ impl State {
         while let Read::Chunks(part) = self.log.read(from, last_seq, CATCH_UP_BYTES) {
             let chunks: Vec<WireChunk> = part.into_iter().cloned().map(WireChunk::from).collect();
             from = chunks.last().map_or(last_seq, |chunk| chunk.seq);
-            if !peer.tell(What::Chunks(chunks)) {
+            if !peer.tell(What::Chunks { chunks }) {
                 break;
             }
         }
@@ -153,7 +153,7 @@ impl State {
         for (node, follower) in owning.followers.iter().filter(|(_, follower)| follower.chunks) {
             let chunks = fresh.iter().cloned().map(WireChunk::from).collect();
             // One that is going down follows again.
-            let _gone = self.tell(node.clone(), follower.follow, What::Chunks(chunks));
+            let _gone = self.tell(node.clone(), follower.follow, What::Chunks { chunks });
         }
     }
 

@@ -36,12 +36,13 @@ impl State {
                 registry.metrics.chunk_ack_seconds.observe(seconds);
                 batch.ok(ack, seq);
             }
-            drop(batch);
             let is_news = result.is_err();
             let stored = Command::Stored { upto, epoch, result };
             // Quietly first and asked afterwards, so that whoever begins to wait in between finds it there.
             let told =
                 if is_news { handle.inbox.push_always(stored) } else { handle.inbox.push_quietly(stored) };
+            // Behind that, so that whoever has an acknowledgement finds its chunk.
+            drop(batch);
             if told.is_ok() && handle.awaits_store.load(Ordering::Acquire) {
                 handle.inbox.wake();
             }
@@ -76,6 +77,9 @@ impl State {
             return;
         }
         self.log.confirm(upto);
+        if self.acks.iter().any(|(seq, _)| *seq <= upto) {
+            self.show();
+        }
         let mut batch = AckBatch::default();
         for (seq, ack) in self.acks.extract_if(.., |(seq, _)| *seq <= upto) {
             batch.ok(ack, seq);

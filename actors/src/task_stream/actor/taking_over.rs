@@ -53,7 +53,7 @@ impl State {
     }
 
     /// The store has chunks up to this seq, and these are the newest. What memory has of them is the same.
-    fn go_on_from_store(&mut self, last_seq: u64, newest: Vec<Chunk>) {
+    pub(super) fn go_on_from_store(&mut self, last_seq: u64, newest: Vec<Chunk>) {
         let first = newest.first().map_or(last_seq + 1, |chunk| chunk.seq);
         self.log.skip_to(first - 1);
         for chunk in newest {
