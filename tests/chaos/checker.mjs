@@ -82,8 +82,9 @@ export function check(events, bounds = {}) {
 /**
  * Acknowledged = read = stored, once each and in order.
  *
- * A chunk goes out before it is stored. When its owner loses it, another may come to stand under its seq; readers who saw
- * the first are then sent from there on again. That is counted, and right only for what was never acknowledged.
+ * On a node alone a chunk goes out before it is stored. When the node loses it, another may come to stand under its seq;
+ * readers who saw the first are then sent from there on again. That is counted, and right only for what was never
+ * acknowledged.
  */
 function checkStreams({ sorted, problems, plan, at }) {
   const streams = new Map();
