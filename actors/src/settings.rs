@@ -18,6 +18,7 @@ pub enum Acknowledge {
 #[serde(default, deny_unknown_fields)]
 pub struct StreamSettings {
     /// When a producer gets its acknowledgement: `durable` or `memory`.
+    /// Readers of a cluster have a chunk once it is durable all the same.
     #[serde(rename = "ack")]
     pub acknowledge: Acknowledge,
     /// How long a finished stream stays in memory for late joiners, in milliseconds.

@@ -334,13 +334,15 @@ async fn close_sockets(app: &App, over: Duration) {
         for socket in sockets {
             socket.end(CloseCode::Restart, "");
         }
-        tokio::time::sleep(DRAIN_STEP).await;
+        // Between half of a step and one and a half: nodes that drain together do not close in step.
+        let [random] = app.core.environment.random();
+        tokio::time::sleep(DRAIN_STEP / 2 + DRAIN_STEP * u32::from(random) / 255).await;
     }
 }
 
 /// How long streams have to move to other nodes once everybody has left this one.
 const STREAMS_MOVE_WITHIN: Duration = Duration::from_secs(3);
-/// Pause between two batches of closes.
+/// Pause between two batches of closes, on average.
 const DRAIN_STEP: Duration = Duration::from_millis(20);
 /// Sockets closed together at least.
 const DRAIN_BATCH_MIN: usize = 10;
