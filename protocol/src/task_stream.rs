@@ -143,12 +143,14 @@ impl StreamLog {
         chunk
     }
 
-    /// Appends a chunk that has its seq from another node's log; whether it was the next.
+    /// Appends a chunk that has its seq, from the store or another node's log, so that it is durable; whether it was the
+    /// next.
     pub fn append_given(&mut self, chunk: Chunk) -> bool {
         let is_next = chunk.seq == self.last_seq + 1;
         if is_next {
             self.last_seq += 1;
             self.hold(chunk);
+            self.confirm(self.last_seq);
         }
         is_next
     }

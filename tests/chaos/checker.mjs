@@ -329,7 +329,7 @@ function checkReturns({ sorted, problems, plan, at }) {
     figures.thrownOut += out;
     // Nobody thrown out is nobody back: whoever wishes that expects some to be.
     if (wish && out === 0) problems.add("nobody thrown out", `${at(fault.t)} ${fault.kind} ${fault.nodes}`);
-    if (wish && out > 0 && (inTime / out) * 100 < wish.percent) {
+    else if (wish && (inTime / out) * 100 < wish.percent) {
       problems.add("clients not back", `${at(fault.t)} ${fault.kind} ${fault.nodes}: ${inTime} of ${out} were back within ${within} ms`);
     }
   }

@@ -32,7 +32,6 @@ impl State {
                 Read::Stored { upto } => {
                     self.shown_seq = upto;
                     self.advance_all();
-                    self.tell_tail();
                 }
                 Read::End => return,
             }
@@ -143,6 +142,15 @@ impl State {
         if let Some(mut reader) = self.readers.remove(id) {
             reader.released = true;
         }
+    }
+
+    /// Sends every reader what it does not have, and lets those know that come for it.
+    pub(super) fn advance_all(&mut self) {
+        let ids: Vec<OutletId> = self.readers.iter().map(OfOutlet::outlet_id).collect();
+        for id in ids {
+            self.advance(id);
+        }
+        self.tell_tail();
     }
 
     /// Brings a reader as far as its connection takes it.

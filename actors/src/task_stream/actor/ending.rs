@@ -78,7 +78,6 @@ impl State {
         self.ending = Some(ending);
         self.tell_changed();
         self.advance_all();
-        self.tell_tail();
         Ok(self.task.clone())
     }
 

@@ -15,7 +15,6 @@ use ractor::ActorRef;
 
 use super::forwarding::Waiting;
 use super::{Role, State};
-use crate::egress::{OfOutlet, OutletId};
 use crate::inbox::Wake;
 use crate::store::{StoreError, StreamHead};
 use crate::task_stream::INBOX_COMMANDS_MAX;
@@ -349,7 +348,6 @@ impl State {
                     self.log.skip_to(from);
                     self.shown_seq = self.log.last_seq();
                     self.advance_all();
-                    self.tell_tail();
                 }
                 if updated_at != self.task.updated_at {
                     self.registry.clone().read_task(self.handle.clone());
@@ -382,7 +380,6 @@ impl State {
             if let Ok(status) = self.task.status.after(TaskAction::Emit) {
                 self.task.status = status;
             }
-            self.log.confirm(self.log.last_seq());
             self.show_chunks(&fresh);
         }
         self.count_bytes();
@@ -407,21 +404,12 @@ impl State {
                     self.parties_changed();
                 }
                 self.advance_all();
-                self.tell_tail();
             }
             Ok(_) => {}
             Err(error) => {
                 tracing::error!(%error, task = %self.task.id, "cannot read what became of a task");
                 self.registry.clone().read_task(self.handle.clone());
             }
-        }
-    }
-
-    /// Sends every reader what it does not have.
-    pub(super) fn advance_all(&mut self) {
-        let ids: Vec<OutletId> = self.readers.iter().map(OfOutlet::outlet_id).collect();
-        for id in ids {
-            self.advance(id);
         }
     }
 

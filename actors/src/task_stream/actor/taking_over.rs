@@ -43,7 +43,6 @@ impl State {
         self.go_on_from_store(head.last_seq, head.newest);
         self.parties_changed();
         self.advance_all();
-        self.tell_tail();
         self.count_bytes();
         let waiting = requests.into_iter().filter_map(Waiting::into_command);
         self.held.splice(0..0, waiting);
@@ -60,7 +59,6 @@ impl State {
             // But for those that it has.
             self.log.append_given(chunk);
         }
-        self.log.confirm(last_seq);
         self.shown_seq = self.log.last_seq();
     }
 }
