@@ -91,6 +91,12 @@ async function haproxy(servers) {
   const env = await haproxyVariables(servers, port);
   const balancer = await Balancer.launch("haproxy", ["-db", "-f", path.join(deploy, "haproxy.cfg")], { env, port, folder: await scratch("haproxy") });
   balancer.own = `http://${env.MUSTER_STATS}`;
+  // It begins with all three places as if they were up: a request could go from one where nobody listens to the other.
+  await until("its checks know who is there", async () => {
+    const metrics = await (await fetch(`${balancer.own}/metrics`)).text();
+    const up = /^haproxy_server_status\{[^}]*state="UP"[^}]*\} 1$/gm;
+    return [...metrics.matchAll(up)].length === 2 * servers.length;
+  });
   return balancer;
 }
 
