@@ -6,6 +6,7 @@
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
+//! * what two parties change by turns: [`session`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
@@ -24,6 +25,7 @@ pub mod ports;
 pub mod presence;
 pub mod pubsub;
 pub mod rate_limits;
+pub mod session;
 pub mod settings;
 pub mod socket;
 pub mod store;

@@ -10,7 +10,7 @@ use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, Message, S
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 
-type Spawned = Pin<Box<dyn Future<Output = Result<ActorCell, SpawnErr>> + Send>>;
+pub(crate) type Spawned = Pin<Box<dyn Future<Output = Result<ActorCell, SpawnErr>> + Send>>;
 
 /// How one child is started, at first and after a crash. The state it works on lives outside of it and survives.
 pub struct ChildSpec {

@@ -75,6 +75,19 @@ error_codes! {
     LimitReached = "limit_reached", "LIMIT_REACHED", 409, false, "No more of these can be made.";
     TaskNotActive = "task_not_active", "TASK_NOT_ACTIVE", 409, false, "The task is not in a state that allows this; `status` says which it is in.";
     HiringNotActive = "hiring_not_active", "HIRING_NOT_ACTIVE", 409, false, "The hiring is not in a state that allows this; `status` says which it is in.";
+    SessionExpired = "session_expired", "SESSION_EXPIRED", 409, false, "The negotiation's time is over.";
+    SessionNotOpen = "session_not_open", "SESSION_NOT_OPEN", 409, false, "The negotiation has ended; `status` says how.";
+    RoundLimitReached = "round_limit_reached", "ROUND_LIMIT_REACHED", 409, false, "The negotiation has had as many offers as it may, and has ended.";
+    OffersIncomplete = "offers_incomplete", "OFFERS_INCOMPLETE", 409, false, "Each side needs a signed offer before one can be accepted.";
+    CannotAcceptOwnMove = "cannot_accept_own_move", "CANNOT_ACCEPT_OWN_MOVE", 409, false, "Who made the latest offer cannot accept; the other side can.";
+    AmountExceedsMaximum = "amount_exceeds_maximum", "INVALID_AMOUNT", 422, false, "The amount is above twice the provider's base price; `max` says how much that is.";
+    AmountMismatch = "amount_mismatch", "INVALID_AMOUNT", 422, false, "The amount is not the one it has to be; `expected` says which that is.";
+    InsufficientBalance = "insufficient_balance", "INSUFFICIENT_BALANCE", 422, false, "There is less than that; `available` says how much there is.";
+    InvalidNonce = "invalid_nonce", "INVALID_NONCE", 409, false, "The nonce is not the next one; `expected` says which that is. Nothing was moved.";
+    TransferPending = "transfer_pending", "TRANSFER_PENDING", 409, false, "A transfer waits for its acknowledgement; one at a time.";
+    NoTransferPending = "no_transfer_pending", "NO_TRANSFER_PENDING", 409, false, "No transfer waits for an acknowledgement.";
+    ChannelNotOpen = "channel_not_open", "CHANNEL_NOT_OPEN", 409, false, "The payment channel is not open; `status` says what it is.";
+    ChannelDisputed = "channel_disputed", "DISPUTE_OPEN", 409, false, "The payment channel is disputed: nothing moves until the dispute is resolved.";
     AgentUnavailable = "agent_unavailable", "AGENT_UNAVAILABLE", 503, true, "The agent is suspended, banned or not active.";
     RateLimited = "rate_limited", "RATE_LIMIT_EXCEEDED", 429, true, "Too many; `retry_after_ms` says when to come back.";
     Overloaded = "overloaded", "OVERLOADED", 503, true, "The node has as much work as it can hold.";
@@ -104,13 +117,15 @@ pub struct Refusal {
     pub retry_after_ms: Option<u64>,
     /// The state the thing is in, for `…_not_active`.
     pub status: Option<&'static str>,
+    /// What else helps to mend the request, by the names that the specification gives: `expected`, `max` and so on.
+    pub details: Vec<(Cow<'static, str>, crate::json::Json)>,
 }
 
 impl Refusal {
     /// Just the code.
     #[must_use]
     pub const fn new(code: ErrorCode) -> Self {
-        Self { code, field: None, message: None, retry_after_ms: None, status: None }
+        Self { code, field: None, message: None, retry_after_ms: None, status: None, details: Vec::new() }
     }
 
     /// A field that does not fit.
@@ -137,6 +152,13 @@ impl Refusal {
         Self { status: Some(status), ..Self::new(code) }
     }
 
+    /// The same, with one more thing that helps to mend the request.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: &(impl Serialize + ?Sized)) -> Self {
+        self.details.push((Cow::Borrowed(name), crate::json::Json::of(value)));
+        self
+    }
+
     /// What a channel answers: `{"reason": …}` and what else is known.
     #[must_use]
     pub fn response(&self) -> crate::json::Json {
@@ -151,6 +173,8 @@ impl Refusal {
             retry_after_ms: Option<u64>,
             #[serde(skip_serializing_if = "Option::is_none")]
             status: Option<&'a str>,
+            #[serde(flatten)]
+            details: std::collections::BTreeMap<&'a str, &'a crate::json::Json>,
         }
         crate::json::Json::of(&Response {
             reason: self.code.reason(),
@@ -158,6 +182,7 @@ impl Refusal {
             message: self.message.as_deref(),
             retry_after_ms: self.retry_after_ms,
             status: self.status,
+            details: self.details.iter().map(|(name, value)| (name.as_ref(), value)).collect(),
         })
     }
 }
@@ -189,6 +214,10 @@ mod tests {
         assert_eq!(
             Refusal::new(ErrorCode::UnknownEvent).response().as_str(),
             r#"{"reason":"unknown_event"}"#
+        );
+        assert_eq!(
+            Refusal::new(ErrorCode::AmountMismatch).with("expected", "90").response().as_str(),
+            r#"{"reason":"amount_mismatch","expected":"90"}"#
         );
         assert_eq!(
             Refusal::rate_limited(5).response().as_str(),

@@ -92,8 +92,20 @@ record_id!(
     CredentialId
 );
 record_id!(
-    /// A message about a task or a hiring.
+    /// A message: from one agent to another, or about a task or a hiring.
     MessageId
+);
+record_id!(
+    /// A negotiation between two agents.
+    NegotiationId
+);
+record_id!(
+    /// What a negotiation has ended in.
+    AgreementId
+);
+record_id!(
+    /// A payment channel between two agents.
+    PaymentChannelId
 );
 
 #[cfg(test)]

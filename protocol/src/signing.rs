@@ -1,5 +1,7 @@
 //! Ed25519 keys and the bytes that are signed (agrenting.md, Annex S): domain-separated lines joined by `\n`.
 
+pub mod statement;
+
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::{Engine, alphabet};
@@ -69,7 +71,7 @@ fn is_canonical(bytes: &[u8; 32]) -> bool {
     !(all_ones_above && bytes[0] >= 0xED)
 }
 
-fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     let from_hex = || {
         // Digits only: the standard reader takes a sign in the place of the first.
         if text.len() != N * 2 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {

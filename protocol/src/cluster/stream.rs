@@ -191,6 +191,9 @@ pub struct WireRefusal {
     retry_after_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<String>,
+    /// JSON texts by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    details: Vec<(String, String)>,
 }
 
 impl From<&Refusal> for WireRefusal {
@@ -201,6 +204,11 @@ impl From<&Refusal> for WireRefusal {
             message: refusal.message.clone(),
             retry_after_ms: refusal.retry_after_ms,
             status: refusal.status.map(Into::into),
+            details: refusal
+                .details
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.as_str().into()))
+                .collect(),
         }
     }
 }
@@ -215,6 +223,11 @@ impl From<WireRefusal> for Refusal {
             message: wire.message,
             retry_after_ms: wire.retry_after_ms,
             status: wire.status.as_deref().and_then(TaskStatus::parse).map(TaskStatus::as_str),
+            details: wire
+                .details
+                .into_iter()
+                .filter_map(|(name, value)| Some((name.into(), serde_json::from_str(&value).ok()?)))
+                .collect(),
         }
     }
 }
@@ -271,6 +284,7 @@ mod tests {
             message: None,
             retry_after_ms: None,
             status: None,
+            details: Vec::new(),
         };
         assert_eq!(Refusal::from(newer).code, ErrorCode::Internal);
     }

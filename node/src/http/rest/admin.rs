@@ -155,3 +155,22 @@ pub async fn crash_stream(app: State, _: Operator, Id(id): Id<TaskId>) -> Handle
     app.core.streams.crash(id).await?;
     Answer::accepted(&json!({ "crashed": true }))
 }
+
+/// How far to move the clock.
+#[derive(Deserialize, ToSchema)]
+pub struct MoveClock {
+    /// Milliseconds, forward.
+    advance_ms: u64,
+}
+
+/// Moves this node's wall clock forward, where drills are allowed: to see what happens after days. Each node of a cluster
+/// has its own.
+#[utoipa::path(post, path = "/api/v1/admin/drills/clock", request_body = MoveClock,
+    responses((status = 200), Refusals))]
+pub async fn move_clock(app: State, _: Operator, Body(request): Body<MoveClock>) -> Handled {
+    if !app.core.drills {
+        return Err(ErrorCode::RouteNotFound.into());
+    }
+    crate::system_clock::advance(request.advance_ms);
+    Answer::ok(&json!({ "now": app.core.environment.now() }))
+}

@@ -34,6 +34,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(admin::revoke_token))
         .routes(routes!(admin::set_agent_status))
         .routes(routes!(admin::crash_stream))
+        .routes(routes!(admin::move_clock))
         .routes(routes!(admin::show_cluster))
         .routes(routes!(agents::register))
         .routes(routes!(agents::create, agents::list))

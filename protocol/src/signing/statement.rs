@@ -1,0 +1,197 @@
+//! The texts that agents sign (agrenting.md, Annex S): fixed fields, one a line, under a line that says what for. Free
+//! JSON enters only as the SHA-256 of its RFC 8785 form, so no signer needs a library for JSON.
+
+use std::fmt::{self, Display, Write};
+
+use serde::{Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
+
+use super::DOMAIN;
+use crate::error_code::{ErrorCode, Refusal};
+use crate::json::Json;
+use crate::money::Amount;
+
+/// A SHA-256, shown as lower-case hex.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Of bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// Of a document in its canonical form (RFC 8785).
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidPayload`]: it has a number that is none in IEEE 754, so that it has no canonical form.
+    pub fn of_json(document: &Json) -> Result<Self, Refusal> {
+        let none =
+            |_| Refusal::invalid("the document has no canonical form (RFC 8785): a number is out of range");
+        let value: serde_json::Value = document.parse().map_err(none)?;
+        let mut canonical = Vec::new();
+        serde_json_canonicalizer::to_writer(&value, &mut canonical).map_err(none)?;
+        Ok(Self::of(&canonical))
+    }
+
+    /// Reads 64 hex digits, with or without `sha256:` before them.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if hex.len() != 64 || !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Reads what [`Self::as_bytes`] gave.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn lines(purpose: &str, fields: &[&dyn Display]) -> String {
+    let mut text = format!("{DOMAIN}\n{purpose}");
+    for field in fields {
+        // Writing to a String does not fail.
+        let _ok = write!(text, "\n{field}");
+    }
+    text
+}
+
+/// What the author of an offer signs. `own_offer_no` counts that agent's offers in this session, from 1.
+#[must_use]
+pub fn offer(
+    session: &dyn Display,
+    agent: &dyn Display,
+    own_offer_no: u32,
+    amount: Amount,
+    terms: Digest,
+) -> String {
+    lines("negotiation.offer", &[session, agent, &own_offer_no, &amount.micros(), &terms])
+}
+
+/// What the accepter signs: the amount, and the two offers it is the average of.
+#[must_use]
+pub fn accept(
+    session: &dyn Display,
+    agent: &dyn Display,
+    amount: Amount,
+    (client_offer, provider_offer): (Amount, Amount),
+    terms: Digest,
+) -> String {
+    let (client, provider) = (client_offer.micros(), provider_offer.micros());
+    lines("negotiation.accept", &[session, agent, &amount.micros(), &client, &provider, &terms])
+}
+
+/// The two sides of a transfer, in the names under which they sign.
+#[derive(Clone, Copy)]
+pub struct Transfer<'a> {
+    /// The payment channel.
+    pub channel: &'a dyn Display,
+    /// Which transfer of the channel.
+    pub nonce: u64,
+    /// Who pays.
+    pub from: &'a dyn Display,
+    /// Who is paid.
+    pub to: &'a dyn Display,
+    /// How much.
+    pub amount: Amount,
+    /// What the two have afterwards: who opened the channel first.
+    pub balances: (Amount, Amount),
+}
+
+impl Transfer<'_> {
+    fn lines(&self, purpose: &str) -> String {
+        let (a, b) = (self.balances.0.micros(), self.balances.1.micros());
+        lines(purpose, &[self.channel, &self.nonce, self.from, self.to, &self.amount.micros(), &a, &b])
+    }
+
+    /// What the payer signs.
+    #[must_use]
+    pub fn propose(&self) -> String {
+        self.lines("payment.propose")
+    }
+
+    /// What the payee signs.
+    #[must_use]
+    pub fn acknowledge(&self) -> String {
+        self.lines("payment.ack")
+    }
+}
+
+/// What both sides sign to close a payment channel, the same for both.
+#[must_use]
+pub fn close(channel: &dyn Display, last_nonce: u64, balances: (Amount, Amount)) -> String {
+    lines("payment.close", &[channel, &last_nonce, &balances.0.micros(), &balances.1.micros()])
+}
+
+/// A message as its sender signs it.
+#[derive(Clone, Copy)]
+pub struct Message<'a> {
+    /// Sender.
+    pub from: &'a dyn Display,
+    /// Recipient.
+    pub to: &'a dyn Display,
+    /// Sort of message.
+    pub kind: &'a str,
+    /// Protocol version.
+    pub version: &'a str,
+    /// The sender's own name for it, if it has one.
+    pub dedup_key: Option<&'a str>,
+    /// Of its payload.
+    pub payload: Digest,
+}
+
+impl Message<'_> {
+    /// What the sender signs.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidPayload`]: a field has a line break or another control character, or the key is "-",
+    /// which would make two statements of one text.
+    pub fn statement(&self) -> Result<String, Refusal> {
+        for (field, text) in [("type", self.kind), ("dedup_key", self.dedup_key.unwrap_or_default())] {
+            if text.chars().any(char::is_control) {
+                return Err(Refusal::field(ErrorCode::InvalidPayload, field, "no control characters"));
+            }
+        }
+        if self.dedup_key == Some("-") {
+            return Err(Refusal::field(ErrorCode::InvalidPayload, "dedup_key", "\"-\" stands for none"));
+        }
+        let key = self.dedup_key.unwrap_or("-");
+        Ok(lines("message", &[self.from, self.to, &self.kind, &self.version, &key, &self.payload]))
+    }
+}
+
+#[cfg(test)]
+mod tests;

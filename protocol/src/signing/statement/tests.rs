@@ -1,0 +1,150 @@
+//! The vectors, and what no signer can write.
+
+use std::collections::HashMap;
+
+use super::*;
+use crate::signing::PublicKey;
+
+/// What each entry of the vectors says: its text and signature, by its first line.
+fn vectors() -> HashMap<&'static str, (String, &'static str)> {
+    let mut entries = HashMap::new();
+    for entry in include_str!("../vectors.txt").split("\n\n") {
+        let mut lines = entry.lines();
+        let name = lines.next().unwrap();
+        let text = lines.clone().find(|line| line.starts_with('"'));
+        let signature = lines.find_map(|line| line.strip_prefix("sig="));
+        if let (Some(text), Some(signature)) = (text, signature) {
+            entries.insert(name, (serde_json::from_str(text).unwrap(), signature));
+        }
+    }
+    entries
+}
+
+fn key(name: &str) -> PublicKey {
+    let begin = format!("{name} pub b64 ");
+    let text = include_str!("../vectors.txt").lines().find_map(|line| line.strip_prefix(&begin)).unwrap();
+    PublicKey::parse(text).unwrap()
+}
+
+fn amount(text: &str) -> Amount {
+    Amount::parse(text).unwrap()
+}
+
+#[test]
+fn every_vector_is_written_and_verified() {
+    let no_terms = Digest::of_json(&Json::empty_object()).unwrap();
+    let transfer = Transfer {
+        channel: &"chan-1",
+        nonce: 1,
+        from: &"agent-a",
+        to: &"agent-b",
+        amount: amount("2.5"),
+        balances: (amount("7.5"), amount("12.5")),
+    };
+    let payload: Json = serde_json::from_str(r#"{ "b": "x", "a": 1.0 }"#).unwrap();
+    let message = Message {
+        from: &"agent-a",
+        to: &"agent-b",
+        kind: "negotiation",
+        version: "2.0.0",
+        dedup_key: Some("key-1"),
+        payload: Digest::of_json(&payload).unwrap(),
+    };
+    let closing = close(&"chan-1", 1, (amount("7.5"), amount("12.5")));
+    let written = [
+        (
+            "offer by client agent-a, own offer no.1, 80.00",
+            "A",
+            offer(&"sess-1", &"agent-a", 1, amount("80.00"), no_terms),
+        ),
+        (
+            "offer by provider agent-b, own offer no.1, 100.00",
+            "B",
+            offer(&"sess-1", &"agent-b", 1, amount("100"), no_terms),
+        ),
+        (
+            "accept by client agent-a of 90.00",
+            "A",
+            accept(&"sess-1", &"agent-a", amount("90"), (amount("80"), amount("100")), no_terms),
+        ),
+        ("propose_transfer A->B 2.5, nonce 1, after: a=7.5 b=12.5", "A", transfer.propose()),
+        ("acknowledge_transfer by B", "B", transfer.acknowledge()),
+        ("close signature_a", "A", closing.clone()),
+        ("close signature_b", "B", closing),
+        ("message 2.0.0 by agent-a, payload JCS={\"a\":1,\"b\":\"x\"}", "A", message.statement().unwrap()),
+    ];
+    let vectors = vectors();
+    assert_eq!(vectors.len(), written.len(), "each is tried");
+    for (name, signer, text) in &written {
+        let (expected, signature) = &vectors[name];
+        assert_eq!(text, expected, "{name}");
+        assert_eq!(key(signer).verify(text, signature), Ok(()), "{name}");
+        let other = if *signer == "A" { "B" } else { "A" };
+        assert!(key(other).verify(text, signature).is_err(), "{name} by the other");
+        // A signature is good for its own statement and no other.
+        for (elsewhere, _, statement) in written.iter().filter(|(_, _, statement)| statement != text) {
+            assert!(key(signer).verify(statement, signature).is_err(), "{name} for {elsewhere}");
+        }
+        // Nor is an altered one good: every bit counts.
+        let bytes = crate::signing::decode::<64>(signature).unwrap();
+        for bit in 0..512 {
+            let mut altered = bytes;
+            altered[bit / 8] ^= 1 << (bit % 8);
+            let hex: String = altered.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(key(signer).verify(text, &hex).is_err(), "{name}, bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn a_signature_has_one_spelling_of_its_number() {
+    let (text, signature) = &vectors()["close signature_a"];
+    let mut bytes = crate::signing::decode::<64>(signature).unwrap();
+    // The order of the group, added to the second half: the same number, spelt again.
+    let order: [u8; 32] = [
+        0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+    ];
+    let mut carry = 0;
+    for (byte, add) in bytes[32..].iter_mut().zip(order) {
+        let sum = u16::from(*byte) + u16::from(add) + carry;
+        *byte = u8::try_from(sum & 0xFF).unwrap();
+        carry = sum >> 8;
+    }
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(key("A").verify(text, &hex).is_err());
+}
+
+#[test]
+fn documents_of_the_same_content_have_one_digest() {
+    let digest = |text: &str| Digest::of_json(&serde_json::from_str(text).unwrap());
+    let one = digest(r#"{"a": [1, 2.50, "é"], "b": {"y": null, "x": 1e2}}"#).unwrap();
+    assert_eq!(digest("{\"b\":{\"x\":100.0,\"y\":null},\"a\":[1.0,2.5,\"\\u00e9\"]}").unwrap(), one);
+    assert_ne!(digest(r#"{"a": [2.50, 1, "é"], "b": {"y": null, "x": 1e2}}"#).unwrap(), one);
+    assert_eq!(
+        digest("{}").unwrap().to_string(),
+        "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    );
+    assert!(digest("[1e400]").is_err(), "beyond all floats");
+    assert_eq!(
+        Digest::of(b"hello world").to_string(),
+        "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9"
+    );
+    let text = one.to_string();
+    assert_eq!(Digest::parse(&text), Some(one));
+    assert_eq!(Digest::parse(&format!("sha256:{text}")), Some(one));
+    assert_eq!(Digest::parse(&text.to_uppercase()), None);
+    assert_eq!(Digest::parse(&text[1..]), None);
+}
+
+#[test]
+fn no_field_of_a_message_can_look_like_two() {
+    let payload = Digest::of_json(&Json::empty_object()).unwrap();
+    let message = |kind, dedup_key| {
+        Message { from: &"a", to: &"b", kind, version: "2.0.0", dedup_key, payload }.statement()
+    };
+    assert!(message("x", None).is_ok());
+    for (kind, key) in [("x\n2.0.0", None), ("x", Some("k\nk")), ("x", Some("-"))] {
+        assert_eq!(message(kind, key).unwrap_err().code, ErrorCode::InvalidPayload, "{kind:?} {key:?}");
+    }
+}
