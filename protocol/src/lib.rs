@@ -7,12 +7,15 @@
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
 //! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
+//! * what is counted and told of it: [`analytics`], [`alerts`], [`webhook`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
 
 pub mod account;
 pub mod agent;
+pub mod alerts;
+pub mod analytics;
 pub mod catalog;
 pub mod cluster;
 pub mod discovery;
@@ -32,4 +35,5 @@ pub mod task;
 pub mod task_stream;
 pub mod time;
 pub mod topic;
+pub mod webhook;
 pub mod websocket;

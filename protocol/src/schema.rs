@@ -4,7 +4,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::ids::{AgentId, CredentialId, HiringId, MessageId, TaskId, UserId};
+use crate::ids::{AgentId, CredentialId, DeliveryId, HiringId, MessageId, TaskId, UserId, WebhookId};
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
 use crate::time::Timestamp;
@@ -36,6 +36,8 @@ text_schema! {
     HiringId: Some(KnownFormat::Uuid), "A hiring's id.";
     CredentialId: Some(KnownFormat::Uuid), "A credential's id; never its secret.";
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
+    WebhookId: Some(KnownFormat::Uuid), "A webhook's id.";
+    DeliveryId: Some(KnownFormat::Uuid), "The id of an event on its way to a webhook.";
     Timestamp: Some(KnownFormat::DateTime), "ISO-8601, UTC, with milliseconds.";
     Amount: None, "A decimal amount with at most six fraction digits. Requests may send a JSON number instead.";
     LossyString: None, "Text; lone surrogates become U+FFFD.";
