@@ -4,14 +4,19 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use muster_protocol::alerts::AlertSettings;
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
+use muster_protocol::webhook::WebhookSettings;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::alerts::Alerts;
+use crate::analytics::Analytics;
 use crate::blocks::Blocks;
 use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
+use crate::global_stats::{GlobalStats, Load};
 use crate::metric_definitions::Metrics;
 use crate::notices::Notices;
 use crate::online::Online;
@@ -21,11 +26,12 @@ use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
 use crate::settings::StreamSettings;
 use crate::socket::Sockets;
-use crate::store::Store;
+use crate::store::{FigureStore, Store};
 use crate::supervisor::{self, Supervisor};
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
 use crate::usage::ClusterUsage;
+use crate::webhooks::{Caller, Webhooks};
 
 /// Locks that changes of agents' records share.
 const CHANGE_STRIPES: usize = 64;
@@ -58,6 +64,14 @@ pub struct Core {
     pub streams: Streams,
     /// Tasks and hirings.
     pub tasks: Tasks,
+    /// Figures.
+    pub analytics: Arc<Analytics>,
+    /// What is told of them.
+    pub alerts: Alerts,
+    /// What there is in all.
+    pub stats: GlobalStats,
+    /// Webhooks.
+    pub webhooks: Arc<Webhooks>,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -86,10 +100,26 @@ pub struct Parts {
     pub cluster: Arc<dyn Cluster>,
     /// Metrics.
     pub metrics: Metrics,
+    /// Figures, alerts and webhooks.
+    pub reports: ReportParts,
     /// Shards of topics: as many as there are processors.
     pub shards: usize,
     /// Whether crash drills are allowed.
     pub drills: bool,
+}
+
+/// What figures, alerts and webhooks need.
+pub struct ReportParts {
+    /// Where figures are kept.
+    pub figures: Arc<dyn FigureStore>,
+    /// Thresholds of alerts.
+    pub alerts: AlertSettings,
+    /// How much of the machine is in use.
+    pub load: Load,
+    /// Settings of webhooks.
+    pub webhooks: WebhookSettings,
+    /// Calls their receivers.
+    pub caller: Arc<dyn Caller>,
 }
 
 impl Core {
@@ -98,7 +128,7 @@ impl Core {
     /// # Errors
     /// An actor does not start.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, shards, drills } = parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, reports, shards, drills } = parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -108,6 +138,12 @@ impl Core {
         }
         let presence = Presence::new(environment.clone(), metrics.clone(), cluster.clone(), &limits);
         supervisor::start(&supervisor, presence.child()).await?;
+        let analytics = Analytics::new(
+            (reports.figures, store.clone()),
+            environment.clone(),
+            metrics.clone(),
+            (limits.analytics_entries_max, limits.agents_per_user_max),
+        );
         let online = Online::new(presence.clone(), environment.clone(), metrics.clone());
         let streams = Streams::new(Needs {
             store: store.clone(),
@@ -116,6 +152,7 @@ impl Core {
             limits: limits.clone(),
             settings: streams,
             metrics: metrics.clone(),
+            analytics: analytics.clone(),
         });
         supervisor::start(&supervisor, streams.child()).await?;
         let sockets = Sockets::new(metrics.clone());
@@ -131,11 +168,22 @@ impl Core {
             pubsub: pubsub.clone(),
             online: online.clone(),
             notices: notices.clone(),
+            analytics: analytics.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
         };
+        let webhooks = Webhooks::new(
+            (store.clone(), reports.caller, pubsub.clone()),
+            (reports.webhooks, limits.webhooks_per_owner_max),
+            environment.clone(),
+            metrics.clone(),
+        );
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
+            analytics,
+            alerts: Alerts::new(reports.alerts),
+            stats: GlobalStats::new(reports.load),
+            webhooks,
             usage,
             blocks,
             notices,

@@ -7,9 +7,12 @@
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
 //! * what two parties change by turns: [`session`]
+//! * what is counted and told of it: [`analytics`], [`alerts`], [`global_stats`], [`webhooks`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
+pub mod alerts;
+pub mod analytics;
 pub mod blocks;
 pub mod channels;
 pub mod cluster;
@@ -17,6 +20,7 @@ pub mod connections;
 pub mod core;
 pub mod egress;
 mod elsewhere;
+pub mod global_stats;
 pub mod inbox;
 pub mod metric_definitions;
 pub mod notices;
@@ -33,3 +37,4 @@ pub mod supervisor;
 pub mod task_stream;
 pub mod tasks;
 pub mod usage;
+pub mod webhooks;

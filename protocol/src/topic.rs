@@ -62,6 +62,43 @@ pub enum Topic {
     TaskStream(Option<TaskId>),
     /// `agents:discovery`: who is online.
     Discovery,
+    /// `analytics:…`: figures.
+    Analytics(AnalyticsScope),
+}
+
+/// Whose figures a topic shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AnalyticsScope {
+    /// `analytics:agent:<id>`: an agent's.
+    Agent(Option<AgentId>),
+    /// `analytics:user:<id>`: those of all agents of a user, together.
+    User(Option<UserId>),
+    /// `analytics:global`: those of all, together.
+    Global,
+}
+
+impl AnalyticsScope {
+    fn parse(name: &str) -> Option<Self> {
+        if name == "global" {
+            return Some(Self::Global);
+        }
+        match name.split_once(':')? {
+            ("agent", id) => Some(Self::Agent(id.parse().ok())),
+            ("user", id) => Some(Self::User(id.parse().ok())),
+            _ => None,
+        }
+    }
+
+    /// The topic's name; that of nobody where it has no id.
+    #[must_use]
+    pub fn topic(self) -> String {
+        match self {
+            Self::Agent(Some(agent)) => format!("analytics:agent:{agent}"),
+            Self::User(Some(user)) => format!("analytics:user:{user}"),
+            Self::Agent(None) | Self::User(None) => String::new(),
+            Self::Global => "analytics:global".to_owned(),
+        }
+    }
 }
 
 /// The topic everybody who is online is present on.
@@ -82,6 +119,7 @@ impl Topic {
             (Mount::Agent, "agent") => Some(Self::Agent(id.parse().ok())),
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
+            (Mount::Main, "analytics") => AnalyticsScope::parse(id).map(Self::Analytics),
             _ => None,
         }
     }
@@ -126,6 +164,14 @@ pub mod event {
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
     pub const AGENT_UPDATED: &str = "agent_updated";
+    pub const REQUEST_METRICS: &str = "request_metrics";
+    pub const REQUEST_TIME_SERIES: &str = "request_time_series";
+    pub const REQUEST_REVENUE: &str = "request_revenue";
+    pub const REQUEST_HEATMAP: &str = "request_heatmap";
+    pub const SUBSCRIBE_ALERTS: &str = "subscribe_alerts";
+    pub const ALERT: &str = "alert";
+    pub const GLOBAL_STATS: &str = "global_stats";
+    pub const WEBHOOK_DISABLED: &str = "webhook.disabled";
 }
 
 #[cfg(test)]
@@ -166,10 +212,22 @@ mod tests {
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
         for name in
-            ["negotiation:1", "payment:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"]
+            ["negotiation:1", "payment:1", "task:1", "analytics:", "analytics:others", "messages:1", "", "agent", "phoenix"]
         {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
+        for scope in [
+            AnalyticsScope::Global,
+            AnalyticsScope::Agent(Some(agent)),
+            AnalyticsScope::User(Some(UserId::new(Timestamp::from_unix_ms(1), [0; 10]))),
+        ] {
+            assert_eq!(Topic::parse(Mount::Main, &scope.topic()), Some(Topic::Analytics(scope)));
+            assert_eq!(Topic::parse(Mount::Agent, &scope.topic()), None);
+        }
+        assert_eq!(
+            Topic::parse(Mount::Main, "analytics:agent:x"),
+            Some(Topic::Analytics(AnalyticsScope::Agent(None)))
+        );
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
     }
 }

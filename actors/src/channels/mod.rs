@@ -3,6 +3,7 @@
 //! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] alone.
 
 mod agent;
+mod analytics;
 mod discovery;
 mod hirer;
 mod task_stream;
@@ -34,6 +35,8 @@ pub enum Channel {
     TaskStream(task_stream::TaskStreamChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
+    /// `analytics:…`
+    Analytics(analytics::AnalyticsChannel),
 }
 
 /// When a push is answered.
@@ -63,6 +66,11 @@ impl Channel {
             Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
             _ => None,
         };
+        if let Topic::Analytics(scope) = topic {
+            // Who may is asked there: it turns on who owns an agent.
+            let channel = analytics::AnalyticsChannel::join(socket, outlet, scope, reference).await?;
+            return Ok(Self::Analytics(channel));
+        }
         join_rules::may_join(&socket.principal, topic, task.as_ref())?;
         match topic {
             Topic::Agent(_) => agent::AgentChannel::join(socket, outlet, reference).await.map(Self::Agent),
@@ -76,6 +84,7 @@ impl Channel {
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
+            Topic::Analytics(_) => Err(ErrorCode::Unauthorized.into()),
         }
     }
 
@@ -100,6 +109,7 @@ impl Channel {
         match self {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Analytics(channel) => channel.push(socket, outlet, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }

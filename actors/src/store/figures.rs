@@ -50,8 +50,13 @@ pub trait FigureStore: Send + Sync + 'static {
     async fn figures_by_interval(&self, query: Query) -> StoreResult<Vec<(Timestamp, Figures)>>;
     /// Sums by capability.
     async fn figures_by_capability(&self, query: Query) -> StoreResult<Vec<(String, Figures)>>;
-    /// Sums of each agent since a minute, of at most so many agents; without those of everybody.
-    async fn figures_by_agent(&self, since: Timestamp, limit: usize) -> StoreResult<Vec<(AgentId, Figures)>>;
+    /// Sums of each agent since an interval, of at most so many agents; without those of everybody.
+    async fn figures_by_agent(
+        &self,
+        interval: Interval,
+        since: Timestamp,
+        limit: usize,
+    ) -> StoreResult<Vec<(AgentId, Figures)>>;
     /// Drops what is older than its interval is kept, about so many rows; gives how many.
     async fn purge_figures(&self, now: Timestamp, rows_max: usize) -> StoreResult<usize>;
     /// Notes the load of a node, and gives those of all that said so within [`LOAD_COUNTS_MS`].
