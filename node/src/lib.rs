@@ -9,6 +9,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod background;
 pub mod cli;
 pub mod cluster;
 pub mod config;

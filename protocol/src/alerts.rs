@@ -127,7 +127,8 @@ pub fn failure_rate(window: &Figures, settings: &AlertSettings, told: Option<Sev
 /// [`AlertSettings::stalled_minutes`].
 #[must_use]
 pub fn stalled(open: u64, completed: u64, settings: &AlertSettings, told: bool) -> Option<Severity> {
-    let least = if told { settings.stalled_open_min.saturating_mul(4) / 5 } else { settings.stalled_open_min };
+    let least =
+        if told { settings.stalled_open_min.saturating_mul(4) / 5 } else { settings.stalled_open_min };
     (completed == 0 && open >= least.max(1)).then_some(Severity::Warning)
 }
 
@@ -169,7 +170,12 @@ impl Book {
     }
 
     /// Notes how bad a condition is now; gives what is to be told. One that becomes milder is not told.
-    pub fn note(&mut self, condition: Condition, now: Option<Severity>, conditions_max: usize) -> Option<Change> {
+    pub fn note(
+        &mut self,
+        condition: Condition,
+        now: Option<Severity>,
+        conditions_max: usize,
+    ) -> Option<Change> {
         match (self.told.get(&condition).copied(), now) {
             (None, None) => None,
             (Some(_), None) => {
@@ -212,7 +218,11 @@ mod tests {
             (100, 0, None),
             (0, 0, None),
         ] {
-            assert_eq!(failure_rate(&figures(completed, failed), &settings, None), severity, "{completed}/{failed}");
+            assert_eq!(
+                failure_rate(&figures(completed, failed), &settings, None),
+                severity,
+                "{completed}/{failed}"
+            );
         }
     }
 

@@ -106,7 +106,8 @@ impl Event<'_> {
     pub fn counts(&self) -> (AgentId, SmolStr, Figures, bool) {
         let none = Figures::default();
         let created = Figures { tasks_created: 1, ..none };
-        let of = |task: &Task, figures, global| (task.provider, task.capability.as_str().into(), figures, global);
+        let of =
+            |task: &Task, figures, global| (task.provider, task.capability.as_str().into(), figures, global);
         let about = |agent, figures| (agent, SmolStr::default(), figures, true);
         match *self {
             Event::TaskCreated(task) => of(task, created, true),
@@ -138,7 +139,9 @@ fn ended(task: &Task) -> Figures {
 }
 
 /// How finely figures are kept, or shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Interval {
     /// By the minute: kept for [`Interval::kept_ms`].

@@ -51,7 +51,12 @@ const ALERT: EventEntry = pushed(
     r#"{"type":"object","required":["id","severity","type","message","agent_id","at"],"properties":{"id":{"type":"string"},"severity":{"enum":["critical","error","warning","info"]},"type":{"enum":["failure_rate","stalled","offline_with_tasks","dead_letters","figures_dropped"]},"message":{"type":"string"},"agent_id":{"type":["string","null"]},"at":{"type":"string","format":"date-time"}}}"#,
 );
 
-const fn asked(name: &'static str, description: &'static str, payload: &'static str, reply: &'static str) -> EventEntry {
+const fn asked(
+    name: &'static str,
+    description: &'static str,
+    payload: &'static str,
+    reply: &'static str,
+) -> EventEntry {
     EventEntry { name, description, payload, reply: Some(reply) }
 }
 
@@ -118,7 +123,11 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::TASK_CANCELLED, "A task of the agent was withdrawn.", TASK),
             pushed(event::TASK_COMPLETED, "A task that the agent gave was completed.", TASK),
             pushed(event::TASK_FAILED, "A task that the agent gave has failed.", TASK),
-            pushed(event::WEBHOOK_DISABLED, "A webhook of the agent was given up: nothing arrived for days.", WEBHOOK_DISABLED),
+            pushed(
+                event::WEBHOOK_DISABLED,
+                "A webhook of the agent was given up: nothing arrived for days.",
+                WEBHOOK_DISABLED,
+            ),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring.", MESSAGE),
         ],
     },
@@ -134,7 +143,11 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::HIRING_COMPLETED, "A hiring was completed.", HIRING),
             pushed(event::HIRING_FAILED, "A hiring has failed.", HIRING),
             pushed(event::HIRING_CANCELLED, "A hiring was withdrawn.", HIRING),
-            pushed(event::WEBHOOK_DISABLED, "A webhook of the user was given up: nothing arrived for days.", WEBHOOK_DISABLED),
+            pushed(
+                event::WEBHOOK_DISABLED,
+                "A webhook of the user was given up: nothing arrived for days.",
+                WEBHOOK_DISABLED,
+            ),
             pushed(event::TASK_SUBMITTED, "A task was created for one of the user's agents.", TASK),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring of the user.", MESSAGE),
         ],

@@ -150,13 +150,23 @@ mod tests {
         let may = |who: Principal, scope, owner: Option<u8>| {
             may_see_figures(&who, scope, owner.map(user_id)).is_ok()
         };
-        assert!(may(agent(1), of_agent, None) && may(agent(1), of_agent, Some(1)) && may(user(1), of_agent, Some(1)));
+        assert!(
+            may(agent(1), of_agent, None)
+                && may(agent(1), of_agent, Some(1))
+                && may(user(1), of_agent, Some(1))
+        );
         assert!(!may(agent(2), of_agent, Some(1)), "not even another agent of the same owner");
         assert!(!may(user(2), of_agent, Some(1)) && !may(user(1), of_agent, None), "another's, and nobody's");
         assert!(may(user(1), of_user, None) && may(agent(1), of_user, Some(1)));
-        assert!(!may(user(2), of_user, None) && !may(agent(1), of_user, Some(2)) && !may(agent(1), of_user, None));
+        assert!(
+            !may(user(2), of_user, None) && !may(agent(1), of_user, Some(2)) && !may(agent(1), of_user, None)
+        );
         for nothing in [AnalyticsScope::Agent(None), AnalyticsScope::User(None)] {
-            assert!(!may(agent(1), nothing, None) && !may(user(1), nothing, None) && !may(user(1), nothing, Some(1)));
+            assert!(
+                !may(agent(1), nothing, None)
+                    && !may(user(1), nothing, None)
+                    && !may(user(1), nothing, Some(1))
+            );
         }
         assert!(may(agent(1), AnalyticsScope::Global, None) && may(user(1), AnalyticsScope::Global, None));
         let joined = may_join(&agent(1), Topic::Analytics(of_agent), None);

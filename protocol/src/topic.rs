@@ -211,9 +211,17 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in
-            ["negotiation:1", "payment:1", "task:1", "analytics:", "analytics:others", "messages:1", "", "agent", "phoenix"]
-        {
+        for name in [
+            "negotiation:1",
+            "payment:1",
+            "task:1",
+            "analytics:",
+            "analytics:others",
+            "messages:1",
+            "",
+            "agent",
+            "phoenix",
+        ] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         for scope in [

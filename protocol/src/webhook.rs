@@ -128,7 +128,8 @@ impl Events {
     /// Their names.
     #[must_use]
     pub fn names(self) -> Vec<&'static str> {
-        let named = EventKind::ALL.iter().filter(|kind| **kind != EventKind::Test && self.0 & kind.bit() != 0);
+        let named =
+            EventKind::ALL.iter().filter(|kind| **kind != EventKind::Test && self.0 & kind.bit() != 0);
         named.map(|kind| kind.as_str()).collect()
     }
 }

@@ -92,7 +92,11 @@ fn no_series_has_more_points_than_it_may() {
         }
     }
     assert_eq!(shown_interval(Period::Hour, Some(Interval::Minute), at(0)), Interval::Minute);
-    assert_eq!(shown_interval(Period::Day, Some(Interval::Minute), at(0)), Interval::Hour, "1440 are too many");
+    assert_eq!(
+        shown_interval(Period::Day, Some(Interval::Minute), at(0)),
+        Interval::Hour,
+        "1440 are too many"
+    );
     assert_eq!(shown_interval(Period::Month, Some(Interval::Hour), at(0)), Interval::Hour);
     assert_eq!(shown_interval(Period::Quarter, Some(Interval::Minute), at(0)), Interval::Day);
 }
@@ -101,7 +105,10 @@ fn no_series_has_more_points_than_it_may() {
 #[test]
 fn a_series_has_a_point_for_every_interval_and_knows_its_metrics() {
     let rows = [
-        (Interval::Hour.floor(at(-2 * HOUR_MS)), Figures { tasks_completed: 3, tasks_failed: 1, ..Figures::default() }),
+        (
+            Interval::Hour.floor(at(-2 * HOUR_MS)),
+            Figures { tasks_completed: 3, tasks_failed: 1, ..Figures::default() },
+        ),
         (Interval::Hour.floor(at(0)), Figures { tasks_completed: 1, duration_ms: 7, ..Figures::default() }),
     ];
     let range = (Interval::Hour.floor(at(-2 * HOUR_MS)), at(0));
@@ -126,8 +133,10 @@ fn a_series_has_a_point_for_every_interval_and_knows_its_metrics() {
 #[test]
 fn revenue_is_summed_by_day_and_by_capability() {
     let earned = |revenue| Figures { revenue, ..Figures::default() };
-    let rows = [(at(0), earned(1)), (at(60_000), earned(2)), (at(DAY_MS), earned(4)), (at(2 * DAY_MS), earned(0))];
-    let by_capability = vec![("a".to_owned(), earned(3)), ("b".to_owned(), earned(4)), ("c".to_owned(), earned(0))];
+    let rows =
+        [(at(0), earned(1)), (at(60_000), earned(2)), (at(DAY_MS), earned(4)), (at(2 * DAY_MS), earned(0))];
+    let by_capability =
+        vec![("a".to_owned(), earned(3)), ("b".to_owned(), earned(4)), ("c".to_owned(), earned(0))];
     let view = serde_json::to_value(revenue(Period::Week, &rows, by_capability)).unwrap();
     assert_eq!(
         view,

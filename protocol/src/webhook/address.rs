@@ -34,7 +34,9 @@ const NOT_PUBLIC_V4: &[([u8; 4], u32)] = &[
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let address = u32::from(address);
-    !NOT_PUBLIC_V4.iter().any(|(network, bits)| (address ^ u32::from(Ipv4Addr::from(*network))) >> (32 - bits) == 0)
+    !NOT_PUBLIC_V4
+        .iter()
+        .any(|(network, bits)| (address ^ u32::from(Ipv4Addr::from(*network))) >> (32 - bits) == 0)
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
@@ -55,8 +57,8 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 
 /// Ports at which something else than HTTP listens that takes lines for commands.
 const PORTS_REFUSED: &[u16] = &[
-    0, 1, 7, 9, 19, 21, 22, 23, 25, 53, 69, 79, 110, 111, 119, 135, 137, 139, 143, 161, 389, 445, 465, 512, 513, 514,
-    587, 636, 993, 995, 2049, 3306, 5432, 6379, 6667, 11211,
+    0, 1, 7, 9, 19, 21, 22, 23, 25, 53, 69, 79, 110, 111, 119, 135, 137, 139, 143, 161, 389, 445, 465, 512,
+    513, 514, 587, 636, 993, 995, 2049, 3306, 5432, 6379, 6667, 11211,
 ];
 
 /// Whether a port may be called.
@@ -133,6 +135,8 @@ mod tests {
         ] {
             assert!(!is_public(private.parse().unwrap()), "{private}");
         }
-        assert!(is_port_allowed(443) && is_port_allowed(8080) && !is_port_allowed(25) && !is_port_allowed(6379));
+        assert!(
+            is_port_allowed(443) && is_port_allowed(8080) && !is_port_allowed(25) && !is_port_allowed(6379)
+        );
     }
 }

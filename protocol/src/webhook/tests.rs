@@ -106,7 +106,8 @@ fn pauses_double_to_a_bound_and_an_end() {
     let webhook = webhook();
     let pause = |attempts, chance| {
         let now = at(0);
-        match after_attempt(&settings, (&webhook, &delivery(attempts)), &answered(Some(500)), (now, chance)).0 {
+        match after_attempt(&settings, (&webhook, &delivery(attempts)), &answered(Some(500)), (now, chance)).0
+        {
             Next::Retry(due) => Some(due.ms_since(now)),
             Next::Delivered => panic!("it did not arrive"),
             Next::Dead => None,
@@ -129,7 +130,9 @@ fn pauses_double_to_a_bound_and_an_end() {
 #[test]
 fn arriving_is_2xx_and_who_fails_for_days_is_disabled() {
     let settings = WebhookSettings::default();
-    for (status, arrives) in [(Some(200), true), (Some(204), true), (Some(301), false), (Some(199), false), (None, false)] {
+    for (status, arrives) in
+        [(Some(200), true), (Some(204), true), (Some(301), false), (Some(199), false), (None, false)]
+    {
         assert_eq!(answered(status).arrived(), arrives, "{status:?}");
     }
     let failing = |since: Option<i64>| {

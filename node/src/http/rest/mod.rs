@@ -4,11 +4,13 @@
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`analytics`], [`webhooks`]: what is counted and told of it
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
 
 pub mod admin;
 pub mod agents;
+pub mod analytics;
 pub mod auth;
 pub mod blocks;
 pub mod extract;
@@ -17,6 +19,7 @@ pub mod operations;
 pub mod streams;
 pub mod tasks;
 pub mod views;
+pub mod webhooks;
 
 use std::sync::Arc;
 
@@ -68,6 +71,14 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(hirings::cancel))
         .routes(routes!(hirings::retry))
         .routes(routes!(hirings::list_messages, hirings::add_message))
+        .routes(routes!(analytics::metrics))
+        .routes(routes!(analytics::time_series))
+        .routes(routes!(analytics::revenue))
+        .routes(routes!(analytics::heatmap))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::show, webhooks::remove))
+        .routes(routes!(webhooks::deliveries))
+        .routes(routes!(webhooks::test))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))
