@@ -142,20 +142,15 @@ impl Target {
         if authority.as_str().contains('@') {
             return Err("holds no user and no password".to_owned());
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
-        if host.is_empty() || authority.as_str().ends_with(':') {
-            return Err("has a host, and a port after a colon".to_owned());
+        let name = authority.host();
+        let host = name.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
+        if host.is_empty() {
+            return Err("has a host".to_owned());
         }
-        let port = match (authority.port_u16(), authority.port()) {
-            (Some(port), _) => port,
-            (None, Some(_)) => return Err("has a port up to 65535".to_owned()),
-            (None, None) => {
-                if is_tls {
-                    443
-                } else {
-                    80
-                }
-            }
+        let port = match authority.as_str().strip_prefix(name).unwrap_or_default() {
+            "" if is_tls => 443,
+            "" => 80,
+            rest => rest.strip_prefix(':').and_then(|port| port.parse().ok()).ok_or("has a port up to 65535")?,
         };
         if !is_port_allowed(port) {
             return Err("names a port at which something else than HTTP is spoken".to_owned());
