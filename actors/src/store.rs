@@ -15,6 +15,10 @@ use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
+mod teams;
+
+pub use self::teams::TeamStore;
+
 /// Why a transaction did not happen. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -348,7 +352,7 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore {
+pub trait Store: AccountStore + TaskStore + StreamStore + TeamStore {
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

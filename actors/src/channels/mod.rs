@@ -6,6 +6,7 @@ mod agent;
 mod discovery;
 mod hirer;
 mod task_stream;
+mod team;
 
 pub use self::discovery::{change, find};
 
@@ -34,6 +35,8 @@ pub enum Channel {
     TaskStream(task_stream::TaskStreamChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
+    /// `team:<id>`
+    Team(team::TeamChannel),
 }
 
 /// When a push is answered.
@@ -73,6 +76,10 @@ impl Channel {
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
             }
+            Topic::Team(team) => {
+                let team = team.ok_or(ErrorCode::Unauthorized)?;
+                team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
+            }
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
@@ -100,6 +107,7 @@ impl Channel {
         match self {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }

@@ -4,6 +4,7 @@
 mod accounts;
 mod streams;
 mod tasks;
+mod teams;
 
 use std::sync::Arc;
 
@@ -228,8 +229,10 @@ macro_rules! conformance_of {
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
                 appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,
                 keys_are_given_out_once;
+            teams: votes_fall_due;
         ], reopened [
             streams: claims_outlive_the_store;
+            teams: teams_are_kept_with_what_they_keep;
         ]);
     };
 }
