@@ -3,6 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
+mod command;
+mod tally;
+
+pub use self::command::{
+    Action, Choice, Command, EscalationRequest, KnowledgeRequest, Severity, VoteRequest,
+};
+use self::tally::VoteView;
 use crate::agent::text_forms;
 use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::{AgentId, EntryId, TeamId, VoteId};
@@ -83,108 +90,6 @@ text_forms!(EntryKind {
     Escalation = "escalation",
     Vote = "vote",
 });
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    /// Nothing works.
-    Critical,
-    /// Something does not work.
-    #[default]
-    Error,
-    /// Something may not work soon.
-    Warning,
-    /// Nothing is wrong.
-    Info,
-}
-
-/// What somebody wants to do. Ids are given with it: the decision itself draws none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// The owner takes somebody in.
-    Add {
-        /// Who does it.
-        by: AgentId,
-        /// Whom.
-        agent: AgentId,
-    },
-    /// The owner puts somebody out, or somebody leaves.
-    Remove {
-        /// Who does it.
-        by: AgentId,
-        /// Whom.
-        agent: AgentId,
-    },
-    /// A member does something in the team.
-    Act {
-        /// Who does it.
-        by: AgentId,
-        /// For what comes of it.
-        entry: EntryId,
-        /// What.
-        action: Action,
-    },
-    /// The time of a vote may be over.
-    Due,
-}
-
-/// What a member does in a team: the events of its channel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Says something.
-    Say(Json),
-    /// Asks something.
-    OpenVote(VoteId, VoteRequest),
-    /// Answers.
-    Cast(VoteId, Choice),
-    /// Adds to what all should know.
-    AddKnowledge(KnowledgeRequest),
-    /// Asks for help from above.
-    Escalate(EscalationRequest),
-}
-
-/// A vote to open.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct VoteRequest {
-    /// What is asked.
-    pub question: String,
-    /// What there is to choose from.
-    pub options: Vec<String>,
-    /// For how long, in seconds; a day when it does not say.
-    pub period_s: Option<u32>,
-}
-
-/// An option, by its place (from 0) or by its words.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum Choice {
-    /// Its place.
-    Place(usize),
-    /// Its words.
-    Words(String),
-}
-
-/// Something all should know.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct KnowledgeRequest {
-    /// What it is about.
-    pub topic: String,
-    /// What there is to know.
-    pub content: Json,
-}
-
-/// Something a member cannot settle.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct EscalationRequest {
-    /// What it is about.
-    pub reason: String,
-    /// How bad it is.
-    #[serde(default)]
-    pub severity: Severity,
-    /// What else there is to say.
-    pub details: Option<Json>,
-}
 
 /// What is stored, and told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -513,63 +418,6 @@ struct Escalated<'a> {
     severity: Severity,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<&'a Json>,
-}
-
-#[derive(Serialize)]
-struct VoteView<'a> {
-    vote_id: VoteId,
-    question: &'a str,
-    options: &'a [String],
-    opened_by: AgentId,
-    opened_at: Timestamp,
-    closes_at: Timestamp,
-    ballots: usize,
-}
-
-#[derive(Serialize)]
-struct VoteResult<'a> {
-    #[serde(flatten)]
-    vote: VoteView<'a>,
-    tally: Vec<Tallied<'a>>,
-    /// The option with most, if no other has as many.
-    winner: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Tallied<'a> {
-    option: &'a str,
-    votes: usize,
-}
-
-impl Vote {
-    fn view(&self) -> VoteView<'_> {
-        VoteView {
-            vote_id: self.id,
-            question: &self.question,
-            options: &self.options,
-            opened_by: self.opened_by,
-            opened_at: self.opened_at,
-            closes_at: self.closes_at,
-            ballots: self.ballots.len(),
-        }
-    }
-
-    fn result(&self) -> VoteResult<'_> {
-        let count = |place| self.ballots.iter().filter(|(_, chosen)| *chosen == place).count();
-        let tally: Vec<Tallied<'_>> = self
-            .options
-            .iter()
-            .enumerate()
-            .map(|(place, option)| Tallied { option, votes: count(place) })
-            .collect();
-        let most = tally.iter().map(|option| option.votes).max().unwrap_or(0);
-        let mut best = tally.iter().filter(|option| option.votes == most && most > 0);
-        let winner = match (best.next(), best.next()) {
-            (Some(option), None) => Some(option.option),
-            _ => None,
-        };
-        VoteResult { vote: self.view(), tally, winner }
-    }
 }
 
 fn check_text(text: &str, field: &'static str, chars_max: usize) -> Result<(), Refusal> {

@@ -88,6 +88,18 @@ impl Topic {
             _ => None,
         }
     }
+
+    /// The one name of it; none when its id is none.
+    #[must_use]
+    pub fn name(self) -> Option<String> {
+        match self {
+            Self::Agent(id) => id.map(agent_topic),
+            Self::Hirer(id) => id.map(hirer_topic),
+            Self::TaskStream(id) => id.map(task_stream_topic),
+            Self::Discovery => Some(DISCOVERY.to_owned()),
+            Self::Team(id) => id.map(team_topic),
+        }
+    }
 }
 
 /// The topic of an agent's own events.
