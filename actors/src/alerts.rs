@@ -10,7 +10,7 @@ use muster_protocol::analytics::{Figures, Interval};
 use muster_protocol::ids::{AgentId, MessageId};
 use muster_protocol::json::Json;
 use muster_protocol::task::TaskStatus;
-use muster_protocol::topic::{AnalyticsScope, event};
+use muster_protocol::topic::{AnalyticsScope, Topic, event};
 use parking_lot::Mutex;
 use serde_json::json;
 
@@ -144,7 +144,11 @@ impl Alerts {
             "agent_id": agent,
             "at": at,
         }));
-        let publish = |scope: AnalyticsScope, alert| core.pubsub.publish(&scope.topic(), event::ALERT, alert);
+        let publish = |scope, alert| {
+            if let Some(topic) = Topic::Analytics(scope).name() {
+                core.pubsub.publish(&topic, event::ALERT, alert);
+            }
+        };
         let Some(agent) = agent else {
             publish(AnalyticsScope::Global, alert);
             return;

@@ -30,6 +30,7 @@ use crate::store::{FigureStore, Store};
 use crate::supervisor::{self, Supervisor};
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
+use crate::teams::Teams;
 use crate::usage::ClusterUsage;
 use crate::webhooks::{Caller, Webhooks};
 
@@ -72,6 +73,8 @@ pub struct Core {
     pub stats: GlobalStats,
     /// Webhooks.
     pub webhooks: Arc<Webhooks>,
+    /// Teams.
+    pub teams: Teams,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -122,6 +125,31 @@ pub struct ReportParts {
     pub caller: Arc<dyn Caller>,
 }
 
+impl ReportParts {
+    fn analytics(
+        &self,
+        store: &Arc<dyn Store>,
+        environment: &Environment,
+        metrics: &Arc<Metrics>,
+        limits: &Limits,
+    ) -> Arc<Analytics> {
+        let bounds = (limits.analytics_entries_max, limits.agents_per_user_max);
+        Analytics::new((self.figures.clone(), store.clone()), environment.clone(), metrics.clone(), bounds)
+    }
+
+    fn webhooks(
+        &self,
+        (store, pubsub): (&Arc<dyn Store>, &Arc<PubSub>),
+        environment: &Environment,
+        metrics: &Arc<Metrics>,
+        limits: &Limits,
+    ) -> Arc<Webhooks> {
+        let ports = (store.clone(), self.caller.clone(), pubsub.clone());
+        let settings = (self.webhooks.clone(), limits.webhooks_per_owner_max);
+        Webhooks::new(ports, settings, environment.clone(), metrics.clone())
+    }
+}
+
 impl Core {
     /// Starts the actors of a node.
     ///
@@ -138,12 +166,7 @@ impl Core {
         }
         let presence = Presence::new(environment.clone(), metrics.clone(), cluster.clone(), &limits);
         supervisor::start(&supervisor, presence.child()).await?;
-        let analytics = Analytics::new(
-            (reports.figures, store.clone()),
-            environment.clone(),
-            metrics.clone(),
-            (limits.analytics_entries_max, limits.agents_per_user_max),
-        );
+        let analytics = reports.analytics(&store, &environment, &metrics, &limits);
         let online = Online::new(presence.clone(), environment.clone(), metrics.clone());
         let streams = Streams::new(Needs {
             store: store.clone(),
@@ -172,18 +195,15 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
         };
-        let webhooks = Webhooks::new(
-            (store.clone(), reports.caller, pubsub.clone()),
-            (reports.webhooks, limits.webhooks_per_owner_max),
-            environment.clone(),
-            metrics.clone(),
-        );
+        let teams =
+            Teams::new((store.clone(), pubsub.clone()), environment.clone(), limits.clone(), metrics.clone());
+        supervisor::start(&supervisor, teams.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
             analytics,
+            webhooks: reports.webhooks((&store, &pubsub), &environment, &metrics, &limits),
             alerts: Alerts::new(reports.alerts),
             stats: GlobalStats::new(reports.load),
-            webhooks,
             usage,
             blocks,
             notices,
@@ -201,6 +221,7 @@ impl Core {
             online,
             streams,
             tasks,
+            teams,
             sockets,
             drills,
             supervisor,
@@ -229,6 +250,13 @@ impl Core {
                 }
             }
         });
+    }
+
+    /// Does what is due by the time.
+    pub async fn sweep(&self) {
+        if let Err(refusal) = self.teams.sweep().await {
+            tracing::warn!(%refusal, "cannot see which votes are due");
+        }
     }
 
     /// Waits until the supervisor has given up, which a node does not survive.

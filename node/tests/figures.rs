@@ -105,7 +105,9 @@ fn world(entries_max: usize) -> World {
 
 async fn agent(store: &SqliteStore, n: u8, owner: Option<UserId>) -> AgentId {
     let now = Timestamp::from_unix_ms(1_700_000_000_000);
-    let json = format!(r#"{{"name":"A","did":"did:x:{n}","capabilities":[],"pricing_model":"fixed","base_price":"1"}}"#);
+    let json = format!(
+        r#"{{"name":"A","did":"did:x:{n}","capabilities":[],"pricing_model":"fixed","base_price":"1"}}"#
+    );
     let registration: Registration = serde_json::from_str(&json).unwrap();
     let id = AgentId::new(now, [n; 10]);
     let agent = registration.into_agent(id, owner, now, &Limits::default()).unwrap();
@@ -136,7 +138,8 @@ async fn revenue_is_summed_over_a_users_agents_and_over_all() {
     let now = Timestamp::from_unix_ms(1_700_000_000_000);
     let user = User { id: UserId::new(now, [1; 10]), name: "U".into(), created_at: now };
     world.store.create_user(user.clone()).await.unwrap();
-    let (one, two) = (agent(&world.store, 1, Some(user.id)).await, agent(&world.store, 2, Some(user.id)).await);
+    let (one, two) =
+        (agent(&world.store, 1, Some(user.id)).await, agent(&world.store, 2, Some(user.id)).await);
     let other = agent(&world.store, 3, None).await;
     for event in [
         earned(one, "code", "1.5"),
@@ -154,7 +157,10 @@ async fn revenue_is_summed_over_a_users_agents_and_over_all() {
     ] {
         let view = world.analytics.revenue(whose, Period::Week).await.unwrap();
         assert_eq!(view.total.to_string(), total, "{whose:?}");
-        assert_eq!((view.by_capability[0].capability.as_str(), view.by_capability[0].amount.to_string()), ("code", code.to_owned()));
+        assert_eq!(
+            (view.by_capability[0].capability.as_str(), view.by_capability[0].amount.to_string()),
+            ("code", code.to_owned())
+        );
         assert_eq!(view.by_day.len(), 1);
         assert_eq!(view.by_day[0].amount, view.total);
         let text = serde_json::to_string(&view).unwrap();

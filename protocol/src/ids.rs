@@ -116,6 +116,19 @@ record_id!(
     DeliveryId
 );
 
+record_id!(
+    /// A team.
+    TeamId
+);
+record_id!(
+    /// What a team keeps: a message, knowledge, an escalation, how a vote ended.
+    EntryId
+);
+record_id!(
+    /// A vote of a team.
+    VoteId
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,10 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::ids::{AgentId, CredentialId, DeliveryId, HiringId, MessageId, TaskId, UserId, WebhookId};
+use crate::ids::{
+    AgentId, CredentialId, DeliveryId, EntryId, HiringId, MessageId, TaskId, TeamId, UserId, VoteId,
+    WebhookId,
+};
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
 use crate::time::Timestamp;
@@ -38,6 +41,9 @@ text_schema! {
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
     WebhookId: Some(KnownFormat::Uuid), "A webhook's id.";
     DeliveryId: Some(KnownFormat::Uuid), "The id of an event on its way to a webhook.";
+    TeamId: Some(KnownFormat::Uuid), "A team's id.";
+    EntryId: Some(KnownFormat::Uuid), "The id of something a team keeps.";
+    VoteId: Some(KnownFormat::Uuid), "A vote's id.";
     Timestamp: Some(KnownFormat::DateTime), "ISO-8601, UTC, with milliseconds.";
     Amount: None, "A decimal amount with at most six fraction digits. Requests may send a JSON number instead.";
     LossyString: None, "Text; lone surrogates become U+FFFD.";

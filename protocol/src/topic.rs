@@ -1,6 +1,6 @@
 //! Sockets, their topics, and the names of events.
 
-use crate::ids::{AgentId, TaskId, UserId};
+use crate::ids::{AgentId, TaskId, TeamId, UserId};
 
 /// Where a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,6 +64,8 @@ pub enum Topic {
     Discovery,
     /// `analytics:…`: figures.
     Analytics(AnalyticsScope),
+    /// `team:<id>`: agents that work on something together.
+    Team(Option<TeamId>),
 }
 
 /// Whose figures a topic shows.
@@ -89,14 +91,11 @@ impl AnalyticsScope {
         }
     }
 
-    /// The topic's name; that of nobody where it has no id.
-    #[must_use]
-    pub fn topic(self) -> String {
+    fn name(self) -> Option<String> {
         match self {
-            Self::Agent(Some(agent)) => format!("analytics:agent:{agent}"),
-            Self::User(Some(user)) => format!("analytics:user:{user}"),
-            Self::Agent(None) | Self::User(None) => String::new(),
-            Self::Global => "analytics:global".to_owned(),
+            Self::Agent(agent) => agent.map(|agent| format!("analytics:agent:{agent}")),
+            Self::User(user) => user.map(|user| format!("analytics:user:{user}")),
+            Self::Global => Some("analytics:global".to_owned()),
         }
     }
 }
@@ -120,7 +119,21 @@ impl Topic {
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
             (Mount::Main, "analytics") => AnalyticsScope::parse(id).map(Self::Analytics),
+            (Mount::Main, "team") => Some(Self::Team(id.parse().ok())),
             _ => None,
+        }
+    }
+
+    /// The one name of it; none when its id is none.
+    #[must_use]
+    pub fn name(self) -> Option<String> {
+        match self {
+            Self::Agent(id) => id.map(agent_topic),
+            Self::Hirer(id) => id.map(hirer_topic),
+            Self::TaskStream(id) => id.map(task_stream_topic),
+            Self::Discovery => Some(DISCOVERY.to_owned()),
+            Self::Analytics(scope) => scope.name(),
+            Self::Team(id) => id.map(team_topic),
         }
     }
 }
@@ -141,6 +154,18 @@ pub fn hirer_topic(user: UserId) -> String {
 #[must_use]
 pub fn task_stream_topic(task: TaskId) -> String {
     format!("task_stream:{task}")
+}
+
+/// The topic of a team.
+#[must_use]
+pub fn team_topic(team: TeamId) -> String {
+    format!("team:{team}")
+}
+
+/// What one member's joins of a team can be closed by; no client can join it.
+#[must_use]
+pub fn team_member_topic(team: TeamId, agent: AgentId) -> String {
+    format!("team:{team}:{agent}")
 }
 
 /// Names of events. What they carry stands in [`crate::catalog`].
@@ -172,6 +197,19 @@ pub mod event {
     pub const ALERT: &str = "alert";
     pub const GLOBAL_STATS: &str = "global_stats";
     pub const WEBHOOK_DISABLED: &str = "webhook.disabled";
+    pub const TEAM_JOINED: &str = "team.joined";
+    pub const TEAM_ESCALATED: &str = "team.escalated";
+    pub const TEAM_MESSAGE: &str = "team_message";
+    pub const VOTE_OPEN: &str = "vote_open";
+    pub const VOTE_OPENED: &str = "vote_opened";
+    pub const VOTE_CAST: &str = "vote_cast";
+    pub const VOTE_CLOSED: &str = "vote_closed";
+    pub const KNOWLEDGE_ADD: &str = "knowledge_add";
+    pub const KNOWLEDGE_ADDED: &str = "knowledge_added";
+    pub const ESCALATE: &str = "escalate";
+    pub const ESCALATED: &str = "escalated";
+    pub const MEMBER_ADDED: &str = "member_added";
+    pub const MEMBER_REMOVED: &str = "member_removed";
 }
 
 #[cfg(test)]
@@ -229,8 +267,9 @@ mod tests {
             AnalyticsScope::Agent(Some(agent)),
             AnalyticsScope::User(Some(UserId::new(Timestamp::from_unix_ms(1), [0; 10]))),
         ] {
-            assert_eq!(Topic::parse(Mount::Main, &scope.topic()), Some(Topic::Analytics(scope)));
-            assert_eq!(Topic::parse(Mount::Agent, &scope.topic()), None);
+            let name = Topic::Analytics(scope).name().unwrap();
+            assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Analytics(scope)));
+            assert_eq!(Topic::parse(Mount::Agent, &name), None);
         }
         assert_eq!(
             Topic::parse(Mount::Main, "analytics:agent:x"),

@@ -150,7 +150,9 @@ impl Target {
         let port = match authority.as_str().strip_prefix(name).unwrap_or_default() {
             "" if is_tls => 443,
             "" => 80,
-            rest => rest.strip_prefix(':').and_then(|port| port.parse().ok()).ok_or("has a port up to 65535")?,
+            rest => {
+                rest.strip_prefix(':').and_then(|port| port.parse().ok()).ok_or("has a port up to 65535")?
+            }
         };
         if !is_port_allowed(port) {
             return Err("names a port at which something else than HTTP is spoken".to_owned());

@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
-//! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`analytics`], [`webhooks`]: what is counted and told of it
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
@@ -18,6 +18,7 @@ pub mod hirings;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 pub mod views;
 pub mod webhooks;
 
@@ -79,6 +80,11 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(webhooks::show, webhooks::remove))
         .routes(routes!(webhooks::deliveries))
         .routes(routes!(webhooks::test))
+        .routes(routes!(teams::create, teams::list))
+        .routes(routes!(teams::show))
+        .routes(routes!(teams::add_member))
+        .routes(routes!(teams::remove_member))
+        .routes(routes!(teams::entries))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))

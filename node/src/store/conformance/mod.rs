@@ -5,6 +5,7 @@ mod accounts;
 mod figures;
 mod streams;
 mod tasks;
+mod teams;
 mod webhooks;
 
 use std::sync::Arc;
@@ -231,9 +232,11 @@ macro_rules! conformance_of {
                 appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,
                 keys_are_given_out_once;
             webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
-                one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold;
+                one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
+            teams: votes_fall_due;
         ], reopened [
             streams: claims_outlive_the_store;
+            teams: teams_are_kept_with_what_they_keep;
         ]);
     };
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::StreamExt;
+
 use muster_actors::store::{Settled, Store, StoreError};
 use muster_protocol::account::Owner;
 use muster_protocol::agent::AgentStatus;
@@ -202,5 +204,26 @@ pub async fn a_webhook_given_up_takes_nothing_and_bounds_hold(store: &dyn Store)
     store.create_task(task(1, &agent, &agent), None).await.unwrap();
     let claims = store.claim_deliveries(at(10_000), (501, at(20_000)), 10).await.unwrap();
     assert_eq!(claims.iter().map(|claim| claim.webhook.id).collect::<Vec<_>>(), [other.id]);
-    assert!(WAITING_MAX >= 1_000);
+}
+
+pub async fn a_queue_has_a_bound(store: &dyn Store) {
+    let agent = add_agent(store, 1, None).await;
+    let hook = webhook(1, Owner::Agent(agent.id), &[]);
+    store.create_webhook(hook.clone(), 10).await.unwrap();
+    let many = |n: usize| {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&n.to_be_bytes());
+        Delivery { id: DeliveryId::from_bytes(id), ..delivery(0, 1) }
+    };
+    let queued = futures_util::stream::iter(0..WAITING_MAX)
+        .map(|n| store.queue_delivery(hook.id, many(n)))
+        .buffer_unordered(64)
+        .filter(|queued| std::future::ready(queued.is_ok()))
+        .count();
+    assert_eq!(queued.await, WAITING_MAX);
+    let over = store.queue_delivery(hook.id, many(WAITING_MAX)).await;
+    assert_eq!(over, Err(StoreError::LimitReached));
+    // What happens goes on; its webhook misses it.
+    store.create_task(task(1, &agent, &agent), None).await.unwrap();
+    store.delete_webhook(Owner::Agent(agent.id), hook.id).await.unwrap();
 }
