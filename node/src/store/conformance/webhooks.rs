@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use futures_util::StreamExt;
-
 use muster_actors::store::{Settled, Store, StoreError};
 use muster_protocol::account::Owner;
 use muster_protocol::agent::AgentStatus;
