@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
+use muster_protocol::protocol_version;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::blocks::Blocks;
@@ -66,6 +67,8 @@ pub struct Core {
     pub usage: ClusterUsage,
     /// Joins of agents on the main socket.
     pub join_buckets: Buckets<AgentId>,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
     /// Whether crash drills are allowed.
     pub drills: bool,
     draining: AtomicBool,
@@ -88,6 +91,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Shards of topics: as many as there are processors.
     pub shards: usize,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
     /// Whether crash drills are allowed.
     pub drills: bool,
 }
@@ -98,7 +103,7 @@ impl Core {
     /// # Errors
     /// An actor does not start.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, shards, drills } = parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, shards, versions, drills } = parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -154,6 +159,7 @@ impl Core {
             streams,
             tasks,
             sockets,
+            versions,
             drills,
             supervisor,
         });

@@ -81,6 +81,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         cluster,
         metrics: Metrics::register(&mut registry),
         shards: std::thread::available_parallelism().map_or(1, usize::from),
+        versions: config.protocol.table()?,
         drills: config.drills.enabled,
     };
     let core = Core::start(parts).await?;

@@ -194,6 +194,7 @@ impl Fleet {
             cluster: port.clone(),
             metrics: Metrics::register(&mut prometheus_client::registry::Registry::default()),
             shards: 1,
+            versions: muster_protocol::protocol_version::Table::default(),
             drills: false,
         };
         let core = Core::start(parts).await.unwrap();

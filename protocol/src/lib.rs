@@ -5,7 +5,8 @@
 //!
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
-//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
+//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`],
+//!   [`protocol_version`]
 //! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
@@ -25,6 +26,7 @@ pub mod limits;
 pub mod money;
 pub mod phoenix;
 pub mod presence;
+pub mod protocol_version;
 pub mod rate_limiter;
 pub mod schema;
 pub mod signing;

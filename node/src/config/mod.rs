@@ -5,11 +5,14 @@ mod cluster;
 mod layers;
 mod store_url;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use muster_actors::settings::StreamSettings;
 use muster_protocol::limits::Limits;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
+use muster_protocol::protocol_version::{Table, Version};
+use muster_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::cluster::{ClusterConfig, RedisUrl, TransportChoice};
@@ -33,6 +36,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Going away.
     pub drain: DrainConfig,
+    /// Versions of the agents' protocol.
+    pub protocol: ProtocolConfig,
     /// Task streams.
     pub stream: StreamSettings,
     /// Other nodes.
@@ -182,6 +187,27 @@ pub struct DrillsConfig {
     pub enabled: bool,
 }
 
+/// `[protocol]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProtocolConfig {
+    /// Versions that are going away, and since when, such as `{"1.0.0" = "2026-01-01T00:00:00Z"}`. Agents are told for 180
+    /// days; then the version is refused, unless it is of one of the newest two majors. An older version than those that
+    /// the server speaks may stand here too: it is served as core messaging until then.
+    pub deprecated: BTreeMap<Version, Timestamp>,
+}
+
+impl ProtocolConfig {
+    /// The versions there are.
+    ///
+    /// # Errors
+    /// One that is above the latest.
+    pub fn table(&self) -> Result<Table, ConfigError> {
+        Table::new(self.deprecated.clone())
+            .map_err(|problem| ConfigError(format!("protocol.deprecated: {problem}")))
+    }
+}
+
 /// The configuration cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -207,6 +233,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let named = |name: &str, problem: String| ConfigError(format!("{name}: {problem}"));
         self.origin_policy()?;
+        self.protocol.table()?;
         self.cluster.check()?;
         Networks::parse(&self.http.trusted_proxies).map_err(|error| named("http.trusted_proxies", error))?;
         Networks::parse(&self.limits.ip_limit_exempt)
