@@ -7,7 +7,7 @@
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`],
 //!   [`protocol_version`]
-//! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
+//! * state machines: [`presence`], [`task_stream`], [`negotiation`], [`rate_limiter`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -24,6 +24,7 @@ pub mod join_rules;
 pub mod json;
 pub mod limits;
 pub mod money;
+pub mod negotiation;
 pub mod phoenix;
 pub mod presence;
 pub mod protocol_version;

@@ -136,6 +136,14 @@ pub struct Limits {
     pub note_chars_max: usize,
     /// Messages about one task or hiring.
     pub notes_per_task_max: usize,
+    /// Bytes of a negotiation's terms, as JSON.
+    pub negotiation_terms_bytes_max: usize,
+    /// Characters of the reason of a rejection.
+    pub negotiation_reason_chars_max: usize,
+    /// Open negotiations that one agent has begun; a further one answers `limit_reached`.
+    pub negotiations_open_per_agent_max: usize,
+    /// Negotiations live in memory at once; a further one answers `overloaded`.
+    pub negotiations_live_max: usize,
     /// Items of a page when the request does not say, and at most.
     pub page_items_default: usize,
     /// Items of a page at most.
@@ -251,6 +259,10 @@ impl Default for Limits {
             task_error_bytes_max: 16 * KIB,
             note_chars_max: 5_000,
             notes_per_task_max: 1_000,
+            negotiation_terms_bytes_max: 16 * KIB,
+            negotiation_reason_chars_max: 500,
+            negotiations_open_per_agent_max: 1_000,
+            negotiations_live_max: 100_000,
             page_items_default: 20,
             page_items_max: 100,
 

@@ -4,7 +4,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::ids::{AgentId, CredentialId, HiringId, MessageId, TaskId, UserId};
+use crate::ids::{AgentId, AgreementId, CredentialId, HiringId, MessageId, NegotiationId, TaskId, UserId};
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
 use crate::time::Timestamp;
@@ -35,6 +35,8 @@ text_schema! {
     TaskId: Some(KnownFormat::Uuid), "A task's id.";
     HiringId: Some(KnownFormat::Uuid), "A hiring's id.";
     CredentialId: Some(KnownFormat::Uuid), "A credential's id; never its secret.";
+    NegotiationId: Some(KnownFormat::Uuid), "A negotiation's id.";
+    AgreementId: Some(KnownFormat::Uuid), "An agreement's id.";
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
     Timestamp: Some(KnownFormat::DateTime), "ISO-8601, UTC, with milliseconds.";
     Amount: None, "A decimal amount with at most six fraction digits. Requests may send a JSON number instead.";
