@@ -7,13 +7,16 @@ use std::sync::{Arc, Weak};
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
+use muster_protocol::negotiation;
 use muster_protocol::protocol_version;
+use muster_protocol::signing::ServerKey;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::blocks::Blocks;
 use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
 use crate::metric_definitions::Metrics;
+use crate::negotiations::{Needs as NegotiationNeeds, Negotiations};
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
@@ -59,6 +62,8 @@ pub struct Core {
     pub streams: Streams,
     /// Tasks and hirings.
     pub tasks: Tasks,
+    /// Negotiations.
+    pub negotiations: Negotiations,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -93,6 +98,10 @@ pub struct Parts {
     pub shards: usize,
     /// Versions of the agents' protocol.
     pub versions: protocol_version::Table,
+    /// Rules of negotiations.
+    pub negotiation: negotiation::Settings,
+    /// With which the server signs what it attests.
+    pub server_key: ServerKey,
     /// Whether crash drills are allowed.
     pub drills: bool,
 }
@@ -103,7 +112,8 @@ impl Core {
     /// # Errors
     /// An actor does not start.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, shards, versions, drills } = parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, shards, versions, drills, .. } =
+            parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -139,6 +149,16 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
         };
+        let negotiations = Negotiations::new(NegotiationNeeds {
+            store: store.clone(),
+            pubsub: pubsub.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            settings: parts.negotiation,
+            server: parts.server_key,
+            metrics: metrics.clone(),
+        });
+        supervisor::start(&supervisor, negotiations.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
             usage,
@@ -158,6 +178,7 @@ impl Core {
             online,
             streams,
             tasks,
+            negotiations,
             sockets,
             versions,
             drills,

@@ -4,12 +4,15 @@
 //! the server's key are arguments.
 
 pub mod agreement;
-
-use std::collections::BTreeMap;
+mod opening;
+pub mod request;
+mod view;
 
 use serde::{Deserialize, Serialize};
 
 use self::agreement::{Acceptance, Agreement};
+pub use self::opening::Opening;
+pub use self::view::View;
 use crate::agent::text_forms;
 use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::{AgentId, AgreementId, NegotiationId, TaskId};
@@ -150,31 +153,6 @@ pub struct Negotiation {
     pub agreement: Option<AgreementId>,
 }
 
-/// What a negotiation begins with.
-#[derive(Clone, Debug)]
-pub struct Opening {
-    /// Its name.
-    pub id: NegotiationId,
-    /// See [`Negotiation::listed_as`].
-    pub listed_as: NegotiationId,
-    /// Who wants something done.
-    pub client: Party,
-    /// Who would do it.
-    pub provider: Party,
-    /// Who makes the first proposal.
-    pub by: Side,
-    /// What it is about.
-    pub task: Option<TaskId>,
-    /// The provider's.
-    pub base_price: Amount,
-    /// What else is proposed; `{}` when absent.
-    pub terms: Option<Json>,
-    /// The first proposal.
-    pub amount: Amount,
-    /// Its signature: it cannot be accepted without (R134).
-    pub signature: Option<String>,
-}
-
 /// What somebody wants to do.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -273,21 +251,6 @@ pub fn check_reason(reason: Option<&str>, limits: &Limits) -> Result<(), Refusal
     Ok(())
 }
 
-fn read_terms(terms: Option<Json>, limits: &Limits) -> Result<(Json, Digest), Refusal> {
-    let terms = terms.unwrap_or_else(Json::empty_object);
-    let refuse = |message: String| Refusal::field(ErrorCode::InvalidPayload, "terms", message);
-    if !terms.as_bytes().starts_with(b"{") {
-        return Err(refuse("an object".into()));
-    }
-    let bytes_max = limits.negotiation_terms_bytes_max;
-    if terms.as_bytes().len() > bytes_max {
-        return Err(refuse(format!("at most {bytes_max} bytes of JSON")));
-    }
-    let digest =
-        Digest::of_json(&terms).map_err(|refusal| Refusal { field: Some("terms".into()), ..refusal })?;
-    Ok((terms, digest))
-}
-
 fn check_amount(amount: Amount, base_price: Amount) -> Result<(), Refusal> {
     let max = base_price.doubled();
     if amount > max {
@@ -301,48 +264,6 @@ fn verify(key: Option<PublicKey>, statement: &str, signature: Option<&str>) -> R
     match signature {
         Some(signature) => key.verify(statement, signature).map(|()| key),
         None => Err(Refusal::field(ErrorCode::InvalidSignature, "signature", "is missing")),
-    }
-}
-
-impl Opening {
-    /// Begins it, with the first proposal as round 1.
-    ///
-    /// # Errors
-    /// The two sides are one; terms that do not fit; `amount_exceeds_maximum`; and of a proposal that is signed,
-    /// `no_public_key` and `invalid_signature`.
-    pub fn open(self, settings: &Settings, limits: &Limits, now: Timestamp) -> Result<Negotiation, Refusal> {
-        if self.client.agent == self.provider.agent {
-            let message = "nobody negotiates with themselves";
-            return Err(Refusal::field(ErrorCode::InvalidPayload, "to_agent_id", message));
-        }
-        let (terms, terms_sha256) = read_terms(self.terms, limits)?;
-        check_amount(self.amount, self.base_price)?;
-        let mut negotiation = Negotiation {
-            id: self.id,
-            listed_as: self.listed_as,
-            version: 1,
-            client: self.client,
-            provider: self.provider,
-            opened_by: self.by,
-            task: self.task,
-            base_price: self.base_price,
-            terms,
-            terms_sha256,
-            offers: Vec::new(),
-            status: Status::Open,
-            created_at: now,
-            expires_at: now.plus_ms(settings.timeout_ms),
-            updated_at: now,
-            ended_by: None,
-            reason: None,
-            agreement: None,
-        };
-        let statement = negotiation.next_statement(self.by, self.amount);
-        if self.signature.is_some() {
-            verify(negotiation.party(self.by).key, &statement, self.signature.as_deref())?;
-        }
-        negotiation.add_offer(self.by, (self.amount, self.signature, statement), now);
-        Ok(negotiation)
     }
 }
 
@@ -517,77 +438,6 @@ impl Negotiation {
         (after.status, after.ended_by, after.agreement) = (Status::Accepted, Some(by), Some(id));
         Ok((after, Happened::Accepted(Box::new(agreement))))
     }
-
-    /// As its parties see it (R80).
-    #[must_use]
-    pub fn view(&self, now: Timestamp) -> View<'_> {
-        let key = |party: &Party| (party.agent, party.key.as_ref().map(PublicKey::to_base64));
-        View {
-            id: self.id,
-            status: self.status_at(now),
-            round: self.offers.len(),
-            client_agent_id: self.client.agent,
-            provider_agent_id: self.provider.agent,
-            opened_by: self.party(self.opened_by).agent,
-            task_id: self.task,
-            base_price: self.base_price,
-            max_amount: self.base_price.doubled(),
-            terms: &self.terms,
-            terms_sha256: self.terms_sha256.to_string(),
-            offers: &self.offers,
-            public_keys: BTreeMap::from([key(&self.client), key(&self.provider)]),
-            ended_by: self.ended_by,
-            reason: self.reason.as_deref(),
-            agreement_id: self.agreement,
-            created_at: self.created_at,
-            updated_at: self.updated_at,
-            expires_at: self.expires_at,
-        }
-    }
-}
-
-/// A negotiation as its parties see it.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = Negotiation)]
-pub struct View<'a> {
-    /// Its id.
-    pub id: NegotiationId,
-    /// Where it stands.
-    pub status: Status,
-    /// Offers so far.
-    pub round: usize,
-    /// Who wants something done.
-    pub client_agent_id: AgentId,
-    /// Who would do it.
-    pub provider_agent_id: AgentId,
-    /// Who made the first proposal.
-    pub opened_by: AgentId,
-    /// What it is about, if that exists already.
-    pub task_id: Option<TaskId>,
-    /// The provider's, as it was at the start.
-    pub base_price: Amount,
-    /// Most that can be offered: twice the base price.
-    pub max_amount: Amount,
-    /// What else is agreed.
-    pub terms: &'a Json,
-    /// SHA-256 of the canonical form (RFC 8785) of the terms, hex: it is in what is signed.
-    pub terms_sha256: String,
-    /// All offers, in order.
-    pub offers: &'a [Offer],
-    /// By which each side's signatures are verified, base64, by agent.
-    pub public_keys: BTreeMap<AgentId, Option<String>>,
-    /// Who rejected or accepted.
-    pub ended_by: Option<AgentId>,
-    /// Why it was rejected.
-    pub reason: Option<&'a str>,
-    /// What it has ended in.
-    pub agreement_id: Option<AgreementId>,
-    /// When it began.
-    pub created_at: Timestamp,
-    /// When it was changed last.
-    pub updated_at: Timestamp,
-    /// When it is over if nobody ends it before.
-    pub expires_at: Timestamp,
 }
 
 #[cfg(test)]

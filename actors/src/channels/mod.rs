@@ -1,10 +1,12 @@
 //! The rules of each topic: what a join does, and what its events do. One file a topic.
 //!
-//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] alone.
+//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] or, where the record has to be
+//! read first, in the join of the channel.
 
 mod agent;
 mod discovery;
 mod hirer;
+mod negotiation;
 mod task_stream;
 
 pub use self::discovery::{change, find};
@@ -32,6 +34,8 @@ pub enum Channel {
     Hirer(hirer::HirerChannel),
     /// `task_stream:<id>`
     TaskStream(task_stream::TaskStreamChannel),
+    /// `negotiation:<id>`
+    Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
 }
@@ -59,6 +63,10 @@ impl Channel {
         payload: &OwnedPayload,
         reference: &Ref,
     ) -> Result<Self, Refusal> {
+        if let Topic::Negotiation(id) = topic {
+            let channel = negotiation::NegotiationChannel::join(socket, outlet, id, reference).await?;
+            return Ok(Self::Negotiation(channel));
+        }
         let task = match topic {
             Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
             _ => None,
@@ -73,6 +81,7 @@ impl Channel {
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
             }
+            Topic::Negotiation(_) => Err(ErrorCode::Unauthorized.into()),
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
@@ -100,6 +109,7 @@ impl Channel {
         match self {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }
