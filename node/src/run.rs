@@ -12,6 +12,7 @@ use muster_actors::ports::Environment;
 use muster_actors::store::Store;
 use muster_protocol::account::{Secret, SecretHash};
 use muster_protocol::cluster::NodeKey;
+use muster_protocol::signing::ServerKey;
 use muster_protocol::websocket::CloseCode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -71,6 +72,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     let store = open_store(&config).await?;
     let (operator, new_operator_token) =
         operator(store.as_ref(), operator_token, environment.random()).await?;
+    let server_key = ServerKey::from_seed(store.server_seed(environment.random()).await?);
     let mut registry = registry();
     let (cluster, nodes) = join(&config, &environment, &mut registry).await?;
     let parts = Parts {
@@ -82,6 +84,8 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         metrics: Metrics::register(&mut registry),
         shards: std::thread::available_parallelism().map_or(1, usize::from),
         versions: config.protocol.table()?,
+        negotiation: config.negotiation.clone(),
+        server_key,
         drills: config.drills.enabled,
     };
     let core = Core::start(parts).await?;
@@ -104,6 +108,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     tokio::spawn(every_second(app.clone(), stop.clone()));
     tokio::spawn(purge(app.clone(), stop.clone()));
     tokio::spawn(look_for_ended(app.clone(), stop.clone()));
+    tokio::spawn(look_for_due(app.clone(), stop.clone()));
     app.set_ready();
     let url = format!("{scheme}://{address}");
     tracing::info!(%address, "serving");
@@ -229,6 +234,16 @@ async fn look_for_ended(app: Arc<App>, stop: CancellationToken) {
     let mut timer = tokio::time::interval(Duration::from_secs(1));
     while stop.run_until_cancelled(timer.tick()).await.is_some() {
         app.core.notices.look_for_ended(app.core.environment.now()).await;
+    }
+}
+
+/// Looks every second for what has a time and is over. Every node does: which one ends it does not matter.
+async fn look_for_due(app: Arc<App>, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(Duration::from_secs(1));
+    while stop.run_until_cancelled(timer.tick()).await.is_some() {
+        if let Err(refusal) = app.core.negotiations.sweep().await {
+            tracing::warn!(%refusal, "cannot look for negotiations that are over");
+        }
     }
 }
 

@@ -241,11 +241,11 @@ impl From<Result<(Negotiation, Happened), Refusal>> for Step {
 /// Checks why something is rejected.
 ///
 /// # Errors
-/// Too long.
+/// Too long, or with a character that no store keeps.
 pub fn check_reason(reason: Option<&str>, limits: &Limits) -> Result<(), Refusal> {
     let chars_max = limits.negotiation_reason_chars_max;
-    if reason.is_some_and(|reason| reason.chars().count() > chars_max) {
-        let message = format!("at most {chars_max} characters");
+    if reason.is_some_and(|reason| reason.chars().count() > chars_max || reason.contains('\0')) {
+        let message = format!("at most {chars_max} characters, none of them U+0000");
         return Err(Refusal::field(ErrorCode::InvalidPayload, "reason", message));
     }
     Ok(())

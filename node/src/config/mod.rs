@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use muster_actors::settings::StreamSettings;
 use muster_protocol::limits::Limits;
+use muster_protocol::negotiation;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
 use muster_protocol::protocol_version::{Table, Version};
 use muster_protocol::time::Timestamp;
@@ -38,6 +39,8 @@ pub struct Config {
     pub drain: DrainConfig,
     /// Versions of the agents' protocol.
     pub protocol: ProtocolConfig,
+    /// Negotiations.
+    pub negotiation: negotiation::Settings,
     /// Task streams.
     pub stream: StreamSettings,
     /// Other nodes.
@@ -234,6 +237,7 @@ impl Config {
         let named = |name: &str, problem: String| ConfigError(format!("{name}: {problem}"));
         self.origin_policy()?;
         self.protocol.table()?;
+        self.check_negotiation()?;
         self.cluster.check()?;
         Networks::parse(&self.http.trusted_proxies).map_err(|error| named("http.trusted_proxies", error))?;
         Networks::parse(&self.limits.ip_limit_exempt)
@@ -268,6 +272,7 @@ impl Config {
             ("limits.topics_per_socket_max", self.limits.topics_per_socket_max, 1),
             ("limits.topic_bytes_max", self.limits.topic_bytes_max, 64),
             ("limits.streams_live_max", self.limits.streams_live_max, 1),
+            ("limits.negotiations_live_max", self.limits.negotiations_live_max, 1),
             ("limits.stream_read_bytes_max", self.limits.stream_read_bytes_max, 1_024),
             ("limits.http_head_bytes_max", self.limits.http_head_bytes_max, 8_192),
             ("limits.longpoll_sessions_max", self.limits.longpoll_sessions_max, 1),
@@ -302,6 +307,18 @@ impl Config {
             }
         }
         self.check_most()
+    }
+
+    fn check_negotiation(&self) -> Result<(), ConfigError> {
+        let negotiation::Settings { rounds_max, timeout_ms, .. } = self.negotiation;
+        // All offers of a negotiation are read and written together.
+        if !(2..=100).contains(&rounds_max) {
+            return Err(ConfigError(format!("negotiation.rounds_max: from 2 to 100, not {rounds_max}")));
+        }
+        if timeout_ms < 1_000 {
+            return Err(ConfigError(format!("negotiation.timeout_ms: at least 1000, not {timeout_ms}")));
+        }
+        Ok(())
     }
 
     fn check_times(&self) -> Result<(), ConfigError> {

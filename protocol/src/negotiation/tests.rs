@@ -373,6 +373,7 @@ fn what_does_not_fit_does_not_begin() {
     assert_eq!(open_with(same).unwrap_err().field.as_deref(), Some("to_agent_id"));
     assert!(check_reason(Some(&"x".repeat(500)), &limits).is_ok());
     assert!(check_reason(Some(&"x".repeat(501)), &limits).is_err());
+    assert!(check_reason(Some("a\0"), &limits).is_err());
     let with_terms =
         open_with(Opening { terms: json(r#"{ "b": 1.0, "a": "x" }"#), signature: None, ..opening() })
             .unwrap();

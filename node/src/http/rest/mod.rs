@@ -4,6 +4,7 @@
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`negotiations`]: what agents agree on
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
 
@@ -13,6 +14,7 @@ pub mod auth;
 pub mod blocks;
 pub mod extract;
 pub mod hirings;
+pub mod negotiations;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
@@ -68,6 +70,13 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(hirings::cancel))
         .routes(routes!(hirings::retry))
         .routes(routes!(hirings::list_messages, hirings::add_message))
+        .routes(routes!(negotiations::create, negotiations::list))
+        .routes(routes!(negotiations::show))
+        .routes(routes!(negotiations::counter))
+        .routes(routes!(negotiations::accept))
+        .routes(routes!(negotiations::reject))
+        .routes(routes!(negotiations::agreement))
+        .routes(routes!(negotiations::server_key))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))

@@ -28,6 +28,8 @@ CREATE TABLE negotiations (
 CREATE INDEX negotiations_by_client ON negotiations (client, listed_as);
 CREATE INDEX negotiations_by_provider ON negotiations (provider, listed_as);
 CREATE INDEX negotiations_open ON negotiations (expires_at) WHERE status = 'open';
+CREATE INDEX negotiations_open_of_client ON negotiations (client) WHERE status = 'open';
+CREATE INDEX negotiations_open_of_provider ON negotiations (provider) WHERE status = 'open';
 
 -- Never changed: the document is what was signed, byte for byte. One of a negotiation at most.
 CREATE TABLE agreements (
