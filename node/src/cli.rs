@@ -288,7 +288,7 @@ fn fail(error: &RunError) -> ExitCode {
 async fn execute(command: Command) -> Result<(), RunError> {
     match command {
         Command::Serve(arguments) => Box::pin(serve(arguments.load()?)).await,
-        Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Demo(arguments) => Box::pin(demo::run(arguments)).await,
         Command::Config(arguments) => {
             print(&toml::to_string_pretty(&arguments.load()?)?);
             Ok(())

@@ -271,7 +271,8 @@ mod tests {
     fn the_highest_common_version_is_used_unless_another_common_one_is_requested() {
         use Version as V;
         let (c, g, s) = (V::CORE, V::GUARANTEED, V::SIGNED);
-        let cases: [(&[V], &[V], Option<V>, Option<V>); 10] = [
+        type Case<'a> = (&'a [V], &'a [V], Option<V>, Option<V>);
+        let cases: [Case<'_>; 10] = [
             (&[c, g, s], &[c, g, s], None, Some(s)),
             (&[c, g, s], &[c, g], None, Some(g)),
             (&[g, c], &[c, g], None, Some(g)),
