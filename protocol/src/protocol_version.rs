@@ -251,6 +251,7 @@ mod tests {
         Table::new(deprecated.iter().map(|(version, since)| (*version, day(*since))).collect()).unwrap()
     }
 
+    /// R130: the versions there are.
     #[test]
     fn a_version_has_one_spelling_and_orders_by_number() {
         for text in ["1.0.0", "1.1.0", "2.0.0", "0.10.3"] {
@@ -266,7 +267,7 @@ mod tests {
         assert_eq!(Version::list(&["2.0.0".to_owned(), "x".to_owned()]), [Version::SIGNED]);
     }
 
-    /// R131.
+    /// R131: what is common, what is requested, what is left.
     #[test]
     fn the_highest_common_version_is_used_unless_another_common_one_is_requested() {
         use Version as V;
@@ -299,7 +300,7 @@ mod tests {
         }
     }
 
-    /// R133.
+    /// R133: within, and after.
     #[test]
     fn a_deprecated_version_is_served_for_180_days_and_then_blocked() {
         let table = table(&[(OLD, 10)]);
@@ -334,6 +335,7 @@ mod tests {
         assert!(table.is_blocked(OLD, late));
     }
 
+    /// R131: what may be declared.
     #[test]
     fn what_an_agent_declares_is_read_and_must_exist() {
         let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();

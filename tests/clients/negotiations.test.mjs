@@ -364,7 +364,7 @@ onNode("negotiations", [], (world) => {
   test("R134 R136: what does not fit begins nothing", async () => {
     const [client, provider] = await world.pair();
     const [blocking, stopped] = [await signing(world.server), await signing(world.server)];
-    await world.ok("POST", `/agents/${blocking.id}/blocks`, blocking, { agent_id: client.id });
+    await world.ok("POST", "/blocks", blocking, { agent_id: client.id });
     await world.ok("PUT", `/admin/agents/${stopped.id}/status`, { token: world.server.adminToken }, { status: "inactive" });
     const task = await world.server.task(blocking, provider);
     const used = (await world.open(client, provider, "80")).id;
@@ -518,7 +518,6 @@ onNode("negotiations", [], (world) => {
   });
 
   test("R91: of an acceptance and an offer at the same instant the one that comes first counts, and the books agree", async () => {
-    let agreed = 0;
     for (let n = 0; n < 20; n++) {
       const [client, provider] = await world.pair();
       const { id } = await world.open(client, provider, "80");
@@ -532,14 +531,12 @@ onNode("negotiations", [], (world) => {
       const [accepted, countered] = n % 2 ? [first, second] : [second, first];
       const shown = await world.ok("GET", path, client);
       if (accepted.status === 200) {
-        agreed += 1;
         assert.deepEqual([countered.status, shown.status, shown.round], [409, "accepted", 2]);
       } else {
         assert.deepEqual([accepted.error.details.reason, accepted.error.details.expected], ["amount_mismatch", "95"]);
         assert.deepEqual([countered.status, shown.status, shown.round], [200, "open", 3]);
       }
     }
-    assert.ok(agreed >= 0);
   });
 });
 

@@ -146,7 +146,7 @@ fn two_offers_and_an_acceptance_make_an_agreement_once() {
     );
 }
 
-/// R81, R82.
+/// R81 R82: the bound, and what is refused with it.
 #[test]
 fn an_offer_is_at_most_twice_the_base_price() {
     let first = open();
@@ -158,7 +158,7 @@ fn an_offer_is_at_most_twice_the_base_price() {
     assert_eq!(open_with(too_much).unwrap_err().code, ErrorCode::AmountExceedsMaximum);
 }
 
-/// R83, R137.
+/// R83 R137: whatever else is signed, or by whom.
 #[test]
 fn only_the_right_signature_counts() {
     let first = open();
@@ -228,7 +228,7 @@ fn keys_of_small_order_are_no_keys() {
     }
 }
 
-/// R22.
+/// R22: no key, no move.
 #[test]
 fn who_has_no_key_cannot_sign_and_the_first_one_used_stays() {
     let keyless = Opening { provider: Party { agent: agent(2), key: None }, ..opening() };
@@ -254,7 +254,7 @@ fn who_has_no_key_cannot_sign_and_the_first_one_used_stays() {
     assert_eq!(open_with(keyless).unwrap_err().code, ErrorCode::NoPublicKey);
 }
 
-/// R85.
+/// R85: ten rounds.
 #[test]
 fn the_eleventh_offer_ends_it() {
     let mut negotiation = open();
@@ -279,7 +279,7 @@ fn the_eleventh_offer_ends_it() {
     assert!(decide(&negotiation, &accept(&negotiation, 2, "50"), at(1)).answer.is_ok());
 }
 
-/// R86.
+/// R86: absolute, whatever comes.
 #[test]
 fn after_thirty_minutes_everything_is_refused_and_it_is_over() {
     let first = open();
@@ -306,7 +306,7 @@ fn after_thirty_minutes_everything_is_refused_and_it_is_over() {
     assert_eq!((countered.status_at(end), countered.view(end).status), (Status::Expired, Status::Expired));
 }
 
-/// R87, R88, R91.
+/// R87 R88 R91: which amount, by whom, and of which pair.
 #[test]
 fn an_acceptance_names_the_mean_and_is_the_other_sides() {
     let first = open();
@@ -335,7 +335,7 @@ fn an_acceptance_names_the_mean_and_is_the_other_sides() {
     assert!(decide(&odd, &unnamed, at(1)).answer.is_ok());
 }
 
-/// R134.
+/// R134: the first proposal may be unsigned.
 #[test]
 fn an_unsigned_proposal_counts_but_cannot_be_accepted() {
     let first = open_with(Opening { signature: None, ..opening() }).unwrap();
@@ -398,7 +398,7 @@ fn agreed() -> Document {
     agreement_of(&decide(&countered, &accept(&countered, 1, "90"), at(5))).document.parse().unwrap()
 }
 
-/// R137, R139: whatever is changed, somebody's signature does not fit any more.
+/// R137 R139: whatever is changed, somebody's signature does not fit any more.
 #[test]
 fn no_field_of_an_agreement_can_be_changed() {
     let good = serde_json::to_string(&agreed()).unwrap();
@@ -593,7 +593,7 @@ impl World {
     }
 }
 
-/// Every run of up to [`DEPTH`] moves, under loss, duplication, reordering, crashes and time-out: see [`World`].
+/// R89 R91: every run of up to [`DEPTH`] moves, under loss, duplication, reordering, crashes and time-out: see [`World`].
 #[test]
 fn every_short_run_ends_in_one_agreement_at_most() {
     let first = opening().open(&MODEL, &Limits::default(), at(0)).unwrap();
