@@ -29,6 +29,7 @@ use crate::store::Store;
 use crate::supervisor::{self, Supervisor};
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
+use crate::teams::Teams;
 use crate::usage::ClusterUsage;
 
 /// Locks that changes of agents' records share.
@@ -64,6 +65,8 @@ pub struct Core {
     pub tasks: Tasks,
     /// Negotiations.
     pub negotiations: Negotiations,
+    /// Teams.
+    pub teams: Teams,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -159,6 +162,9 @@ impl Core {
             metrics: metrics.clone(),
         });
         supervisor::start(&supervisor, negotiations.child()).await?;
+        let teams =
+            Teams::new((store.clone(), pubsub.clone()), environment.clone(), limits.clone(), metrics.clone());
+        supervisor::start(&supervisor, teams.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
             usage,
@@ -179,6 +185,7 @@ impl Core {
             streams,
             tasks,
             negotiations,
+            teams,
             sockets,
             versions,
             drills,
@@ -208,6 +215,16 @@ impl Core {
                 }
             }
         });
+    }
+
+    /// Does what is due by the time.
+    pub async fn sweep(&self) {
+        if let Err(refusal) = self.negotiations.sweep().await {
+            tracing::warn!(%refusal, "cannot see which negotiations are over");
+        }
+        if let Err(refusal) = self.teams.sweep().await {
+            tracing::warn!(%refusal, "cannot see which votes are due");
+        }
     }
 
     /// Waits until the supervisor has given up, which a node does not survive.

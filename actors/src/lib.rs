@@ -6,7 +6,7 @@
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
-//! * what two parties change by turns: [`session`], [`negotiations`]
+//! * what several parties change by turns: [`session`], [`negotiations`], [`teams`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
@@ -34,4 +34,5 @@ pub mod store;
 pub mod supervisor;
 pub mod task_stream;
 pub mod tasks;
+pub mod teams;
 pub mod usage;

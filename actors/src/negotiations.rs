@@ -189,7 +189,7 @@ impl Negotiations {
     pub fn new(needs: Needs) -> Self {
         let Needs { store, pubsub, environment, limits, settings, server, metrics } = needs;
         let rules = NegotiationRules { store: store.clone(), pubsub: pubsub.clone(), settings, server };
-        let sessions = Sessions::new(rules, limits.negotiations_live_max, environment.clone(), metrics);
+        let sessions = Sessions::new(rules, limits.sessions_live_max, environment.clone(), metrics);
         Self { sessions, store, pubsub, environment, limits }
     }
 

@@ -2,8 +2,6 @@
 //! compares and sets, and refuses what no longer fits. Time is an argument. Every backend passes the same conformance
 //! suite.
 
-mod negotiations;
-
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
@@ -17,7 +15,11 @@ use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
+mod negotiations;
+mod teams;
+
 pub use self::negotiations::{NegotiationFilter, NegotiationStore};
+pub use self::teams::TeamStore;
 
 /// Why a transaction did not happen. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -352,7 +354,7 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore + NegotiationStore {
+pub trait Store: AccountStore + TaskStore + StreamStore + NegotiationStore + TeamStore {
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

@@ -107,8 +107,8 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     }
     tokio::spawn(every_second(app.clone(), stop.clone()));
     tokio::spawn(purge(app.clone(), stop.clone()));
+    tokio::spawn(do_what_is_due(app.clone(), stop.clone()));
     tokio::spawn(look_for_ended(app.clone(), stop.clone()));
-    tokio::spawn(look_for_due(app.clone(), stop.clone()));
     app.set_ready();
     let url = format!("{scheme}://{address}");
     tracing::info!(%address, "serving");
@@ -237,13 +237,12 @@ async fn look_for_ended(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Looks every second for what has a time and is over. Every node does: which one ends it does not matter.
-async fn look_for_due(app: Arc<App>, stop: CancellationToken) {
+/// Looks every second what is due by the time; apart from the rest, for the store may take its time.
+async fn do_what_is_due(app: Arc<App>, stop: CancellationToken) {
     let mut timer = tokio::time::interval(Duration::from_secs(1));
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(timer.tick()).await.is_some() {
-        if let Err(refusal) = app.core.negotiations.sweep().await {
-            tracing::warn!(%refusal, "cannot look for negotiations that are over");
-        }
+        app.core.sweep().await;
     }
 }
 

@@ -31,8 +31,10 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         Topic::Hirer(id) => id.is_some() && id == principal.user,
         Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
         Topic::Discovery => true,
-        // Asked of `may_join_between`, which is given the two.
-        Topic::Negotiation(_) => false,
+        // R80: its two agents only, which its record says: see `may_join_between`.
+        Topic::Negotiation(id) => id.is_some() && principal.agent.is_some(),
+        // R129: members only, which its record says.
+        Topic::Team(id) => id.is_some() && principal.agent.is_some(),
     };
     if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
 }
@@ -133,18 +135,19 @@ mod tests {
     #[test]
     fn what_is_between_two_is_for_the_two() {
         let agent = |n| principal(CredentialKind::AgentKey, Some(n), None);
-        let owner = principal(CredentialKind::UserToken, None, Some(1));
+        let owner = || principal(CredentialKind::UserToken, None, Some(1));
         let acting = principal(CredentialKind::UserToken, Some(2), Some(1));
         let two = Some([agent_id(1), agent_id(2)]);
         let refused = Err(Refusal::new(ErrorCode::Unauthorized));
         for (who, joins) in
-            [(agent(1), true), (agent(2), true), (agent(3), false), (owner, false), (acting, true)]
+            [(agent(1), true), (agent(2), true), (agent(3), false), (owner(), false), (acting, true)]
         {
             assert_eq!(may_join_between(&who, two).is_ok(), joins, "{who:?}");
             assert_eq!(may_join_between(&who, None), refused, "unknown");
         }
         let topic = Topic::Negotiation(Some(NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10])));
-        assert_eq!(may_join(&agent(1), topic, None), refused);
+        assert_eq!(may_join(&owner(), topic, None), refused);
+        assert_eq!(may_join(&agent(1), Topic::Negotiation(None), None), refused);
     }
 
     #[test]

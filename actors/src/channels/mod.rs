@@ -8,6 +8,7 @@ mod discovery;
 mod hirer;
 mod negotiation;
 mod task_stream;
+mod team;
 
 pub use self::discovery::{change, find};
 
@@ -38,6 +39,8 @@ pub enum Channel {
     Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
+    /// `team:<id>`
+    Team(team::TeamChannel),
 }
 
 /// When a push is answered.
@@ -63,10 +66,6 @@ impl Channel {
         payload: &OwnedPayload,
         reference: &Ref,
     ) -> Result<Self, Refusal> {
-        if let Topic::Negotiation(id) = topic {
-            let channel = negotiation::NegotiationChannel::join(socket, outlet, id, reference).await?;
-            return Ok(Self::Negotiation(channel));
-        }
         let task = match topic {
             Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
             _ => None,
@@ -81,7 +80,16 @@ impl Channel {
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
             }
-            Topic::Negotiation(_) => Err(ErrorCode::Unauthorized.into()),
+            Topic::Negotiation(id) => {
+                let id = id.ok_or(ErrorCode::Unauthorized)?;
+                negotiation::NegotiationChannel::join(socket, outlet, id, reference)
+                    .await
+                    .map(Self::Negotiation)
+            }
+            Topic::Team(team) => {
+                let team = team.ok_or(ErrorCode::Unauthorized)?;
+                team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
+            }
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
@@ -110,6 +118,7 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
+            Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }

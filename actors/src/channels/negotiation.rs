@@ -28,22 +28,19 @@ impl NegotiationChannel {
     pub(super) async fn join(
         socket: &Arc<Socket>,
         outlet: &Arc<Outlet>,
-        id: Option<NegotiationId>,
+        id: NegotiationId,
         reference: &Ref,
     ) -> Result<Self, Refusal> {
         let core = &socket.core;
-        let found = match id {
-            Some(id) => match core.negotiations.read(id).await {
-                Ok(found) => Some(found),
-                Err(refusal) if refusal.code == ErrorCode::NotFound => None,
-                Err(refusal) => return Err(refusal),
-            },
-            None => None,
+        let found = match core.negotiations.read(id).await {
+            Ok(found) => Some(found),
+            Err(refusal) if refusal.code == ErrorCode::NotFound => None,
+            Err(refusal) => return Err(refusal),
         };
         let parties = found.as_ref().map(|found| [found.client.agent, found.provider.agent]);
         may_join_between(&socket.principal, parties)?;
-        let side = |agent| found.as_ref().and_then(|found| Some((found.id, found.side_of(agent)?)));
-        let (id, side) = socket.principal.agent.and_then(side).ok_or(ErrorCode::Unauthorized)?;
+        let side = |agent| found.as_ref().and_then(|found| found.side_of(agent));
+        let side = socket.principal.agent.and_then(side).ok_or(ErrorCode::Unauthorized)?;
         let subscription = core.pubsub.subscribe(&side_topic(id, side), outlet).await;
         // Read once more: what has happened before the subscription stands in it, what happens from now on is told.
         let negotiation = core.negotiations.read(id).await?;

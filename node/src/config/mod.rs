@@ -272,7 +272,6 @@ impl Config {
             ("limits.topics_per_socket_max", self.limits.topics_per_socket_max, 1),
             ("limits.topic_bytes_max", self.limits.topic_bytes_max, 64),
             ("limits.streams_live_max", self.limits.streams_live_max, 1),
-            ("limits.negotiations_live_max", self.limits.negotiations_live_max, 1),
             ("limits.stream_read_bytes_max", self.limits.stream_read_bytes_max, 1_024),
             ("limits.http_head_bytes_max", self.limits.http_head_bytes_max, 8_192),
             ("limits.longpoll_sessions_max", self.limits.longpoll_sessions_max, 1),

@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
-//! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`negotiations`]: what agents agree on
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
@@ -18,6 +18,7 @@ pub mod negotiations;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 pub mod views;
 
 use std::sync::Arc;
@@ -77,6 +78,11 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(negotiations::reject))
         .routes(routes!(negotiations::agreement))
         .routes(routes!(negotiations::server_key))
+        .routes(routes!(teams::create, teams::list))
+        .routes(routes!(teams::show))
+        .routes(routes!(teams::add_member))
+        .routes(routes!(teams::remove_member))
+        .routes(routes!(teams::entries))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))

@@ -5,6 +5,7 @@ mod accounts;
 mod negotiations;
 mod streams;
 mod tasks;
+mod teams;
 
 use std::sync::Arc;
 
@@ -231,9 +232,11 @@ macro_rules! conformance_of {
                 keys_are_given_out_once;
             negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
                 negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
+            teams: votes_fall_due;
         ], reopened [
             streams: claims_outlive_the_store;
             negotiations: the_servers_key_outlives_the_store;
+            teams: teams_are_kept_with_what_they_keep;
         ]);
     };
 }

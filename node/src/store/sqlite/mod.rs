@@ -3,8 +3,8 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
-//! * [`negotiations`]: the same with its part of the port, whole
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
+//!   connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -17,6 +17,7 @@ pub mod readers;
 pub mod schema;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 pub mod writer;
 
 use std::collections::{HashMap, HashSet};
