@@ -359,6 +359,7 @@ fn what_does_not_fit_does_not_begin() {
         "7",
         "null",
         r#"{"n":1e400}"#,
+        r#"{"n":1,"n":2}"#,
         &format!("{{\"a\":\"{}\"}}", "x".repeat(limits.negotiation_terms_bytes_max)),
     ] {
         let refusal = open_with(Opening { terms: json(terms), signature: None, ..opening() }).unwrap_err();

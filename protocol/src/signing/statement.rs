@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{DOMAIN, PublicKey};
 use crate::error_code::{ErrorCode, Refusal};
-use crate::json::Json;
+use crate::json::{Json, has_repeated_key};
 use crate::money::Amount;
 use crate::time::Timestamp;
 
@@ -26,10 +26,16 @@ impl Digest {
     /// Of a document in its canonical form (RFC 8785).
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidPayload`]: it has a number that is none in IEEE 754, so that it has no canonical form.
+    /// [`ErrorCode::InvalidPayload`]: it has a number that is none in IEEE 754, or two fields of one name, so that it has no
+    /// canonical form.
     pub fn of_json(document: &Json) -> Result<Self, Refusal> {
         let none =
             |_| Refusal::invalid("the document has no canonical form (RFC 8785): a number is out of range");
+        if has_repeated_key(document) {
+            return Err(Refusal::invalid(
+                "the document has no canonical form (RFC 8785): a name stands twice",
+            ));
+        }
         let value: serde_json::Value = document.parse().map_err(none)?;
         let mut canonical = Vec::new();
         serde_json_canonicalizer::to_writer(&value, &mut canonical).map_err(none)?;
