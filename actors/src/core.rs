@@ -8,6 +8,9 @@ use muster_protocol::alerts::AlertSettings;
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
+use muster_protocol::negotiation;
+use muster_protocol::protocol_version;
+use muster_protocol::signing::ServerKey;
 use muster_protocol::webhook::WebhookSettings;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
@@ -18,6 +21,7 @@ use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
 use crate::global_stats::{GlobalStats, Load};
 use crate::metric_definitions::Metrics;
+use crate::negotiations::{Needs as NegotiationNeeds, Negotiations};
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
@@ -73,6 +77,8 @@ pub struct Core {
     pub stats: GlobalStats,
     /// Webhooks.
     pub webhooks: Arc<Webhooks>,
+    /// Negotiations.
+    pub negotiations: Negotiations,
     /// Teams.
     pub teams: Teams,
     /// What is connected.
@@ -83,6 +89,8 @@ pub struct Core {
     pub usage: ClusterUsage,
     /// Joins of agents on the main socket.
     pub join_buckets: Buckets<AgentId>,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
     /// Whether crash drills are allowed.
     pub drills: bool,
     draining: AtomicBool,
@@ -107,6 +115,12 @@ pub struct Parts {
     pub reports: ReportParts,
     /// Shards of topics: as many as there are processors.
     pub shards: usize,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
+    /// Rules of negotiations.
+    pub negotiation: negotiation::Settings,
+    /// With which the server signs what it attests.
+    pub server_key: ServerKey,
     /// Whether crash drills are allowed.
     pub drills: bool,
 }
@@ -155,8 +169,10 @@ impl Core {
     ///
     /// # Errors
     /// An actor does not start.
+    #[allow(clippy::too_many_lines, reason = "some lines for each part of a node")]
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, reports, shards, drills } = parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, reports, shards, .. } = parts;
+        let (versions, drills) = (parts.versions, parts.drills);
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -195,6 +211,16 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
         };
+        let negotiations = Negotiations::new(NegotiationNeeds {
+            store: store.clone(),
+            pubsub: pubsub.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            settings: parts.negotiation,
+            server: parts.server_key,
+            metrics: metrics.clone(),
+        });
+        supervisor::start(&supervisor, negotiations.child()).await?;
         let teams =
             Teams::new((store.clone(), pubsub.clone()), environment.clone(), limits.clone(), metrics.clone());
         supervisor::start(&supervisor, teams.child()).await?;
@@ -221,8 +247,10 @@ impl Core {
             online,
             streams,
             tasks,
+            negotiations,
             teams,
             sockets,
+            versions,
             drills,
             supervisor,
         });
@@ -254,6 +282,9 @@ impl Core {
 
     /// Does what is due by the time.
     pub async fn sweep(&self) {
+        if let Err(refusal) = self.negotiations.sweep().await {
+            tracing::warn!(%refusal, "cannot see which negotiations are over");
+        }
         if let Err(refusal) = self.teams.sweep().await {
             tracing::warn!(%refusal, "cannot see which votes are due");
         }

@@ -21,8 +21,10 @@ use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
+mod negotiations;
 mod teams;
 
+pub use self::negotiations::{NegotiationFilter, NegotiationStore};
 pub use self::teams::TeamStore;
 
 /// Why a transaction did not happen. Nothing was changed.
@@ -358,7 +360,9 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore + TeamStore + WebhookStore {
+pub trait Store:
+    AccountStore + TaskStore + StreamStore + NegotiationStore + TeamStore + WebhookStore
+{
     /// How many agents there are.
     async fn count_agents(&self) -> StoreResult<u64>;
     /// Writes and reads something: whether the store works.

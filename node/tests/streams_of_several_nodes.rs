@@ -208,6 +208,9 @@ impl Fleet {
                 caller: Arc::new(WebhookClient::new(&WebhookSettings::default()).unwrap()),
             },
             shards: 1,
+            versions: muster_protocol::protocol_version::Table::default(),
+            negotiation: muster_protocol::negotiation::Settings::default(),
+            server_key: muster_protocol::signing::ServerKey::from_seed([1; 32]),
             drills: false,
         };
         let core = Core::start(parts).await.unwrap();

@@ -5,8 +5,9 @@
 //!
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
-//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
-//! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
+//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`],
+//!   [`protocol_version`]
+//! * state machines: [`presence`], [`task_stream`], [`negotiation`], [`rate_limiter`]
 //! * what is counted and told of it: [`analytics`], [`alerts`], [`webhook`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
@@ -26,8 +27,10 @@ pub mod join_rules;
 pub mod json;
 pub mod limits;
 pub mod money;
+pub mod negotiation;
 pub mod phoenix;
 pub mod presence;
+pub mod protocol_version;
 pub mod rate_limiter;
 pub mod schema;
 pub mod signing;

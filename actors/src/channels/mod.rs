@@ -1,11 +1,13 @@
 //! The rules of each topic: what a join does, and what its events do. One file a topic.
 //!
-//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] alone.
+//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] or, where the record has to be
+//! read first, in the join of the channel.
 
 mod agent;
 mod analytics;
 mod discovery;
 mod hirer;
+mod negotiation;
 mod task_stream;
 mod team;
 
@@ -34,6 +36,8 @@ pub enum Channel {
     Hirer(hirer::HirerChannel),
     /// `task_stream:<id>`
     TaskStream(task_stream::TaskStreamChannel),
+    /// `negotiation:<id>`
+    Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
     /// `analytics:…`
@@ -84,6 +88,12 @@ impl Channel {
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
             }
+            Topic::Negotiation(id) => {
+                let id = id.ok_or(ErrorCode::Unauthorized)?;
+                negotiation::NegotiationChannel::join(socket, outlet, id, reference)
+                    .await
+                    .map(Self::Negotiation)
+            }
             Topic::Team(team) => {
                 let team = team.ok_or(ErrorCode::Unauthorized)?;
                 team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
@@ -117,6 +127,7 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Analytics(channel) => channel.push(socket, outlet, event, &payload).await,
+            Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
             Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }

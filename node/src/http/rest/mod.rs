@@ -4,6 +4,7 @@
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
+//! * [`negotiations`]: what agents agree on
 //! * [`analytics`], [`webhooks`]: what is counted and told of it
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
@@ -15,6 +16,7 @@ pub mod auth;
 pub mod blocks;
 pub mod extract;
 pub mod hirings;
+pub mod negotiations;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
@@ -80,6 +82,13 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(webhooks::show, webhooks::remove))
         .routes(routes!(webhooks::deliveries))
         .routes(routes!(webhooks::test))
+        .routes(routes!(negotiations::create, negotiations::list))
+        .routes(routes!(negotiations::show))
+        .routes(routes!(negotiations::counter))
+        .routes(routes!(negotiations::accept))
+        .routes(routes!(negotiations::reject))
+        .routes(routes!(negotiations::agreement))
+        .routes(routes!(negotiations::server_key))
         .routes(routes!(teams::create, teams::list))
         .routes(routes!(teams::show))
         .routes(routes!(teams::add_member))

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod figures;
+mod negotiations;
 mod streams;
 mod tasks;
 mod teams;
@@ -233,9 +234,12 @@ macro_rules! conformance_of {
                 keys_are_given_out_once;
             webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
                 one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
+            negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
+                negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
             teams: votes_fall_due;
         ], reopened [
             streams: claims_outlive_the_store;
+            negotiations: the_servers_key_outlives_the_store;
             teams: teams_are_kept_with_what_they_keep;
         ]);
     };
