@@ -19,6 +19,7 @@ use muster_protocol::account::{Credential, CredentialKind, Owner, Principal, Sco
 use muster_protocol::agent::{Agent, Registration};
 use muster_protocol::cluster::stream::{StreamMessage, What};
 use muster_protocol::cluster::{Member, Members, Message, NodeKey, owner::owner_of};
+use muster_protocol::escrow::Payment;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, CredentialId, TaskId};
 use muster_protocol::json::Json;
@@ -270,6 +271,7 @@ impl Fleet {
             max_price: None,
             external_client: None,
             hiring: None,
+            payment: Payment::default(),
             created_at: at,
             updated_at: at,
             ended_at: None,

@@ -138,6 +138,9 @@ pub struct HireRequest {
     /// What the hirer would pay at most.
     #[serde(default)]
     pub max_price: Option<Amount>,
+    /// What the hirer pays; the agent's base price when absent.
+    #[serde(default)]
+    pub price: Option<Amount>,
     /// The hirer's agent in whose name this is, when the credential does not say.
     #[serde(default)]
     pub client_agent_id: Option<AgentId>,
@@ -149,12 +152,13 @@ pub struct HireRequest {
 impl HireRequest {
     /// The task it becomes.
     #[must_use]
-    pub fn task(self, provider: AgentId, capability_default: &str) -> TaskRequest {
+    pub fn task(self, provider: AgentId, capability_default: &str, price_default: Amount) -> TaskRequest {
         TaskRequest {
             provider_agent_id: provider,
             capability: self.capability.unwrap_or_else(|| capability_default.to_owned()),
             input: self.input,
             max_price: self.max_price,
+            price: Some(self.price.unwrap_or(price_default)),
             external_client: None,
         }
     }

@@ -107,6 +107,10 @@ record_id!(
     /// A payment channel between two agents.
     PaymentChannelId
 );
+record_id!(
+    /// An entry of the ledger.
+    LedgerEntryId
+);
 
 #[cfg(test)]
 mod tests {

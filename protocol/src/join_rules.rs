@@ -2,6 +2,7 @@
 
 use crate::account::{CredentialKind, Principal, Scope};
 use crate::error_code::{ErrorCode, Refusal};
+use crate::ids::AgentId;
 use crate::task::TaskParties;
 use crate::topic::{Mount, Topic};
 
@@ -29,9 +30,23 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         // R31: only the own id.
         Topic::Hirer(id) => id.is_some() && id == principal.user,
         Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
+        // R93; the two sides are asked for in `may_join_session`.
+        Topic::Payment(_) => false,
         Topic::Discovery => true,
     };
     if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
+}
+
+/// Whether a principal may join what two agents do with each other (R93), and as which of them: as the agent it is, never
+/// as its owner. `sides` are the agents, if there is such a thing.
+///
+/// # Errors
+/// `unauthorized`, and nothing else (R35).
+pub fn may_join_session(principal: &Principal, sides: Option<(AgentId, AgentId)>) -> Result<AgentId, Refusal> {
+    match (principal.agent, sides) {
+        (Some(agent), Some((one, other))) if agent == one || agent == other => Ok(agent),
+        _ => Err(ErrorCode::Unauthorized.into()),
+    }
 }
 
 /// Whether a principal may read a task's stream: as provider or client agent (R29), or as the user who owns the client
@@ -113,6 +128,20 @@ mod tests {
         assert_eq!(may_join(&user, Topic::Hirer(Some(user_id(2))), None), refused);
         assert_eq!(may_join(&agent, Topic::Hirer(None), None), refused);
         assert_eq!(may_join(&agent, Topic::Discovery, None), Ok(()));
+    }
+
+    /// R93 R35: a session is for its two agents.
+    #[test]
+    fn sessions_are_for_their_two_agents() {
+        let sides = Some((agent_id(1), agent_id(2)));
+        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+        let agent = |n| principal(CredentialKind::AgentKey, Some(n), None);
+        assert_eq!(may_join_session(&agent(1), sides), Ok(agent_id(1)));
+        assert_eq!(may_join_session(&agent(2), sides), Ok(agent_id(2)));
+        assert_eq!(may_join_session(&agent(3), sides), refused);
+        assert_eq!(may_join_session(&agent(1), None), refused);
+        assert_eq!(may_join_session(&principal(CredentialKind::UserToken, None, Some(1)), sides), refused);
+        assert_eq!(may_join(&agent(1), Topic::Payment(None), None).map(|()| agent_id(1)), refused);
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
-//! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
+//! * money: [`money`], [`ledger`], [`escrow`]
+//! * state machines: [`presence`], [`task_stream`], [`payment_channel`], [`rate_limiter`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -17,12 +18,15 @@ pub mod catalog;
 pub mod cluster;
 pub mod discovery;
 pub mod error_code;
+pub mod escrow;
 pub mod hiring;
 pub mod ids;
 pub mod join_rules;
 pub mod json;
+pub mod ledger;
 pub mod limits;
 pub mod money;
+pub mod payment_channel;
 pub mod phoenix;
 pub mod presence;
 pub mod rate_limiter;

@@ -4,7 +4,9 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::ids::{AgentId, CredentialId, HiringId, MessageId, TaskId, UserId};
+use crate::ids::{
+    AgentId, CredentialId, HiringId, LedgerEntryId, MessageId, PaymentChannelId, TaskId, UserId,
+};
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
 use crate::time::Timestamp;
@@ -36,6 +38,8 @@ text_schema! {
     HiringId: Some(KnownFormat::Uuid), "A hiring's id.";
     CredentialId: Some(KnownFormat::Uuid), "A credential's id; never its secret.";
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
+    PaymentChannelId: Some(KnownFormat::Uuid), "A payment channel's id.";
+    LedgerEntryId: Some(KnownFormat::Uuid), "An entry of the ledger.";
     Timestamp: Some(KnownFormat::DateTime), "ISO-8601, UTC, with milliseconds.";
     Amount: None, "A decimal amount with at most six fraction digits. Requests may send a JSON number instead.";
     LossyString: None, "Text; lone surrogates become U+FFFD.";

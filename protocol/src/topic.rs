@@ -1,6 +1,6 @@
 //! Sockets, their topics, and the names of events.
 
-use crate::ids::{AgentId, TaskId, UserId};
+use crate::ids::{AgentId, PaymentChannelId, TaskId, UserId};
 
 /// Where a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +60,8 @@ pub enum Topic {
     Hirer(Option<UserId>),
     /// `task_stream:<task id>`: a task's output.
     TaskStream(Option<TaskId>),
+    /// `payment:<channel id>`: a payment channel.
+    Payment(Option<PaymentChannelId>),
     /// `agents:discovery`: who is online.
     Discovery,
 }
@@ -81,6 +83,7 @@ impl Topic {
         match (mount, sort) {
             (Mount::Agent, "agent") => Some(Self::Agent(id.parse().ok())),
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
+            (Mount::Main, "payment") => Some(Self::Payment(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
             _ => None,
         }
@@ -105,6 +108,27 @@ pub fn task_stream_topic(task: TaskId) -> String {
     format!("task_stream:{task}")
 }
 
+/// The topic of a payment channel.
+#[must_use]
+pub fn payment_topic(channel: PaymentChannelId) -> String {
+    format!("payment:{channel}")
+}
+
+/// What separates a topic from one of its sides. No client can join such a name: an id has none in it.
+const SIDE: char = '#';
+
+/// Under what is published that is for one side of a topic alone. Its subscribers see it as the topic's own.
+#[must_use]
+pub fn side_topic(topic: &str, agent: AgentId) -> String {
+    format!("{topic}{SIDE}{agent}")
+}
+
+/// The topic as clients know it.
+#[must_use]
+pub fn without_side(topic: &str) -> &str {
+    topic.split_once(SIDE).map_or(topic, |(topic, _)| topic)
+}
+
 /// Names of events. What they carry stands in [`crate::catalog`].
 #[allow(missing_docs, reason = "each is described in the catalog, which is compared with the code in a test")]
 pub mod event {
@@ -126,6 +150,17 @@ pub mod event {
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
     pub const AGENT_UPDATED: &str = "agent_updated";
+    pub const PROPOSE_TRANSFER: &str = "propose_transfer";
+    pub const ACKNOWLEDGE_TRANSFER: &str = "acknowledge_transfer";
+    pub const REJECT_TRANSFER: &str = "reject_transfer";
+    pub const DISPUTE: &str = "dispute";
+    pub const CLOSE: &str = "close";
+    pub const CHANNEL_OPENED: &str = "channel_opened";
+    pub const TRANSFER_PROPOSED: &str = "transfer_proposed";
+    pub const TRANSFER_COMPLETE: &str = "transfer_complete";
+    pub const TRANSFER_REJECTED: &str = "transfer_rejected";
+    pub const DISPUTE_OPENED: &str = "dispute_opened";
+    pub const CHANNEL_CLOSED: &str = "channel_closed";
 }
 
 #[cfg(test)]
@@ -166,10 +201,18 @@ mod tests {
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
         for name in
-            ["negotiation:1", "payment:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"]
+            ["negotiation:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"]
         {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
+        let channel = PaymentChannelId::new(Timestamp::from_unix_ms(1), [0; 10]);
+        let name = payment_topic(channel);
+        assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Payment(Some(channel))));
+        assert_eq!(Topic::parse(Mount::Agent, &name), None);
+        let side = side_topic(&name, agent);
+        assert_eq!(without_side(&side), name);
+        assert_eq!(without_side(&name), name);
+        assert_eq!(Topic::parse(Mount::Main, &side), Some(Topic::Payment(None)), "nobody joins a side");
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
     }
 }

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use muster_actors::store::{Append, Store, StoreResult};
 use muster_protocol::account::{Credential, CredentialKind, Owner, Scopes, SecretHash, User};
 use muster_protocol::agent::{Agent, Registration};
+use muster_protocol::escrow::Payment;
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
@@ -112,6 +113,7 @@ pub fn task(n: u8, client: &Agent, provider: &Agent) -> Task {
         max_price: None,
         external_client: None,
         hiring: None,
+        payment: Payment::default(),
         created_at,
         updated_at: created_at,
         ended_at: None,
