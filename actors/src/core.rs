@@ -12,14 +12,16 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::blocks::Blocks;
 use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
+use crate::ledger::Ledger;
 use crate::metric_definitions::Metrics;
 use crate::notices::Notices;
 use crate::online::Online;
+use crate::payments::Payments;
 use crate::ports::Environment;
 use crate::presence::Presence;
 use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
-use crate::settings::StreamSettings;
+use crate::settings::{LedgerSettings, StreamSettings};
 use crate::socket::Sockets;
 use crate::store::Store;
 use crate::supervisor::{self, Supervisor};
@@ -58,6 +60,10 @@ pub struct Core {
     pub streams: Streams,
     /// Tasks and hirings.
     pub tasks: Tasks,
+    /// Money.
+    pub ledger: Ledger,
+    /// Payment channels.
+    pub payments: Payments,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -80,6 +86,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Settings of streams.
     pub streams: StreamSettings,
+    /// Settings of the ledger.
+    pub ledger: LedgerSettings,
     /// Store.
     pub store: Arc<dyn Store>,
     /// The other nodes.
@@ -98,7 +106,7 @@ impl Core {
     /// # Errors
     /// An actor does not start.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, shards, drills } = parts;
+        let Parts { environment, limits, streams, ledger, store, cluster, metrics, shards, drills } = parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -133,7 +141,22 @@ impl Core {
             notices: notices.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
+            ledger: ledger.clone(),
         };
+        let ledger = Ledger {
+            store: store.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            settings: ledger,
+        };
+        let payments = Payments::new(
+            store.clone(),
+            pubsub.clone(),
+            environment.clone(),
+            limits.clone(),
+            metrics.clone(),
+        );
+        supervisor::start(&supervisor, payments.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
             usage,
@@ -153,6 +176,8 @@ impl Core {
             online,
             streams,
             tasks,
+            ledger,
+            payments,
             sockets,
             drills,
             supervisor,
@@ -181,6 +206,13 @@ impl Core {
                 }
             }
         });
+    }
+
+    /// Does what has become due in the records that parties change by turns.
+    pub async fn sweep(&self) {
+        if let Err(refusal) = self.payments.sweep().await {
+            tracing::warn!(%refusal, "cannot see which payment channels have something due");
+        }
     }
 
     /// Waits until the supervisor has given up, which a node does not survive.

@@ -6,7 +6,8 @@
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
-//! * what two parties change by turns: [`session`]
+//! * what two parties change by turns: [`session`], [`payments`]
+//! * money: [`ledger`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
@@ -18,9 +19,11 @@ pub mod core;
 pub mod egress;
 mod elsewhere;
 pub mod inbox;
+pub mod ledger;
 pub mod metric_definitions;
 pub mod notices;
 pub mod online;
+pub mod payments;
 pub mod ports;
 pub mod presence;
 pub mod pubsub;

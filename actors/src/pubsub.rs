@@ -14,6 +14,7 @@ use std::sync::Arc;
 use muster_protocol::cluster::interest::Interests;
 use muster_protocol::cluster::{Interest, Members, Message, NodeKey};
 use muster_protocol::json::Json;
+use muster_protocol::topic::without_side;
 use muster_protocol::websocket::CloseCode;
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -287,7 +288,8 @@ pub(crate) fn broadcast(
     metrics: &Metrics,
 ) {
     let count = events.len() as u64;
-    let mut burst = Burst::new(topic, events);
+    // What is published to one side of a topic is of that topic for whoever reads it.
+    let mut burst = Burst::new(without_side(topic), events);
     outlets.retain_mut(|outlet| {
         let frames = [burst.broadcast(outlet)];
         write_or_close(outlet, &frames, count, metrics)

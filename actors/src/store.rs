@@ -2,6 +2,9 @@
 //! compares and sets, and refuses what no longer fits. Time is an argument. Every backend passes the same conformance
 //! suite.
 
+mod ledger;
+mod payments;
+
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
@@ -10,10 +13,14 @@ use muster_protocol::agent::{Agent, AgentStatus};
 use muster_protocol::discovery::Query;
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
+use muster_protocol::money::Amount;
 use muster_protocol::task::{Ending, Note, Task, TaskStatus, TimelineEntry};
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
+
+pub use self::ledger::LedgerStore;
+pub use self::payments::PaymentStore;
 
 /// Why a transaction did not happen. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +40,9 @@ pub enum StoreError {
     /// The record changed since it was read.
     #[error("changed since it was read")]
     Conflict,
+    /// An account has only so much, which is less than is to be taken from it.
+    #[error("insufficient balance")]
+    InsufficientBalance(Amount),
     /// Another owner has claimed the stream since: this one's epoch or seq is old.
     #[error("fenced off by a newer owner")]
     Fenced,
@@ -285,13 +295,13 @@ pub trait AccountStore: Send + Sync + 'static {
 /// Tasks, hirings and their notes.
 #[async_trait]
 pub trait TaskStore: Send + Sync + 'static {
-    /// Adds a task and, if it is hired, its hiring, at once.
+    /// Adds a task and, if it is hired, its hiring, and posts what is held for it (`Task::entries_at_creation`), at once.
     async fn create_task(&self, task: Task, hiring: Option<Hiring>) -> StoreResult<()>;
     /// A task.
     async fn task(&self, id: TaskId) -> StoreResult<Task>;
     /// Tasks.
     async fn tasks(&self, filter: TaskFilter, page: PageRequest) -> StoreResult<Page<Task>>;
-    /// Ends a task that is pending or in progress, and counts it for its provider. Fenced: its stream was claimed by
+    /// Ends a task that is pending or in progress, settles what is held for it, and counts it for its provider. Fenced: its stream was claimed by
     /// another since, or the store has not every chunk that was given out.
     async fn finish_task(&self, finish: Finish) -> StoreResult<Task>;
     /// Gives a pending task, and its hiring, to another provider. Fenced: its stream was claimed by another since.
@@ -348,7 +358,7 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore {
+pub trait Store: AccountStore + TaskStore + StreamStore + LedgerStore + PaymentStore {
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

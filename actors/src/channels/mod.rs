@@ -5,6 +5,7 @@
 mod agent;
 mod discovery;
 mod hirer;
+mod payment;
 mod task_stream;
 
 pub use self::discovery::{change, find};
@@ -32,6 +33,8 @@ pub enum Channel {
     Hirer(hirer::HirerChannel),
     /// `task_stream:<id>`
     TaskStream(task_stream::TaskStreamChannel),
+    /// `payment:<id>`
+    Payment(payment::PaymentChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
 }
@@ -63,6 +66,10 @@ impl Channel {
             Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
             _ => None,
         };
+        if let Topic::Payment(id) = topic {
+            // Asks for itself, for it needs both sides.
+            return payment::PaymentChannel::join(socket, outlet, id, reference).await.map(Self::Payment);
+        }
         join_rules::may_join(&socket.principal, topic, task.as_ref())?;
         match topic {
             Topic::Agent(_) => agent::AgentChannel::join(socket, outlet, reference).await.map(Self::Agent),
@@ -73,6 +80,7 @@ impl Channel {
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
             }
+            Topic::Payment(_) => Err(ErrorCode::Unauthorized.into()),
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
@@ -100,6 +108,7 @@ impl Channel {
         match self {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Payment(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }

@@ -11,7 +11,7 @@ use super::*;
 use crate::ledger::AccountKey;
 
 /// Messages and pauses in a row.
-const DEPTH: usize = 7;
+const DEPTH: usize = 10;
 const MICROS: [i64; 3] = [1, 2, 3];
 
 /// What a party may send. Amounts are in micro-units.
