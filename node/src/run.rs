@@ -77,6 +77,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         environment,
         limits: config.limits.clone(),
         streams: config.stream.clone(),
+        ledger: config.ledger.clone(),
         store,
         cluster,
         metrics: Metrics::register(&mut registry),
@@ -102,6 +103,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     }
     tokio::spawn(every_second(app.clone(), stop.clone()));
     tokio::spawn(purge(app.clone(), stop.clone()));
+    tokio::spawn(sweep(app.clone(), stop.clone()));
     tokio::spawn(look_for_ended(app.clone(), stop.clone()));
     app.set_ready();
     let url = format!("{scheme}://{address}");
@@ -228,6 +230,14 @@ async fn look_for_ended(app: Arc<App>, stop: CancellationToken) {
     let mut timer = tokio::time::interval(Duration::from_secs(1));
     while stop.run_until_cancelled(timer.tick()).await.is_some() {
         app.core.notices.look_for_ended(app.core.environment.now()).await;
+    }
+}
+
+/// Does every second what has become due in the store; apart from the rest, for the store may take its time.
+async fn sweep(app: Arc<App>, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(Duration::from_secs(1));
+    while stop.run_until_cancelled(timer.tick()).await.is_some() {
+        app.core.sweep().await;
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use muster_actors::cluster::{Cluster, Event, Receiver};
 use muster_actors::core::{Core, Parts};
 use muster_actors::metric_definitions::Metrics;
-use muster_actors::settings::StreamSettings;
+use muster_actors::settings::{LedgerSettings, StreamSettings};
 use muster_actors::store::Store;
 use muster_actors::task_stream::ack::Ack;
 use muster_node::store::sqlite::SqliteStore;
@@ -19,8 +19,8 @@ use muster_protocol::account::{Credential, CredentialKind, Owner, Principal, Sco
 use muster_protocol::agent::{Agent, Registration};
 use muster_protocol::cluster::stream::{StreamMessage, What};
 use muster_protocol::cluster::{Member, Members, Message, NodeKey, owner::owner_of};
-use muster_protocol::escrow::Payment;
 use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::escrow::Payment;
 use muster_protocol::ids::{AgentId, CredentialId, TaskId};
 use muster_protocol::json::Json;
 use muster_protocol::limits::Limits;
@@ -191,6 +191,7 @@ impl Fleet {
             environment: system_clock::environment(),
             limits,
             streams: StreamSettings::default(),
+            ledger: LedgerSettings::default(),
             store: self.store.clone(),
             cluster: port.clone(),
             metrics: Metrics::register(&mut prometheus_client::registry::Registry::default()),

@@ -4,6 +4,7 @@
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`ledger`], [`payments`]: money
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
 
@@ -13,7 +14,9 @@ pub mod auth;
 pub mod blocks;
 pub mod extract;
 pub mod hirings;
+pub mod ledger;
 pub mod operations;
+pub mod payments;
 pub mod streams;
 pub mod tasks;
 pub mod views;
@@ -68,6 +71,17 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(hirings::cancel))
         .routes(routes!(hirings::retry))
         .routes(routes!(hirings::list_messages, hirings::add_message))
+        .routes(routes!(ledger::credit))
+        .routes(routes!(ledger::debit))
+        .routes(routes!(ledger::audit))
+        .routes(routes!(ledger::transfer))
+        .routes(routes!(ledger::balance))
+        .routes(routes!(ledger::transactions))
+        .routes(routes!(ledger::of_task))
+        .routes(routes!(payments::open, payments::list))
+        .routes(routes!(payments::show))
+        .routes(routes!(payments::accept))
+        .routes(routes!(payments::resolve))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))
@@ -91,7 +105,7 @@ pub fn document() -> OpenApi {
     document.info.title = "Muster".into();
     document.info.version = env!("CARGO_PKG_VERSION").into();
     document.info.description = Some(
-        "Users, agents, tasks, hirings and task streams. Every answer is an envelope of data, meta and errors; \
+        "Users, agents, tasks, hirings, task streams and money. Every answer is an envelope of data, meta and errors; \
          agents authenticate with X-API-Key, users and sessions with Authorization: Bearer."
             .into(),
     );

@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`ledger`], [`payments`]: the SQL of each transaction, over one connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -11,6 +11,8 @@ pub mod accounts;
 pub mod agents;
 pub mod columns;
 pub mod journal;
+pub mod ledger;
+pub mod payments;
 pub mod readers;
 pub mod schema;
 pub mod streams;
