@@ -12,7 +12,7 @@ use muster_protocol::ledger::Side;
 use muster_protocol::limits::Limits;
 use muster_protocol::payment_channel::machine::{Action, Audience, Command, Periods, Resolution, Step};
 use muster_protocol::payment_channel::{Channel, OpenRequest};
-use muster_protocol::task::{check_document, check_note};
+use muster_protocol::task::check_document;
 use muster_protocol::time::Timestamp;
 use muster_protocol::topic::{payment_topic, side_topic};
 
@@ -101,8 +101,7 @@ impl Payments {
     ) -> Self {
         let periods = Periods { proposal_ms: period(limits.payment_proposal_ms) };
         let rules = PaymentRules { store, pubsub, periods };
-        let sessions =
-            Sessions::new(rules, limits.payment_channels_live_max, environment.clone(), metrics);
+        let sessions = Sessions::new(rules, limits.payment_channels_live_max, environment.clone(), metrics);
         Self { sessions, environment, limits }
     }
 
@@ -173,16 +172,24 @@ impl Payments {
     pub async fn act(&self, id: PaymentChannelId, agent: AgentId, action: Action) -> Result<Json, Refusal> {
         match &action {
             Action::Reject(rejection) => {
-                rejection.reason.as_deref().map_or(Ok(()), |reason| check_note(reason, &self.limits))?;
+                rejection.reason.as_deref().map_or(Ok(()), |reason| self.check_reason(reason))?;
             }
             Action::Dispute(objection) => {
-                check_note(&objection.reason, &self.limits)?;
+                self.check_reason(&objection.reason)?;
                 let bytes_max = self.limits.dispute_evidence_bytes_max;
                 check_document(&objection.evidence, "evidence", bytes_max)?;
             }
             _ => {}
         }
         self.sessions.ask(id, Command::Party(agent, action)).await
+    }
+
+    fn check_reason(&self, reason: &str) -> Result<(), Refusal> {
+        let chars_max = self.limits.note_chars_max;
+        if !reason.trim().is_empty() && reason.chars().count() <= chars_max {
+            return Ok(());
+        }
+        Err(Refusal::field(ErrorCode::InvalidPayload, "reason", format!("1 to {chars_max} characters")))
     }
 
     /// The operator resolves a dispute.

@@ -42,7 +42,10 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
 ///
 /// # Errors
 /// `unauthorized`, and nothing else (R35).
-pub fn may_join_session(principal: &Principal, sides: Option<(AgentId, AgentId)>) -> Result<AgentId, Refusal> {
+pub fn may_join_session(
+    principal: &Principal,
+    sides: Option<(AgentId, AgentId)>,
+) -> Result<AgentId, Refusal> {
     match (principal.agent, sides) {
         (Some(agent), Some((one, other))) if agent == one || agent == other => Ok(agent),
         _ => Err(ErrorCode::Unauthorized.into()),

@@ -200,9 +200,7 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in
-            ["negotiation:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"]
-        {
+        for name in ["negotiation:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         let channel = PaymentChannelId::new(Timestamp::from_unix_ms(1), [0; 10]);

@@ -66,7 +66,7 @@ onNode("the ledger", [], (world) => {
     assertRefused(await adjust("credit", { agent_id: UNKNOWN_ID, amount: "1" }), 404, "NOT_FOUND");
     assertRefused(await adjust("credit", { user_id: UNKNOWN_ID, amount: "1" }), 404, "NOT_FOUND");
     assertRefused(await adjust("credit", { agent_id: client.id, amount: "9223372036854.775807" }), 409, "LIMIT_REACHED");
-    for (const who of [client, owner, stranger, undefined]) {
+    for (const who of [client, owner, stranger, {}]) {
       for (const way of ["credit", "debit"]) assertRefused(await adjust(way, { agent_id: client.id, amount: "1" }, who), 401, "UNAUTHORIZED");
       assertRefused(await world.ask("GET", "/admin/ledger/audit", who), 401, "UNAUTHORIZED");
     }

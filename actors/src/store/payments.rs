@@ -26,9 +26,5 @@ pub trait PaymentStore: Send + Sync + 'static {
         entry: Option<Entry>,
     ) -> StoreResult<()>;
     /// Channels of which something is due, oldest first.
-    async fn payment_channels_due(
-        &self,
-        now: Timestamp,
-        limit: usize,
-    ) -> StoreResult<Vec<PaymentChannelId>>;
+    async fn payment_channels_due(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<PaymentChannelId>>;
 }

@@ -41,8 +41,11 @@ fn task(price: &str, fee: &str) -> Task {
 #[test]
 fn every_operation_adds_up_to_nothing() {
     let user = UserId::new(at(), [5; 10]);
-    let channel =
-        ChannelAccounts { channel: PaymentChannelId::new(at(), [7; 10]), agent_a: agent(1), agent_b: agent(2) };
+    let channel = ChannelAccounts {
+        channel: PaymentChannelId::new(at(), [7; 10]),
+        agent_a: agent(1),
+        agent_b: agent(2),
+    };
     let (one, two, three) = (amount("1"), amount("2"), amount("3"));
     let (mine, theirs) = (Account::User(user), Account::Agent(agent(1)));
     let entries = [
@@ -60,7 +63,9 @@ fn every_operation_adds_up_to_nothing() {
     for entry in &entries {
         assert!(entry.is_balanced(), "{entry:?}");
         let keys: Vec<_> = entry.postings.iter().map(|posting| posting.account.key()).collect();
-        assert!(keys.is_sorted() && keys.iter().all(|key| keys.iter().filter(|other| key == *other).count() == 1));
+        assert!(
+            keys.is_sorted() && keys.iter().all(|key| keys.iter().filter(|other| key == *other).count() == 1)
+        );
         for Posting { account, .. } in &entry.postings {
             assert_eq!(Account::from_key(account.key(), account.holder()), Some(*account));
         }

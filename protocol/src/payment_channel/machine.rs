@@ -396,10 +396,9 @@ impl Channel {
         let paid = (request.final_balance_a, request.final_balance_b);
         self.check_total(paid)?;
         let statement = statement::close(&self.id, self.nonce, paid);
-        for (side, field, signature) in [
-            (Side::A, "signature_a", &request.signature_a),
-            (Side::B, "signature_b", &request.signature_b),
-        ] {
+        for (side, field, signature) in
+            [(Side::A, "signature_a", &request.signature_a), (Side::B, "signature_b", &request.signature_b)]
+        {
             self.verify(side, &statement, signature)
                 .map_err(|refusal| Refusal { field: Some(field.into()), ..refusal })?;
         }
@@ -446,8 +445,7 @@ impl Channel {
     ) -> Step {
         let entry = self.accounts().payout((self.balance_a, self.balance_b), paid, now);
         let by_operator = closing.as_ref().is_some_and(|closing| closing.statement.is_none());
-        let after =
-            Self { status, balance_a: paid.0, balance_b: paid.1, closing, ..self.changed(now) };
+        let after = Self { status, balance_a: paid.0, balance_b: paid.1, closing, ..self.changed(now) };
         let payload = Json::of(&json!({
             "channel_id": self.id, "status": status, "nonce": self.nonce, "balance_a": paid.0,
             "balance_b": paid.1, "resolved": by_operator,

@@ -301,13 +301,8 @@ fn disputes_stop_everything_until_they_are_resolved() {
     assert_eq!(subject.told, told);
     assert_eq!(subject.channel.nonce, 2, "the pending one is burnt");
     let close = subject.close_request("7.5", "12.5");
-    let actions = [
-        Action::Propose(propose),
-        Action::Acknowledge(ack),
-        reject(),
-        dispute(),
-        Action::Close(close),
-    ];
+    let actions =
+        [Action::Propose(propose), Action::Acknowledge(ack), reject(), dispute(), Action::Close(close)];
     for action in actions {
         for side in [Side::A, Side::B] {
             assert_eq!(subject.code(side, action.clone()), ErrorCode::ChannelDisputed, "{action:?}");
@@ -396,8 +391,8 @@ fn signatures_that_are_none() {
     raw[10] ^= 1;
     // S plus the order of the group: the same point, another spelling.
     let order: [u8; 32] = [
-        0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0,
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+        0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
     ];
     let mut carry = 0_u16;
     for (byte, of_order) in raw[32..].iter_mut().zip(order) {

@@ -161,7 +161,8 @@ async fn own_account(app: &App, user: UserId, field: &'static str, name: &str) -
         return Ok(Account::User(user));
     }
     // Somebody else's agent and one that does not exist give the same answer.
-    let none = || Refused(Refusal::field(ErrorCode::NotFound, field, "your own id, or that of an agent of yours"));
+    let none =
+        || Refused(Refusal::field(ErrorCode::NotFound, field, "your own id, or that of an agent of yours"));
     let agent: AgentId = name.parse().map_err(|_| none())?;
     match app.core.store.agent(agent).await {
         Ok(agent) if agent.owner == Some(user) => Ok(Account::Agent(agent.id)),

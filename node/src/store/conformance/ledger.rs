@@ -35,7 +35,11 @@ pub fn both(available: &str, escrow: &str) -> (String, String) {
 /// Everything adds up.
 pub async fn assert_sound(store: &dyn Store) {
     let audit = store.audit().await.unwrap();
-    assert_eq!((audit.unbalanced_entries, audit.mismatched_accounts, audit.sum_micros), (0, 0, 0), "{audit:?}");
+    assert_eq!(
+        (audit.unbalanced_entries, audit.mismatched_accounts, audit.sum_micros),
+        (0, 0, 0),
+        "{audit:?}"
+    );
 }
 
 /// R142: an operation is posted once, whole or not at all.
@@ -129,7 +133,8 @@ pub async fn escrows_follow_their_task(store: &dyn Store) {
         let account = Account::Escrow { task: order.id, holder: client.id };
         let kinds: Vec<_> = store.entries_of(account, PAGE).await.unwrap().items;
         let kinds: Vec<_> = kinds.iter().map(|entry| entry.kind).collect();
-        let settled = if escrow == Escrow::Released { EntryKind::EscrowRelease } else { EntryKind::EscrowRefund };
+        let settled =
+            if escrow == Escrow::Released { EntryKind::EscrowRelease } else { EntryKind::EscrowRefund };
         assert_eq!(kinds, [settled, EntryKind::EscrowHold]);
     }
     assert_eq!(has(store, Account::Fees).await.0, "0.5");
@@ -192,7 +197,9 @@ pub async fn much_at_once_adds_up(store: &dyn Store) {
         // Each name comes twice, at the same moment.
         ledger::transfer(by, pair, amount("3"), &format!("{}", n / 2), None, at(2))
     });
-    let posted = futures_util::future::join_all(moves.filter(Entry::is_balanced).map(|entry| store.post_entry(entry))).await;
+    let posted =
+        futures_util::future::join_all(moves.filter(Entry::is_balanced).map(|entry| store.post_entry(entry)))
+            .await;
     for outcome in &posted {
         assert!(matches!(outcome, Ok(_) | Err(StoreError::InsufficientBalance(_))), "{outcome:?}");
     }

@@ -63,7 +63,8 @@ pub async fn channels_change_by_compare_and_set(store: &dyn Store) {
     assert_eq!(save(store, &channel, &open).await, Err(StoreError::Conflict), "it has changed since");
     assert_eq!(store.payment_channel(channel.id).await, Ok(open.after.clone()));
     let odd = serde_json::from_str::<Json>(r#"{"a":"\u0000é😀","n":1e999}"#).unwrap();
-    let objection = serde_json::from_str(&format!(r#"{{"reason":"why","evidence":{}}}"#, odd.as_str())).unwrap();
+    let objection =
+        serde_json::from_str(&format!(r#"{{"reason":"why","evidence":{}}}"#, odd.as_str())).unwrap();
     let disputed = step(&open.after, &Command::Party(b, Action::Dispute(objection)));
     assert_eq!(save(store, &open.after, &disputed).await, Ok(()));
     let read = store.payment_channel(channel.id).await.unwrap();
@@ -135,5 +136,8 @@ pub async fn what_is_due_is_found(store: &dyn Store) {
     let rest = store.payment_channels(a, PageRequest { limit: 2, after: page.next }).await.unwrap();
     assert_eq!((of(&rest.items), rest.items[0].status), (vec![ids[0]], ChannelStatus::Open));
     let stranger = add_agent(store, 3, None).await.id;
-    assert_eq!(store.payment_channels(stranger, PageRequest { limit: 2, after: None }).await.unwrap().total, 0);
+    assert_eq!(
+        store.payment_channels(stranger, PageRequest { limit: 2, after: None }).await.unwrap().total,
+        0
+    );
 }

@@ -88,11 +88,7 @@ async fn with_postings(c: &Connection, entry: Entry) -> Result<Entry, Failure> {
     Ok(Entry { postings, ..entry })
 }
 
-async fn entries_of(
-    c: &Connection,
-    account: Account,
-    request: &PageRequest,
-) -> Result<Page<Entry>, Failure> {
+async fn entries_of(c: &Connection, account: Account, request: &PageRequest) -> Result<Page<Entry>, Failure> {
     let (kind, account, side) = account.key();
     let account = Id(account);
     let of_account = "kind = $1 AND account = $2 AND side = $3";

@@ -48,11 +48,7 @@ async fn channel(c: &Connection, channel: PaymentChannelId) -> Result<Channel, F
     read_channel(&c.one(sql, &[&id!(channel)]).await?)
 }
 
-async fn channels(
-    c: &Connection,
-    agent: AgentId,
-    request: &PageRequest,
-) -> Result<Page<Channel>, Failure> {
+async fn channels(c: &Connection, agent: AgentId, request: &PageRequest) -> Result<Page<Channel>, Failure> {
     let agent = id!(agent);
     let sql = "SELECT count(*) FROM payment_channels WHERE agent_a = $1 OR agent_b = $1";
     let total = c.count(sql, &[&agent]).await?;
@@ -63,12 +59,7 @@ async fn channels(
     Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
 }
 
-async fn save(
-    c: &Connection,
-    version: u64,
-    channel: &Channel,
-    entry: Option<&Entry>,
-) -> Result<(), Failure> {
+async fn save(c: &Connection, version: u64, channel: &Channel, entry: Option<&Entry>) -> Result<(), Failure> {
     let changed = c
         .execute(
             "UPDATE payment_channels SET version = $1, status = $2, balance_a = $3, balance_b = $4, nonce = $5,
@@ -126,11 +117,7 @@ impl PaymentStore for PostgresStore {
         self.pool.write(|c| async move { save(&c, version, after, entry).await }).await
     }
 
-    async fn payment_channels_due(
-        &self,
-        now: Timestamp,
-        limit: usize,
-    ) -> StoreResult<Vec<PaymentChannelId>> {
+    async fn payment_channels_due(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<PaymentChannelId>> {
         self.pool.read(|c| async move { due(&c, now, limit).await }).await
     }
 }

@@ -18,9 +18,8 @@ use super::{ledger, streams};
 use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row) -> Result<Task, Failure> {
-    let amount = |micros: Option<i64>| {
-        micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose()
-    };
+    let amount =
+        |micros: Option<i64>| micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose();
     Ok(Task {
         id: TaskId::from_bytes(id_bytes(row, 0)?),
         status: TaskStatus::parse(row.try_get(1)?).ok_or_else(broken)?,

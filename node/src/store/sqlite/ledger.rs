@@ -16,21 +16,25 @@ pub fn post(c: &Connection, entry: &Entry) -> StoreResult<()> {
     if !entry.is_balanced() {
         return Err(unbalanced(entry));
     }
-    c.prepare_cached("INSERT INTO ledger_entries (id, kind, operation, reference, at) VALUES (?1, ?2, ?3, ?4, ?5)")
-        .and_then(|mut s| {
-            s.execute(params![
-                entry.id.as_bytes(),
-                entry.kind.as_str(),
-                entry.operation,
-                entry.reference,
-                entry.at.unix_ms()
-            ])
-        })
-        .map_err(sql_error)?;
+    c.prepare_cached(
+        "INSERT INTO ledger_entries (id, kind, operation, reference, at) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )
+    .and_then(|mut s| {
+        s.execute(params![
+            entry.id.as_bytes(),
+            entry.kind.as_str(),
+            entry.operation,
+            entry.reference,
+            entry.at.unix_ms()
+        ])
+    })
+    .map_err(sql_error)?;
     for posting in &entry.postings {
         let (kind, account, side) = posting.account.key();
         let balance: Option<i64> = c
-            .prepare_cached("SELECT balance FROM ledger_accounts WHERE kind = ?1 AND account = ?2 AND side = ?3")
+            .prepare_cached(
+                "SELECT balance FROM ledger_accounts WHERE kind = ?1 AND account = ?2 AND side = ?3",
+            )
             .and_then(|mut s| s.query_row(params![kind, account, side], |row| row.get(0)).optional())
             .map_err(sql_error)?;
         let after = posting.after(balance.unwrap_or(0)).map_err(|problem| match problem {

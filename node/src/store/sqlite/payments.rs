@@ -111,11 +111,7 @@ impl PaymentStore for SqliteStore {
         self.write(move |c| save(c, version, &channel, entry.as_ref())).await
     }
 
-    async fn payment_channels_due(
-        &self,
-        now: Timestamp,
-        limit: usize,
-    ) -> StoreResult<Vec<PaymentChannelId>> {
+    async fn payment_channels_due(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<PaymentChannelId>> {
         self.read(move |c| due(c, now, limit)).await
     }
 }

@@ -21,9 +21,8 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let broken = || rusqlite::Error::InvalidQuery;
     let status: String = row.get(1)?;
     let escrow: String = row.get(17)?;
-    let amount = |micros: Option<i64>| {
-        micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose()
-    };
+    let amount =
+        |micros: Option<i64>| micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose();
     Ok(Task {
         id: TaskId::from_bytes(id_bytes(row, 0)?),
         status: TaskStatus::parse(&status).ok_or_else(broken)?,

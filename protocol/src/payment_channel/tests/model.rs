@@ -40,7 +40,8 @@ struct World {
 }
 
 /// All that the future depends on.
-type Key = (ChannelStatus, i64, i64, u64, Option<(u64, i64, AgentId)>, Option<u64>, BTreeSet<Sent>, BTreeSet<u64>);
+type Key =
+    (ChannelStatus, i64, i64, u64, Option<(u64, i64, AgentId)>, Option<u64>, BTreeSet<Sent>, BTreeSet<u64>);
 
 fn micros(value: i64) -> Amount {
     Amount::from_micros(value).unwrap()
@@ -191,7 +192,10 @@ impl World {
             let from = after.side_of(last.from).unwrap();
             assert_eq!(world.executed.insert(last.nonce, (from, last.amount.micros())), None, "twice");
             assert!(!world.burnt.contains(&last.nonce), "R97: {sent:?} executes what was burnt");
-            assert_eq!((last.nonce, Some(last.nonce)), (after.nonce, before.pending.map(|pending| pending.nonce)));
+            assert_eq!(
+                (last.nonce, Some(last.nonce)),
+                (after.nonce, before.pending.map(|pending| pending.nonce))
+            );
             assert_eq!(key(from).verify(&last.propose_statement, &last.propose_signature), Ok(()));
             assert_eq!(key(from.other()).verify(&last.ack_statement, &last.ack_signature), Ok(()));
         } else if after.nonce > before.nonce {
