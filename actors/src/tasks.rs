@@ -74,7 +74,8 @@ impl Tasks {
     ) -> Result<(Hiring, Task), Refusal> {
         let queue = request.queue;
         let capability = agent.capabilities.first().map_or("task", String::as_str);
-        let request = request.task(agent.id, capability, agent.base_price);
+        let price = request.price.or(Some(agent.base_price));
+        let request = TaskRequest { price, ..request.task(agent.id, capability) };
         request.check(&self.limits)?;
         let agent = self.provider(client, agent.id).await?;
         let now = self.environment.now();

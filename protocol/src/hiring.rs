@@ -152,13 +152,13 @@ pub struct HireRequest {
 impl HireRequest {
     /// The task it becomes.
     #[must_use]
-    pub fn task(self, provider: AgentId, capability_default: &str, price_default: Amount) -> TaskRequest {
+    pub fn task(self, provider: AgentId, capability_default: &str) -> TaskRequest {
         TaskRequest {
             provider_agent_id: provider,
             capability: self.capability.unwrap_or_else(|| capability_default.to_owned()),
             input: self.input,
             max_price: self.max_price,
-            price: Some(self.price.unwrap_or(price_default)),
+            price: self.price,
             external_client: None,
         }
     }

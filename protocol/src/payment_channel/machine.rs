@@ -139,7 +139,6 @@ type Applied = Result<(Option<Step>, Json), Refusal>;
 
 impl Channel {
     /// What a command does. What is due is done first, and stays done where the command itself is refused.
-    #[must_use]
     pub fn decide(
         &self,
         command: &Command,

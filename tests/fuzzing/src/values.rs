@@ -13,7 +13,9 @@ use muster_protocol::money::Amount;
 use muster_protocol::signing::PublicKey;
 use muster_protocol::task::{TaskStatus, check_note};
 use muster_protocol::time::Timestamp;
-use muster_protocol::topic::{DISCOVERY, Mount, Topic, agent_topic, hirer_topic, task_stream_topic};
+use muster_protocol::topic::{
+    DISCOVERY, Mount, Topic, agent_topic, hirer_topic, payment_topic, task_stream_topic,
+};
 use serde_json::Value;
 
 use crate::echo;
@@ -178,7 +180,10 @@ fn topics(text: &str) {
             Some(Topic::Agent(Some(id))) => agent_topic(id),
             Some(Topic::Hirer(Some(id))) => hirer_topic(id),
             Some(Topic::TaskStream(Some(id))) => task_stream_topic(id),
-            Some(Topic::Agent(None) | Topic::Hirer(None) | Topic::TaskStream(None)) => {
+            Some(Topic::Payment(Some(id))) => payment_topic(id),
+            Some(
+                Topic::Agent(None) | Topic::Hirer(None) | Topic::TaskStream(None) | Topic::Payment(None),
+            ) => {
                 let (_, id) = text.split_once(':').expect("a sort and an id");
                 assert!(id.parse::<UserId>().is_err());
                 continue;
