@@ -134,7 +134,7 @@ onNode("opening", ["drills.enabled=true"], (world) => {
     assert.equal((await world.show({ token: session.token }, id)).status, 401, "it ends with the key it was had by");
   });
 
-  test("R92 R171: what nobody has accepted within an hour is given back", async () => {
+  test("R92 R167 R171: what nobody has accepted within an hour is given back", async () => {
     const { server } = world;
     const [a, b] = [await signingAgent(server, { credit: "10" }), await signingAgent(server, { credit: "10" })];
     const { id } = (await world.open(a, { counterparty_agent_id: b.id, deposit: "4", counterparty_deposit: "1" })).data;
@@ -149,6 +149,12 @@ onNode("opening", ["drills.enabled=true"], (world) => {
     assert.deepEqual([side.of("channel_closed")[0].status, side.of("channel_closed")[0].balance_a], ["expired", "4"]);
     assertRefused(await world.accept(b, id), 409, "CHANNEL_NOT_OPEN");
     assert.deepEqual(await money(server, b), ["10", "0"]);
+    // A session that has expired sees nothing any more, and acts for nobody.
+    const { token } = await server.ok("POST", "/api/v1/auth/authenticate", { key: a.key });
+    assert.equal((await world.show({ token }, id)).status, 200);
+    await world.advance(25 * HOUR_MS);
+    assertRefused(await world.show({ token }, id), 401, "UNAUTHORIZED");
+    assertRefused(await server.request("GET", "/api/v1/ledger/balance", { token }), 401, "UNAUTHORIZED");
   });
 });
 
@@ -316,6 +322,9 @@ onNode("transfers", ["drills.enabled=true"], (world) => {
         assert.deepEqual((await side.ask(event, payload)).refused, { reason: "channel_disputed" }, event);
       }
     }
+    const disputed = await server.ok("GET", "/api/v1/admin/payment-channels", world.operator);
+    assert.deepEqual(disputed.map(({ id, dispute }) => [id, dispute.reason, dispute.agent_id]), [[pair.id, "it did not work", pair.b.id]], "the operator sees which");
+    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }, {}]) assertRefused(await server.request("GET", "/api/v1/admin/payment-channels", as), 401, "UNAUTHORIZED");
     for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }, {}]) assertRefused(await world.resolve(pair.id, {}, as), 401, "UNAUTHORIZED");
     assertRefused(await world.resolve(UNKNOWN_ID, {}), 404, "NOT_FOUND");
     assertRefused(await world.resolve(pair.id, { balance_a: "1", balance_b: "1" }), 422, "INVALID_AMOUNT");

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use muster_protocol::ids::{AgentId, PaymentChannelId};
 use muster_protocol::ledger::Entry;
-use muster_protocol::payment_channel::Channel;
+use muster_protocol::payment_channel::{Channel, ChannelStatus};
 use muster_protocol::time::Timestamp;
 
 use super::{Page, PageRequest, StoreResult};
@@ -17,6 +17,12 @@ pub trait PaymentStore: Send + Sync + 'static {
     async fn payment_channel(&self, id: PaymentChannelId) -> StoreResult<Channel>;
     /// The channels of an agent, newest first by id.
     async fn payment_channels(&self, agent: AgentId, page: PageRequest) -> StoreResult<Page<Channel>>;
+    /// The channels in a state, newest first by id.
+    async fn payment_channels_in(
+        &self,
+        status: ChannelStatus,
+        page: PageRequest,
+    ) -> StoreResult<Page<Channel>>;
     /// Replaces a channel that is still of that version, and posts what moves with it, at once. Conflict: it has changed
     /// since.
     async fn save_payment_channel(

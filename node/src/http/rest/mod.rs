@@ -81,6 +81,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(payments::open, payments::list))
         .routes(routes!(payments::show))
         .routes(routes!(payments::accept))
+        .routes(routes!(payments::list_all))
         .routes(routes!(payments::resolve))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))

@@ -4,7 +4,9 @@
 use muster_protocol::ids::PaymentChannelId;
 use muster_protocol::json::Json;
 use muster_protocol::payment_channel::machine::{Action, Resolution};
-use muster_protocol::payment_channel::{ChannelView, OpenRequest};
+use muster_protocol::payment_channel::{ChannelStatus, ChannelView, OpenRequest};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::extract::{Body, Id, Operator, PageParams, Params, State};
 use super::views::{Envelope, Refusals};
@@ -48,6 +50,28 @@ pub async fn accept(app: State, caller: Caller, Id(id): Id<PaymentChannelId>) ->
     app.core.payments.act(id, agent.id, Action::Accept(agent.public_key)).await?;
     let channel = app.core.payments.of_party(id, agent.id).await?;
     Answer::ok(&channel.view())
+}
+
+/// Which payment channels.
+#[derive(Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListParams {
+    /// Those in this state; disputed ones when absent.
+    status: Option<ChannelStatus>,
+    /// Items at most.
+    limit: Option<usize>,
+    /// Where to go on.
+    cursor: Option<String>,
+}
+
+/// Lists payment channels in a state, newest first, as the operator: those that wait for a resolution, if not said.
+#[utoipa::path(get, path = "/api/v1/admin/payment-channels", params(ListParams),
+    responses((status = 200, body = Envelope<Vec<ChannelView<'static>>>), Refusals))]
+pub async fn list_all(app: State, _: Operator, Params(params): Params<ListParams>) -> Handled {
+    let page = PageParams { limit: params.limit, cursor: params.cursor }.request(&app)?;
+    let status = params.status.unwrap_or(ChannelStatus::Disputed);
+    let page = app.core.store.payment_channels_in(status, page).await?;
+    Answer::page(&page, |channel| Json::of(&channel.view()))
 }
 
 /// Resolves a disputed payment channel, as the operator: it is paid out and closed. Without balances, as both signed last.

@@ -135,6 +135,12 @@ pub async fn what_is_due_is_found(store: &dyn Store) {
     assert_eq!((of(&page.items), page.total), (vec![ids[2], ids[1]], 3));
     let rest = store.payment_channels(a, PageRequest { limit: 2, after: page.next }).await.unwrap();
     assert_eq!((of(&rest.items), rest.items[0].status), (vec![ids[0]], ChannelStatus::Open));
+    let pending = store.payment_channels_in(ChannelStatus::Pending, PageRequest { limit: 1, after: None });
+    let pending = pending.await.unwrap();
+    assert_eq!((of(&pending.items), pending.total), (vec![ids[2]], 2));
+    let rest = PageRequest { limit: 9, after: pending.next };
+    let rest = store.payment_channels_in(ChannelStatus::Pending, rest).await.unwrap();
+    assert_eq!((of(&rest.items), rest.next), (vec![ids[1]], None));
     let stranger = add_agent(store, 3, None).await.id;
     assert_eq!(
         store.payment_channels(stranger, PageRequest { limit: 2, after: None }).await.unwrap().total,

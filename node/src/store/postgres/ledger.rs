@@ -113,7 +113,8 @@ async fn balance(c: &Connection, account: Account) -> Result<Balance, Failure> {
     let available: Option<i64> = row.map(|row| row.try_get(0)).transpose()?;
     let held: i64 = match account {
         Account::Agent(_) => {
-            let sql = "SELECT coalesce(sum(balance), 0)::bigint FROM ledger_accounts WHERE holder = $1";
+            let sql = "SELECT coalesce(sum(balance), 0)::bigint FROM ledger_accounts
+                WHERE holder = $1 AND balance > 0";
             c.one(sql, &[&Id(of)]).await?.try_get(0)?
         }
         _ => 0,

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use muster_actors::store::{Page, PageRequest, PaymentStore, StoreError, StoreResult};
 use muster_protocol::ids::{AgentId, PaymentChannelId};
 use muster_protocol::ledger::Entry;
-use muster_protocol::payment_channel::Channel;
+use muster_protocol::payment_channel::{Channel, ChannelStatus};
 use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
@@ -59,6 +59,19 @@ async fn channels(c: &Connection, agent: AgentId, request: &PageRequest) -> Resu
     Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
 }
 
+async fn channels_in(
+    c: &Connection,
+    status: ChannelStatus,
+    request: &PageRequest,
+) -> Result<Page<Channel>, Failure> {
+    let status = status.as_str();
+    let total = c.count("SELECT count(*) FROM payment_channels WHERE status = $1", &[&status]).await?;
+    let sql = "SELECT document FROM payment_channels WHERE status = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
+    let rows = c.query(sql, &[&status, &Id(before(request)), &page_rows(request)]).await?;
+    let items = rows.iter().map(read_channel).collect::<Result<Vec<_>, _>>()?;
+    Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
+}
+
 async fn save(c: &Connection, version: u64, channel: &Channel, entry: Option<&Entry>) -> Result<(), Failure> {
     let changed = c
         .execute(
@@ -105,6 +118,14 @@ impl PaymentStore for PostgresStore {
 
     async fn payment_channels(&self, agent: AgentId, page: PageRequest) -> StoreResult<Page<Channel>> {
         self.pool.read(|c| async move { channels(&c, agent, &page).await }).await
+    }
+
+    async fn payment_channels_in(
+        &self,
+        status: ChannelStatus,
+        page: PageRequest,
+    ) -> StoreResult<Page<Channel>> {
+        self.pool.read(|c| async move { channels_in(&c, status, &page).await }).await
     }
 
     async fn save_payment_channel(

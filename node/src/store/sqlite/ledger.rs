@@ -119,7 +119,9 @@ fn balance(c: &Connection, account: Account) -> StoreResult<Balance> {
         .map_err(sql_error)?;
     let held: i64 = match account {
         Account::Agent(_) => c
-            .prepare_cached("SELECT coalesce(sum(balance), 0) FROM ledger_accounts WHERE holder = ?1")
+            .prepare_cached(
+                "SELECT coalesce(sum(balance), 0) FROM ledger_accounts WHERE holder = ?1 AND balance > 0",
+            )
             .and_then(|mut s| s.query_row(params![id], |row| row.get(0)))
             .map_err(sql_error)?,
         _ => 0,

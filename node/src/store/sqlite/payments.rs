@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use muster_actors::store::{Page, PageRequest, PaymentStore, StoreError, StoreResult};
 use muster_protocol::ids::{AgentId, PaymentChannelId};
 use muster_protocol::ledger::Entry;
-use muster_protocol::payment_channel::Channel;
+use muster_protocol::payment_channel::{Channel, ChannelStatus};
 use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, Row, params};
 
@@ -57,6 +57,14 @@ fn channels(c: &Connection, agent: AgentId, request: &PageRequest) -> StoreResul
     Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
 }
 
+fn channels_in(c: &Connection, status: ChannelStatus, request: &PageRequest) -> StoreResult<Page<Channel>> {
+    let status = status.as_str();
+    let total = count(c, "SELECT count(*) FROM payment_channels WHERE status = ?1", &[&status])?;
+    let sql = "SELECT document FROM payment_channels WHERE status = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+    let items = rows(c, sql, &[&status, &before(request), &page_rows(request)], read_channel)?;
+    Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
+}
+
 fn save(c: &Connection, version: u64, channel: &Channel, entry: Option<&Entry>) -> StoreResult<()> {
     let changed = c
         .prepare_cached(
@@ -100,6 +108,14 @@ impl PaymentStore for SqliteStore {
 
     async fn payment_channels(&self, agent: AgentId, page: PageRequest) -> StoreResult<Page<Channel>> {
         self.read(move |c| channels(c, agent, &page)).await
+    }
+
+    async fn payment_channels_in(
+        &self,
+        status: ChannelStatus,
+        page: PageRequest,
+    ) -> StoreResult<Page<Channel>> {
+        self.read(move |c| channels_in(c, status, &page)).await
     }
 
     async fn save_payment_channel(

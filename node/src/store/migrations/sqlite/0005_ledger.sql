@@ -11,7 +11,8 @@ CREATE TABLE ledger_accounts (
     CHECK (balance >= 0 OR kind = 'external')
 ) WITHOUT ROWID, STRICT;
 
-CREATE INDEX ledger_accounts_by_holder ON ledger_accounts (holder) WHERE holder IS NOT NULL;
+-- Of what is held now: what was held once is nothing, and stays.
+CREATE INDEX ledger_accounts_by_holder ON ledger_accounts (holder, balance) WHERE balance > 0;
 
 CREATE TABLE ledger_entries (
     id BLOB PRIMARY KEY,
@@ -57,4 +58,5 @@ CREATE TABLE payment_channels (
 
 CREATE INDEX payment_channels_by_a ON payment_channels (agent_a, id);
 CREATE INDEX payment_channels_by_b ON payment_channels (agent_b, id);
+CREATE INDEX payment_channels_by_status ON payment_channels (status, id);
 CREATE INDEX payment_channels_by_due ON payment_channels (due_at) WHERE due_at IS NOT NULL;
