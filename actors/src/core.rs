@@ -7,6 +7,9 @@ use std::sync::{Arc, Weak};
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
+use muster_protocol::negotiation;
+use muster_protocol::protocol_version;
+use muster_protocol::signing::ServerKey;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::blocks::Blocks;
@@ -14,6 +17,7 @@ use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
 use crate::ledger::Ledger;
 use crate::metric_definitions::Metrics;
+use crate::negotiations::{Needs as NegotiationNeeds, Negotiations};
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::payments::Payments;
@@ -27,6 +31,7 @@ use crate::store::Store;
 use crate::supervisor::{self, Supervisor};
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
+use crate::teams::Teams;
 use crate::usage::ClusterUsage;
 
 /// Locks that changes of agents' records share.
@@ -64,6 +69,10 @@ pub struct Core {
     pub ledger: Ledger,
     /// Payment channels.
     pub payments: Payments,
+    /// Negotiations.
+    pub negotiations: Negotiations,
+    /// Teams.
+    pub teams: Teams,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -72,6 +81,8 @@ pub struct Core {
     pub usage: ClusterUsage,
     /// Joins of agents on the main socket.
     pub join_buckets: Buckets<AgentId>,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
     /// Whether crash drills are allowed.
     pub drills: bool,
     draining: AtomicBool,
@@ -96,6 +107,12 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Shards of topics: as many as there are processors.
     pub shards: usize,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
+    /// Rules of negotiations.
+    pub negotiation: negotiation::Settings,
+    /// With which the server signs what it attests.
+    pub server_key: ServerKey,
     /// Whether crash drills are allowed.
     pub drills: bool,
 }
@@ -105,8 +122,21 @@ impl Core {
     ///
     /// # Errors
     /// An actor does not start.
+    #[allow(clippy::too_many_lines, reason = "a paragraph for each part")]
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, ledger, store, cluster, metrics, shards, drills } = parts;
+        let Parts {
+            environment,
+            limits,
+            streams,
+            ledger,
+            store,
+            cluster,
+            metrics,
+            shards,
+            versions,
+            drills,
+            ..
+        } = parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -157,6 +187,19 @@ impl Core {
             metrics.clone(),
         );
         supervisor::start(&supervisor, payments.child()).await?;
+        let negotiations = Negotiations::new(NegotiationNeeds {
+            store: store.clone(),
+            pubsub: pubsub.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            settings: parts.negotiation,
+            server: parts.server_key,
+            metrics: metrics.clone(),
+        });
+        supervisor::start(&supervisor, negotiations.child()).await?;
+        let teams =
+            Teams::new((store.clone(), pubsub.clone()), environment.clone(), limits.clone(), metrics.clone());
+        supervisor::start(&supervisor, teams.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
             usage,
@@ -178,7 +221,10 @@ impl Core {
             tasks,
             ledger,
             payments,
+            negotiations,
+            teams,
             sockets,
+            versions,
             drills,
             supervisor,
         });
@@ -208,10 +254,16 @@ impl Core {
         });
     }
 
-    /// Does what has become due in the records that parties change by turns.
+    /// Does what is due by the time.
     pub async fn sweep(&self) {
         if let Err(refusal) = self.payments.sweep().await {
             tracing::warn!(%refusal, "cannot see which payment channels have something due");
+        }
+        if let Err(refusal) = self.negotiations.sweep().await {
+            tracing::warn!(%refusal, "cannot see which negotiations are over");
+        }
+        if let Err(refusal) = self.teams.sweep().await {
+            tracing::warn!(%refusal, "cannot see which votes are due");
         }
     }
 

@@ -6,7 +6,7 @@
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
-//! * what two parties change by turns: [`session`], [`payments`]
+//! * what several parties change by turns: [`session`], [`negotiations`], [`payments`], [`teams`]
 //! * money: [`ledger`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
@@ -16,11 +16,13 @@ pub mod channels;
 pub mod cluster;
 pub mod connections;
 pub mod core;
+mod counterpart;
 pub mod egress;
 mod elsewhere;
 pub mod inbox;
 pub mod ledger;
 pub mod metric_definitions;
+pub mod negotiations;
 pub mod notices;
 pub mod online;
 pub mod payments;
@@ -35,4 +37,5 @@ pub mod store;
 pub mod supervisor;
 pub mod task_stream;
 pub mod tasks;
+pub mod teams;
 pub mod usage;

@@ -14,7 +14,7 @@ use muster_protocol::payment_channel::machine::{Action, Audience, Command, Perio
 use muster_protocol::payment_channel::{Channel, OpenRequest};
 use muster_protocol::task::check_document;
 use muster_protocol::time::Timestamp;
-use muster_protocol::topic::{payment_topic, side_topic};
+use muster_protocol::topic::{part, payment_topic};
 
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
@@ -69,7 +69,7 @@ impl Rules for PaymentRules {
             // Each side listens under its own name, so that what is for one reaches one, and in order.
             for side in [Side::A, Side::B] {
                 if told.to == Audience::Both || told.to == Audience::Only(side) {
-                    let of_side = side_topic(&topic, after.agent(side));
+                    let of_side = part(&topic, &after.agent(side).to_string());
                     self.pubsub.publish(&of_side, told.event, told.payload.clone());
                 }
             }
@@ -157,9 +157,9 @@ impl Payments {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn sides(&self, id: PaymentChannelId) -> Result<Option<(AgentId, AgentId)>, Refusal> {
+    pub async fn sides(&self, id: PaymentChannelId) -> Result<Option<[AgentId; 2]>, Refusal> {
         match self.store().payment_channel(id).await {
-            Ok(channel) => Ok(Some((channel.agent_a, channel.agent_b))),
+            Ok(channel) => Ok(Some([channel.agent_a, channel.agent_b])),
             Err(StoreError::NotFound) => Ok(None),
             Err(error) => Err(refusal_of(error)),
         }

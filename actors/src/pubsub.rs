@@ -14,7 +14,8 @@ use std::sync::Arc;
 use muster_protocol::cluster::interest::Interests;
 use muster_protocol::cluster::{Interest, Members, Message, NodeKey};
 use muster_protocol::json::Json;
-use muster_protocol::topic::without_side;
+use muster_protocol::phoenix::event;
+use muster_protocol::topic::without_part;
 use muster_protocol::websocket::CloseCode;
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -149,6 +150,11 @@ impl PubSub {
         self.publish_here(topic.into(), event.into(), payload);
     }
 
+    /// Ends the joins of everybody subscribed, on every node, as if they had left.
+    pub fn dismiss(&self, topic: &str) {
+        self.publish(topic, event::CLOSE, Json::empty_object());
+    }
+
     fn publish_elsewhere(&self, topic: &str, event: &'static str, payload: &Json) {
         let nodes: Vec<NodeKey> = self.interests.lock().interests.wanted_by(topic).to_vec();
         if nodes.is_empty() {
@@ -275,8 +281,16 @@ impl Shard {
         let (Some(events), Some(outlets)) = (waiting.remove(topic), topics.get_mut(topic)) else {
             return;
         };
+        if events.iter().any(|(name, _)| name == event::CLOSE) {
+            // No publication has that name: it is for the joins themselves.
+            outlets.retain_mut(|outlet| {
+                outlet.close();
+                false
+            });
+            return;
+        }
         let events = events.iter().map(|(event, payload)| (&**event, payload.clone())).collect();
-        broadcast(topic, events, outlets, &self.metrics);
+        broadcast(without_part(topic), events, outlets, &self.metrics);
     }
 }
 
@@ -288,8 +302,7 @@ pub(crate) fn broadcast(
     metrics: &Metrics,
 ) {
     let count = events.len() as u64;
-    // What is published to one side of a topic is of that topic for whoever reads it.
-    let mut burst = Burst::new(without_side(topic), events);
+    let mut burst = Burst::new(topic, events);
     outlets.retain_mut(|outlet| {
         let frames = [burst.broadcast(outlet)];
         write_or_close(outlet, &frames, count, metrics)

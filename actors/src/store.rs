@@ -3,7 +3,9 @@
 //! suite.
 
 mod ledger;
+mod negotiations;
 mod payments;
+mod teams;
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,7 +22,9 @@ use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
 pub use self::ledger::LedgerStore;
+pub use self::negotiations::{NegotiationFilter, NegotiationStore};
 pub use self::payments::PaymentStore;
+pub use self::teams::TeamStore;
 
 /// Why a transaction did not happen. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -358,7 +362,9 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore + LedgerStore + PaymentStore {
+pub trait Store:
+    AccountStore + TaskStore + StreamStore + LedgerStore + PaymentStore + NegotiationStore + TeamStore
+{
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use muster_protocol::agent::{Agent, AgentStatus};
+use muster_protocol::agent::Agent;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::escrow::Payment;
 use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus, HiringView};
@@ -16,6 +16,7 @@ use muster_protocol::topic::{agent_topic, event, hirer_topic};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::counterpart::counterpart;
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
@@ -211,17 +212,8 @@ impl Tasks {
 
     /// The provider of a new task, if it can be one for this client.
     async fn provider(&self, client: &Agent, provider: AgentId) -> Result<Agent, Refusal> {
-        let unknown = || Refusal::field(ErrorCode::NotFound, "provider_agent_id", "there is no such agent");
-        let agent = self.store.agent(provider).await.map_err(|error| match error {
-            StoreError::NotFound => unknown(),
-            other => refusal_of(other),
-        })?;
-        if agent.status != AgentStatus::Active {
-            return Err(ErrorCode::AgentUnavailable.into());
-        }
-        let now = self.environment.now();
-        let blocked = self.store.blocked_pairs(client.id, now).await.map_err(refusal_of)?;
-        if blocked.contains_key(&provider) { Err(unknown()) } else { Ok(agent) }
+        let field = (provider, "provider_agent_id");
+        counterpart(self.store.as_ref(), self.environment.now(), client.id, field).await
     }
 
     /// What a task of a client costs, and whether that is held here: of a client that has an account, or if all must have

@@ -12,6 +12,7 @@ use muster_actors::ports::Environment;
 use muster_actors::store::Store;
 use muster_protocol::account::{Secret, SecretHash};
 use muster_protocol::cluster::NodeKey;
+use muster_protocol::signing::ServerKey;
 use muster_protocol::websocket::CloseCode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -71,6 +72,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     let store = open_store(&config).await?;
     let (operator, new_operator_token) =
         operator(store.as_ref(), operator_token, environment.random()).await?;
+    let server_key = ServerKey::from_seed(store.server_seed(environment.random()).await?);
     let mut registry = registry();
     let (cluster, nodes) = join(&config, &environment, &mut registry).await?;
     let parts = Parts {
@@ -82,6 +84,9 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         cluster,
         metrics: Metrics::register(&mut registry),
         shards: std::thread::available_parallelism().map_or(1, usize::from),
+        versions: config.protocol.table()?,
+        negotiation: config.negotiation.clone(),
+        server_key,
         drills: config.drills.enabled,
     };
     let core = Core::start(parts).await?;
@@ -103,7 +108,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     }
     tokio::spawn(every_second(app.clone(), stop.clone()));
     tokio::spawn(purge(app.clone(), stop.clone()));
-    tokio::spawn(sweep(app.clone(), stop.clone()));
+    tokio::spawn(do_what_is_due(app.clone(), stop.clone()));
     tokio::spawn(look_for_ended(app.clone(), stop.clone()));
     app.set_ready();
     let url = format!("{scheme}://{address}");
@@ -233,9 +238,10 @@ async fn look_for_ended(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Does every second what has become due in the store; apart from the rest, for the store may take its time.
-async fn sweep(app: Arc<App>, stop: CancellationToken) {
+/// Looks every second what is due by the time; apart from the rest, for the store may take its time.
+async fn do_what_is_due(app: Arc<App>, stop: CancellationToken) {
     let mut timer = tokio::time::interval(Duration::from_secs(1));
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(timer.tick()).await.is_some() {
         app.core.sweep().await;
     }

@@ -45,9 +45,23 @@ const SIGNED_TRANSFER: &str = r#"{"type":"object","required":["amount","nonce","
 const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
 const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
 
+const SESSION: &str = r#"{"type":"object","required":["session"],"properties":{"session":{"type":"object","required":["id","status","round","client_agent_id","provider_agent_id","base_price","max_amount","terms","terms_sha256","offers","public_keys","expires_at"],"properties":{"id":{"type":"string","format":"uuid"},"status":{"enum":["open","accepted","rejected","expired"]},"round":{"type":"integer"},"base_price":{"type":"string"},"max_amount":{"type":"string"},"terms":{"type":"object"},"terms_sha256":{"type":"string"},"offers":{"type":"array"},"public_keys":{"type":"object","additionalProperties":{"type":["string","null"]}},"expires_at":{"type":"string","format":"date-time"}}}}}"#;
+const OFFER: &str = r#"{"type":"object","required":["amount","signature","agent_id","round","offer_no","statement","at"],"properties":{"amount":{"type":"string"},"signature":{"type":["string","null"]},"agent_id":{"type":"string","format":"uuid"},"round":{"type":"integer","minimum":1},"offer_no":{"type":"integer","minimum":1},"statement":{"type":"string"},"at":{"type":"string","format":"date-time"}}}"#;
+const COMPLETE: &str = r#"{"type":"object","required":["session_id","amount","agreement"],"properties":{"session_id":{"type":"string","format":"uuid"},"agreement_id":{"type":"string","format":"uuid"},"amount":{"type":"string"},"agreement":{"type":"object","required":["id","session_id","client_agent_id","provider_agent_id","amount","terms","terms_sha256","client_offer","provider_offer","accept","public_keys","created_at","server_key","server_statement","server_signature"]}}}"#;
+
 const fn pushed(name: &'static str, description: &'static str, payload: &'static str) -> EventEntry {
     EventEntry { name, description, payload, reply: None }
 }
+
+const NEGOTIATION_STARTED: EventEntry =
+    pushed(event::NEGOTIATION_STARTED, "Another agent has begun a negotiation with this one.", SESSION);
+const TEAM: &str =
+    r#"{"type":"object","required":["id","name","owner_agent_id","members","votes","created_at"]}"#;
+const TEAM_ESCALATED: &str =
+    r#"{"type":"object","required":["team_id","id","from_agent_id","reason","severity"]}"#;
+const VOTE: &str = r#"{"type":"object","required":["vote_id","question","options","opened_by","opened_at","closes_at","ballots"]}"#;
+const TEAM_ENTRY: &str = r#"{"type":"object","required":["id","inserted_at"]}"#;
+const MEMBER: &str = r#"{"type":"object","required":["agent_id"]}"#;
 
 const PRESENCE_EVENTS: [EventEntry; 2] = [
     pushed(phoenix::event::PRESENCE_STATE, "Who is present; after every join, before any diff.", PRESENCE),
@@ -80,6 +94,13 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::TASK_COMPLETED, "A task that the agent gave was completed.", TASK),
             pushed(event::TASK_FAILED, "A task that the agent gave has failed.", TASK),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring.", MESSAGE),
+            NEGOTIATION_STARTED,
+            pushed(event::TEAM_JOINED, "The agent was taken into a team.", TEAM),
+            pushed(
+                event::TEAM_ESCALATED,
+                "A member of a team that the agent made needs help.",
+                TEAM_ESCALATED,
+            ),
         ],
     },
     TopicEntry {
@@ -96,6 +117,11 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::HIRING_CANCELLED, "A hiring was withdrawn.", HIRING),
             pushed(event::TASK_SUBMITTED, "A task was created for one of the user's agents.", TASK),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring of the user.", MESSAGE),
+            pushed(
+                event::TEAM_ESCALATED,
+                "A member of a team of the user's agent needs help.",
+                TEAM_ESCALATED,
+            ),
         ],
     },
     TopicEntry {
@@ -234,6 +260,108 @@ pub const TOPICS: &[TopicEntry] = &[
                 "An agent announced its capabilities.",
                 r#"{"type":"object","required":["agent_id","capabilities","metadata"],"properties":{"agent_id":{"type":"string"},"capabilities":{"type":"array"},"metadata":{"type":"object"}}}"#,
             ),
+            NEGOTIATION_STARTED,
+        ],
+    },
+    TopicEntry {
+        pattern: "negotiation:{session_id}",
+        mounts: &[Mount::Main],
+        description: "What two agents offer each other. Its client and its provider join. What is pushed here counts with \
+                      the limit of joins.",
+        join: NOTHING,
+        joined: SESSION,
+        inbound: &[
+            EventEntry {
+                name: event::OFFER,
+                description: "Makes an offer, signed. The other side gets it.",
+                payload: r#"{"type":"object","required":["amount","signature"],"properties":{"amount":{},"signature":{"type":"string"}}}"#,
+                reply: Some(OFFER),
+            },
+            EventEntry {
+                name: event::ACCEPT,
+                description: "Accepts the mean of both sides' latest offers, signed.",
+                payload: r#"{"type":"object","required":["signature"],"properties":{"amount":{},"signature":{"type":"string"}}}"#,
+                reply: Some(COMPLETE),
+            },
+            EventEntry {
+                name: event::REJECT,
+                description: "Ends the negotiation.",
+                payload: r#"{"type":"object","properties":{"reason":{"type":["string","null"]}}}"#,
+                reply: Some(
+                    r#"{"type":"object","required":["session_id","status"],"properties":{"session_id":{"type":"string"},"status":{"const":"rejected"}}}"#,
+                ),
+            },
+        ],
+        outbound: &[
+            pushed(event::OFFER, "The other side has made an offer.", OFFER),
+            pushed(event::NEGOTIATION_COMPLETE, "There is an agreement.", COMPLETE),
+            pushed(
+                event::NEGOTIATION_REJECTED,
+                "A side has ended it.",
+                r#"{"type":"object","required":["session_id","reason","agent_id"],"properties":{"session_id":{"type":"string"},"reason":{"type":["string","null"]},"agent_id":{"type":"string","format":"uuid"}}}"#,
+            ),
+            pushed(
+                event::NEGOTIATION_EXPIRED,
+                "Its time or its rounds are over.",
+                r#"{"type":"object","required":["session_id","round"],"properties":{"session_id":{"type":"string"},"round":{"type":"integer"}}}"#,
+            ),
+        ],
+    },
+    TopicEntry {
+        pattern: "team:{team_id}",
+        mounts: &[Mount::Main],
+        description: "Agents that work on something together. Its members join; whoever is put out is closed.",
+        join: NOTHING,
+        joined: r#"{"type":"object","required":["team"]}"#,
+        inbound: &[
+            EventEntry {
+                name: event::TEAM_MESSAGE,
+                description: "Says something to everybody; the sender gets it too.",
+                payload: r#"{"type":"object","required":["content"],"properties":{"content":{}}}"#,
+                reply: Some(TEAM_ENTRY),
+            },
+            EventEntry {
+                name: event::VOTE_OPEN,
+                description: "Asks something; for a day, when it does not say.",
+                payload: r#"{"type":"object","required":["question","options"],"properties":{"question":{"type":"string"},"options":{"type":"array","minItems":2,"maxItems":20,"items":{"type":"string"}},"period_s":{"type":"integer","minimum":1,"maximum":2592000,"default":86400}}}"#,
+                reply: Some(VOTE),
+            },
+            EventEntry {
+                name: event::VOTE_CAST,
+                description: "Answers; another answer takes the place of the first until the vote is closed.",
+                payload: r#"{"type":"object","required":["vote_id","option"],"properties":{"vote_id":{"type":"string","format":"uuid"},"option":{"type":["string","integer"]}}}"#,
+                reply: Some(NOTHING),
+            },
+            EventEntry {
+                name: event::KNOWLEDGE_ADD,
+                description: "Adds to what all should know.",
+                payload: r#"{"type":"object","required":["topic","content"],"properties":{"topic":{"type":"string"},"content":{}}}"#,
+                reply: Some(TEAM_ENTRY),
+            },
+            EventEntry {
+                name: event::ESCALATE,
+                description: "Asks for help from above: the team, its owner and the user whose agent that is are told.",
+                payload: r#"{"type":"object","required":["reason"],"properties":{"reason":{"type":"string"},"severity":{"enum":["critical","error","warning","info"],"default":"error"},"details":{}}}"#,
+                reply: Some(TEAM_ENTRY),
+            },
+        ],
+        outbound: &[
+            pushed(event::TEAM_MESSAGE, "A member said something.", TEAM_ENTRY),
+            pushed(event::VOTE_OPENED, "Something is asked.", VOTE),
+            pushed(
+                event::VOTE_CAST,
+                "A member has answered; what, is told at the end.",
+                r#"{"type":"object","required":["vote_id","agent_id","ballots"]}"#,
+            ),
+            pushed(
+                event::VOTE_CLOSED,
+                "How a vote ended.",
+                r#"{"type":"object","required":["vote_id","tally","winner"]}"#,
+            ),
+            pushed(event::KNOWLEDGE_ADDED, "Something all should know.", TEAM_ENTRY),
+            pushed(event::ESCALATED, "A member needs help.", TEAM_ENTRY),
+            pushed(event::MEMBER_ADDED, "An agent was taken in.", MEMBER),
+            pushed(event::MEMBER_REMOVED, "An agent is out.", MEMBER),
         ],
     },
 ];

@@ -33,7 +33,7 @@ macro_rules! record_id {
 
             /// Reads what [`Self::as_bytes`] gave.
             #[must_use]
-            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(Uuid::from_bytes(bytes))
             }
         }
@@ -110,6 +110,19 @@ record_id!(
 record_id!(
     /// An entry of the ledger.
     LedgerEntryId
+);
+
+record_id!(
+    /// A team.
+    TeamId
+);
+record_id!(
+    /// What a team keeps: a message, knowledge, an escalation, how a vote ended.
+    EntryId
+);
+record_id!(
+    /// A vote of a team.
+    VoteId
 );
 
 #[cfg(test)]

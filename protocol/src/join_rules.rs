@@ -30,24 +30,25 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         // R31: only the own id.
         Topic::Hirer(id) => id.is_some() && id == principal.user,
         Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
-        // R93; the two sides are asked for in `may_join_session`.
-        Topic::Payment(_) => false,
         Topic::Discovery => true,
+        // R80: its two agents only, which its record says: see `may_join_between`.
+        Topic::Negotiation(id) => id.is_some() && principal.agent.is_some(),
+        // R93: the same.
+        Topic::Payment(id) => id.is_some() && principal.agent.is_some(),
+        // R129: members only, which its record says.
+        Topic::Team(id) => id.is_some() && principal.agent.is_some(),
     };
     if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
 }
 
-/// Whether a principal may join what two agents do with each other (R93), and as which of them: as the agent it is, never
-/// as its owner. `sides` are the agents, if there is such a thing.
+/// Whether a principal may join what is between two agents, such as a negotiation (R80): as one of them. `agents` are the
+/// two, if there is such a thing.
 ///
 /// # Errors
-/// `unauthorized`, and nothing else (R35).
-pub fn may_join_session(
-    principal: &Principal,
-    sides: Option<(AgentId, AgentId)>,
-) -> Result<AgentId, Refusal> {
-    match (principal.agent, sides) {
-        (Some(agent), Some((one, other))) if agent == one || agent == other => Ok(agent),
+/// `unauthorized`, for what does not exist too (R35).
+pub fn may_join_between(principal: &Principal, agents: Option<[AgentId; 2]>) -> Result<(), Refusal> {
+    match (principal.agent, agents) {
+        (Some(agent), Some(agents)) if agents.contains(&agent) => Ok(()),
         _ => Err(ErrorCode::Unauthorized.into()),
     }
 }
@@ -77,7 +78,7 @@ pub fn may_emit(principal: &Principal, task: Option<&TaskParties>) -> Result<(),
 mod tests {
     use super::*;
     use crate::account::Scopes;
-    use crate::ids::{AgentId, CredentialId, TaskId, UserId};
+    use crate::ids::{CredentialId, NegotiationId, PaymentChannelId, TaskId, UserId};
     use crate::time::Timestamp;
 
     fn agent_id(n: u8) -> AgentId {
@@ -133,18 +134,27 @@ mod tests {
         assert_eq!(may_join(&agent, Topic::Discovery, None), Ok(()));
     }
 
-    /// R93 R35: a session is for its two agents.
     #[test]
-    fn sessions_are_for_their_two_agents() {
-        let sides = Some((agent_id(1), agent_id(2)));
-        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+    fn what_is_between_two_is_for_the_two() {
         let agent = |n| principal(CredentialKind::AgentKey, Some(n), None);
-        assert_eq!(may_join_session(&agent(1), sides), Ok(agent_id(1)));
-        assert_eq!(may_join_session(&agent(2), sides), Ok(agent_id(2)));
-        assert_eq!(may_join_session(&agent(3), sides), refused);
-        assert_eq!(may_join_session(&agent(1), None), refused);
-        assert_eq!(may_join_session(&principal(CredentialKind::UserToken, None, Some(1)), sides), refused);
-        assert_eq!(may_join(&agent(1), Topic::Payment(None), None).map(|()| agent_id(1)), refused);
+        let owner = || principal(CredentialKind::UserToken, None, Some(1));
+        let acting = principal(CredentialKind::UserToken, Some(2), Some(1));
+        let two = Some([agent_id(1), agent_id(2)]);
+        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+        for (who, joins) in
+            [(agent(1), true), (agent(2), true), (agent(3), false), (owner(), false), (acting, true)]
+        {
+            assert_eq!(may_join_between(&who, two).is_ok(), joins, "{who:?}");
+            assert_eq!(may_join_between(&who, None), refused, "unknown");
+        }
+        let topic = Topic::Negotiation(Some(NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10])));
+        assert_eq!(may_join(&owner(), topic, None), refused);
+        assert_eq!(may_join(&agent(1), Topic::Negotiation(None), None), refused);
+        let channel = PaymentChannelId::new(Timestamp::from_unix_ms(1), [0; 10]);
+        assert_eq!(may_join(&agent(1), Topic::Payment(Some(channel)), None), Ok(()));
+        assert_eq!(may_join(&agent(1), Topic::Payment(None), None), refused);
+        let user = principal(CredentialKind::UserToken, None, Some(1));
+        assert_eq!(may_join(&user, Topic::Payment(Some(channel)), None), refused);
     }
 
     #[test]

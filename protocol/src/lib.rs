@@ -5,9 +5,10 @@
 //!
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
-//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
+//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`],
+//!   [`protocol_version`]
 //! * money: [`money`], [`ledger`], [`escrow`]
-//! * state machines: [`presence`], [`task_stream`], [`payment_channel`], [`rate_limiter`]
+//! * state machines: [`presence`], [`task_stream`], [`negotiation`], [`payment_channel`], [`rate_limiter`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -26,14 +27,17 @@ pub mod json;
 pub mod ledger;
 pub mod limits;
 pub mod money;
+pub mod negotiation;
 pub mod payment_channel;
 pub mod phoenix;
 pub mod presence;
+pub mod protocol_version;
 pub mod rate_limiter;
 pub mod schema;
 pub mod signing;
 pub mod task;
 pub mod task_stream;
+pub mod team;
 pub mod time;
 pub mod topic;
 pub mod websocket;

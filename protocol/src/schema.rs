@@ -5,7 +5,8 @@ use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, 
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::ids::{
-    AgentId, CredentialId, HiringId, LedgerEntryId, MessageId, PaymentChannelId, TaskId, UserId,
+    AgentId, AgreementId, CredentialId, EntryId, HiringId, LedgerEntryId, MessageId, NegotiationId,
+    PaymentChannelId, TaskId, TeamId, UserId, VoteId,
 };
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
@@ -37,9 +38,14 @@ text_schema! {
     TaskId: Some(KnownFormat::Uuid), "A task's id.";
     HiringId: Some(KnownFormat::Uuid), "A hiring's id.";
     CredentialId: Some(KnownFormat::Uuid), "A credential's id; never its secret.";
+    NegotiationId: Some(KnownFormat::Uuid), "A negotiation's id.";
+    AgreementId: Some(KnownFormat::Uuid), "An agreement's id.";
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
     PaymentChannelId: Some(KnownFormat::Uuid), "A payment channel's id.";
     LedgerEntryId: Some(KnownFormat::Uuid), "An entry of the ledger.";
+    TeamId: Some(KnownFormat::Uuid), "A team's id.";
+    EntryId: Some(KnownFormat::Uuid), "The id of something a team keeps.";
+    VoteId: Some(KnownFormat::Uuid), "A vote's id.";
     Timestamp: Some(KnownFormat::DateTime), "ISO-8601, UTC, with milliseconds.";
     Amount: None, "A decimal amount with at most six fraction digits. Requests may send a JSON number instead.";
     LossyString: None, "Text; lone surrogates become U+FFFD.";

@@ -1,6 +1,6 @@
 //! Sockets, their topics, and the names of events.
 
-use crate::ids::{AgentId, PaymentChannelId, TaskId, UserId};
+use crate::ids::{AgentId, NegotiationId, PaymentChannelId, TaskId, TeamId, UserId};
 
 /// Where a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,8 +62,12 @@ pub enum Topic {
     TaskStream(Option<TaskId>),
     /// `payment:<channel id>`: a payment channel.
     Payment(Option<PaymentChannelId>),
+    /// `negotiation:<id>`: what two agents offer each other.
+    Negotiation(Option<NegotiationId>),
     /// `agents:discovery`: who is online.
     Discovery,
+    /// `team:<id>`: agents that work on something together.
+    Team(Option<TeamId>),
 }
 
 /// The topic everybody who is online is present on.
@@ -85,9 +89,41 @@ impl Topic {
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Main, "payment") => Some(Self::Payment(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
+            (Mount::Main, "negotiation") => Some(Self::Negotiation(id.parse().ok())),
+            (Mount::Main, "team") => Some(Self::Team(id.parse().ok())),
             _ => None,
         }
     }
+
+    /// The one name of it; none when its id is none.
+    #[must_use]
+    pub fn name(self) -> Option<String> {
+        match self {
+            Self::Agent(id) => id.map(agent_topic),
+            Self::Hirer(id) => id.map(hirer_topic),
+            Self::TaskStream(id) => id.map(task_stream_topic),
+            Self::Discovery => Some(DISCOVERY.to_owned()),
+            Self::Negotiation(id) => id.map(negotiation_topic),
+            Self::Payment(id) => id.map(payment_topic),
+            Self::Team(id) => id.map(team_topic),
+        }
+    }
+}
+
+/// What stands between a topic and the name of a part of it. No topic that a client can join has it.
+const PART: char = '#';
+
+/// A part of a topic: those who joined the topic and subscribe to the part are told what the others need not hear. They
+/// see the topic's name.
+#[must_use]
+pub fn part(topic: &str, name: &str) -> String {
+    format!("{topic}{PART}{name}")
+}
+
+/// The name that clients know a topic by.
+#[must_use]
+pub fn without_part(topic: &str) -> &str {
+    topic.split_once(PART).map_or(topic, |(topic, _)| topic)
 }
 
 /// The topic of an agent's own events.
@@ -114,19 +150,22 @@ pub fn payment_topic(channel: PaymentChannelId) -> String {
     format!("payment:{channel}")
 }
 
-/// What separates a topic from one of its sides. No client can join such a name: an id has none in it.
-const SIDE: char = '#';
-
-/// Under what is published that is for one side of a topic alone. Its subscribers see it as the topic's own.
+/// The topic of a negotiation.
 #[must_use]
-pub fn side_topic(topic: &str, agent: AgentId) -> String {
-    format!("{topic}{SIDE}{agent}")
+pub fn negotiation_topic(negotiation: NegotiationId) -> String {
+    format!("negotiation:{negotiation}")
 }
 
-/// The topic as clients know it.
+/// The topic of a team.
 #[must_use]
-pub fn without_side(topic: &str) -> &str {
-    topic.split_once(SIDE).map_or(topic, |(topic, _)| topic)
+pub fn team_topic(team: TeamId) -> String {
+    format!("team:{team}")
+}
+
+/// What one member's joins of a team can be closed by; no client can join it.
+#[must_use]
+pub fn team_member_topic(team: TeamId, agent: AgentId) -> String {
+    format!("team:{team}:{agent}")
 }
 
 /// Names of events. What they carry stands in [`crate::catalog`].
@@ -161,6 +200,26 @@ pub mod event {
     pub const TRANSFER_REJECTED: &str = "transfer_rejected";
     pub const DISPUTE_OPENED: &str = "dispute_opened";
     pub const CHANNEL_CLOSED: &str = "channel_closed";
+    pub const OFFER: &str = "offer";
+    pub const ACCEPT: &str = "accept";
+    pub const REJECT: &str = "reject";
+    pub const NEGOTIATION_STARTED: &str = "negotiation_started";
+    pub const NEGOTIATION_COMPLETE: &str = "negotiation_complete";
+    pub const NEGOTIATION_REJECTED: &str = "negotiation_rejected";
+    pub const NEGOTIATION_EXPIRED: &str = "negotiation_expired";
+    pub const TEAM_JOINED: &str = "team.joined";
+    pub const TEAM_ESCALATED: &str = "team.escalated";
+    pub const TEAM_MESSAGE: &str = "team_message";
+    pub const VOTE_OPEN: &str = "vote_open";
+    pub const VOTE_OPENED: &str = "vote_opened";
+    pub const VOTE_CAST: &str = "vote_cast";
+    pub const VOTE_CLOSED: &str = "vote_closed";
+    pub const KNOWLEDGE_ADD: &str = "knowledge_add";
+    pub const KNOWLEDGE_ADDED: &str = "knowledge_added";
+    pub const ESCALATE: &str = "escalate";
+    pub const ESCALATED: &str = "escalated";
+    pub const MEMBER_ADDED: &str = "member_added";
+    pub const MEMBER_REMOVED: &str = "member_removed";
 }
 
 #[cfg(test)]
@@ -200,17 +259,29 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in ["negotiation:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"] {
+        for name in ["task:1", "analytics:global", "messages:1", "", "agent", "phoenix"] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         let channel = PaymentChannelId::new(Timestamp::from_unix_ms(1), [0; 10]);
         let name = payment_topic(channel);
         assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Payment(Some(channel))));
         assert_eq!(Topic::parse(Mount::Agent, &name), None);
-        let side = side_topic(&name, agent);
-        assert_eq!(without_side(&side), name);
-        assert_eq!(without_side(&name), name);
+        let side = part(&name, &agent.to_string());
         assert_eq!(Topic::parse(Mount::Main, &side), Some(Topic::Payment(None)), "nobody joins a side");
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
+        let id = NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]);
+        let name = negotiation_topic(id);
+        assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Negotiation(Some(id))));
+        assert_eq!(Topic::parse(Mount::Agent, &name), None);
+        assert_eq!(Topic::parse(Mount::Main, "negotiation:1"), Some(Topic::Negotiation(None)));
+    }
+
+    #[test]
+    fn parts_of_a_topic_are_joined_by_nobody_and_shown_as_the_topic() {
+        let name = negotiation_topic(NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]));
+        let client = part(&name, "client");
+        assert_eq!((without_part(&client), without_part(&name)), (&*name, &*name));
+        assert_eq!(Topic::parse(Mount::Main, &client), Some(Topic::Negotiation(None)));
+        assert!(Mount::ALL.iter().all(|mount| Topic::parse(*mount, &part(DISCOVERY, "x")).is_none()));
     }
 }

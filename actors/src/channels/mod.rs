@@ -1,12 +1,15 @@
 //! The rules of each topic: what a join does, and what its events do. One file a topic.
 //!
-//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] alone.
+//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] or, where the record has to be
+//! read first, in the join of the channel.
 
 mod agent;
 mod discovery;
 mod hirer;
+mod negotiation;
 mod payment;
 mod task_stream;
+mod team;
 
 pub use self::discovery::{change, find};
 
@@ -35,8 +38,12 @@ pub enum Channel {
     TaskStream(task_stream::TaskStreamChannel),
     /// `payment:<id>`
     Payment(payment::PaymentChannel),
+    /// `negotiation:<id>`
+    Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
+    /// `team:<id>`
+    Team(team::TeamChannel),
 }
 
 /// When a push is answered.
@@ -66,10 +73,6 @@ impl Channel {
             Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
             _ => None,
         };
-        if let Topic::Payment(id) = topic {
-            // Asks for itself, for it needs both sides.
-            return payment::PaymentChannel::join(socket, outlet, id, reference).await.map(Self::Payment);
-        }
         join_rules::may_join(&socket.principal, topic, task.as_ref())?;
         match topic {
             Topic::Agent(_) => agent::AgentChannel::join(socket, outlet, reference).await.map(Self::Agent),
@@ -80,7 +83,20 @@ impl Channel {
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
             }
-            Topic::Payment(_) => Err(ErrorCode::Unauthorized.into()),
+            Topic::Negotiation(id) => {
+                let id = id.ok_or(ErrorCode::Unauthorized)?;
+                negotiation::NegotiationChannel::join(socket, outlet, id, reference)
+                    .await
+                    .map(Self::Negotiation)
+            }
+            Topic::Payment(id) => {
+                let id = id.ok_or(ErrorCode::Unauthorized)?;
+                payment::PaymentChannel::join(socket, outlet, id, reference).await.map(Self::Payment)
+            }
+            Topic::Team(team) => {
+                let team = team.ok_or(ErrorCode::Unauthorized)?;
+                team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
+            }
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
@@ -109,6 +125,8 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Payment(channel) => channel.push(socket, event, &payload).await,
+            Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
+            Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }

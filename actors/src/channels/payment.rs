@@ -9,7 +9,7 @@ use muster_protocol::json::{Json, read_object};
 use muster_protocol::payment_channel::ChannelView;
 use muster_protocol::payment_channel::machine::Action;
 use muster_protocol::phoenix::Ref;
-use muster_protocol::topic::{event, payment_topic, side_topic};
+use muster_protocol::topic::{event, part, payment_topic};
 use serde::Serialize;
 
 use super::{Answer, require_write};
@@ -28,18 +28,14 @@ impl PaymentChannel {
     pub(super) async fn join(
         socket: &Arc<Socket>,
         outlet: &Arc<Outlet>,
-        id: Option<PaymentChannelId>,
+        id: PaymentChannelId,
         reference: &Ref,
     ) -> Result<Self, Refusal> {
         let payments = &socket.core.payments;
-        let sides = match id {
-            Some(id) => payments.sides(id).await?,
-            None => None,
-        };
-        let agent = join_rules::may_join_session(&socket.principal, sides)?;
-        let id = id.ok_or(ErrorCode::Unauthorized)?;
+        join_rules::may_join_between(&socket.principal, payments.sides(id).await?)?;
+        let agent = socket.principal.acting_agent()?;
         // First this, so that nothing happens between what the reply says and the first event.
-        let side = side_topic(&payment_topic(id), agent);
+        let side = part(&payment_topic(id), &agent.to_string());
         let subscription = socket.core.pubsub.subscribe(&side, outlet).await;
         #[derive(Serialize)]
         struct Joined<'a> {
@@ -65,9 +61,7 @@ impl PaymentChannel {
             _ => return Err(ErrorCode::UnknownEvent.into()),
         };
         require_write(socket)?;
-        // R60: signed events have their rate together with joins.
-        let now_ms = socket.core.environment.monotonic_ms();
-        socket.core.join_buckets.take(self.agent, now_ms).map_err(Refusal::rate_limited)?;
+        socket.take_signed_event()?;
         socket.core.payments.act(self.id, self.agent, action).await.map(Answer::Now)
     }
 }

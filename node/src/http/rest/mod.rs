@@ -3,8 +3,9 @@
 //!
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
-//! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`ledger`], [`payments`]: money
+//! * [`negotiations`]: what agents agree on
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
 
@@ -15,10 +16,12 @@ pub mod blocks;
 pub mod extract;
 pub mod hirings;
 pub mod ledger;
+pub mod negotiations;
 pub mod operations;
 pub mod payments;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 pub mod views;
 
 use std::sync::Arc;
@@ -83,6 +86,18 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(payments::accept))
         .routes(routes!(payments::list_all))
         .routes(routes!(payments::resolve))
+        .routes(routes!(negotiations::create, negotiations::list))
+        .routes(routes!(negotiations::show))
+        .routes(routes!(negotiations::counter))
+        .routes(routes!(negotiations::accept))
+        .routes(routes!(negotiations::reject))
+        .routes(routes!(negotiations::agreement))
+        .routes(routes!(negotiations::server_key))
+        .routes(routes!(teams::create, teams::list))
+        .routes(routes!(teams::show))
+        .routes(routes!(teams::add_member))
+        .routes(routes!(teams::remove_member))
+        .routes(routes!(teams::entries))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))

@@ -3,9 +3,11 @@
 
 mod accounts;
 mod ledger;
+mod negotiations;
 mod payments;
 mod streams;
 mod tasks;
+mod teams;
 
 use std::sync::Arc;
 
@@ -235,8 +237,13 @@ macro_rules! conformance_of {
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
                 appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,
                 keys_are_given_out_once;
+            negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
+                negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
+            teams: votes_fall_due;
         ], reopened [
             streams: claims_outlive_the_store;
+            negotiations: the_servers_key_outlives_the_store;
+            teams: teams_are_kept_with_what_they_keep;
         ]);
     };
 }

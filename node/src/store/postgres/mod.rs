@@ -5,7 +5,8 @@
 //! * [`connect`]: URL and TLS; [`pool`]: connections, and transactions that happen once whatever becomes of them;
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`ledger`], [`payments`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
+//!   each transaction, over one connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -15,11 +16,13 @@ pub mod appends;
 pub mod columns;
 pub mod connect;
 pub mod ledger;
+pub mod negotiations;
 pub mod payments;
 pub mod pool;
 pub mod schema;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 #[cfg(test)]
 mod tests;
 

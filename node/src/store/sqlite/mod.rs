@@ -3,7 +3,8 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`ledger`], [`payments`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
+//!   each transaction, over one connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -12,11 +13,13 @@ pub mod agents;
 pub mod columns;
 pub mod journal;
 pub mod ledger;
+pub mod negotiations;
 pub mod payments;
 pub mod readers;
 pub mod schema;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 pub mod writer;
 
 use std::collections::{HashMap, HashSet};
