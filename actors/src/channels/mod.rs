@@ -8,6 +8,7 @@ mod analytics;
 mod discovery;
 mod hirer;
 mod negotiation;
+mod payment;
 mod task_stream;
 mod team;
 
@@ -36,6 +37,8 @@ pub enum Channel {
     Hirer(hirer::HirerChannel),
     /// `task_stream:<id>`
     TaskStream(task_stream::TaskStreamChannel),
+    /// `payment:<id>`
+    Payment(payment::PaymentChannel),
     /// `negotiation:<id>`
     Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
@@ -94,6 +97,10 @@ impl Channel {
                     .await
                     .map(Self::Negotiation)
             }
+            Topic::Payment(id) => {
+                let id = id.ok_or(ErrorCode::Unauthorized)?;
+                payment::PaymentChannel::join(socket, outlet, id, reference).await.map(Self::Payment)
+            }
             Topic::Team(team) => {
                 let team = team.ok_or(ErrorCode::Unauthorized)?;
                 team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
@@ -127,6 +134,7 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Analytics(channel) => channel.push(socket, outlet, event, &payload).await,
+            Self::Payment(channel) => channel.push(socket, event, &payload).await,
             Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
             Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),

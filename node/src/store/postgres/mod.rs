@@ -5,9 +5,9 @@
 //! * [`connect`]: URL and TLS; [`pool`]: connections, and transactions that happen once whatever becomes of them;
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
-//!   connection
 //! * [`webhooks`]: what waits for them; [`figures`]: over connections of their own
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
+//!   each transaction, over one connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -17,7 +17,9 @@ pub mod appends;
 pub mod columns;
 pub mod connect;
 pub mod figures;
+pub mod ledger;
 pub mod negotiations;
+pub mod payments;
 pub mod pool;
 pub mod schema;
 pub mod streams;

@@ -3,9 +3,9 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
-//!   connection
 //! * [`webhooks`]: what waits for them; [`figures`]: a database of its own
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
+//!   each transaction, over one connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -14,7 +14,9 @@ pub mod agents;
 pub mod columns;
 pub mod figures;
 pub mod journal;
+pub mod ledger;
 pub mod negotiations;
+pub mod payments;
 pub mod readers;
 pub mod schema;
 pub mod streams;
