@@ -23,6 +23,7 @@ use crate::settings::StreamSettings;
 use crate::socket::Sockets;
 use crate::store::Store;
 use crate::supervisor::{self, Supervisor};
+use crate::task_channel::TaskChannels;
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
 use crate::usage::ClusterUsage;
@@ -56,6 +57,8 @@ pub struct Core {
     changing: [tokio::sync::Mutex<()>; CHANGE_STRIPES],
     /// Task streams.
     pub streams: Streams,
+    /// The channels of tasks.
+    pub task_channels: TaskChannels,
     /// Tasks and hirings.
     pub tasks: Tasks,
     /// What is connected.
@@ -118,6 +121,11 @@ impl Core {
             metrics: metrics.clone(),
         });
         supervisor::start(&supervisor, streams.child()).await?;
+        let task_channels =
+            TaskChannels::new(store.clone(), pubsub.clone(), environment.clone(), limits.clone());
+        for child in task_channels.children() {
+            supervisor::start(&supervisor, child).await?;
+        }
         let sockets = Sockets::new(metrics.clone());
         supervisor::start(&supervisor, sockets.child()).await?;
         let blocks = Arc::new(Blocks::new(store.clone(), presence.clone(), environment.clone()));
@@ -152,6 +160,7 @@ impl Core {
             presence,
             online,
             streams,
+            task_channels,
             tasks,
             sockets,
             drills,
@@ -254,6 +263,7 @@ impl Core {
     fn tell_anew(&self, node: &NodeKey) {
         self.pubsub.node_up(node);
         self.streams.node_changed(node);
+        self.task_channels.missed();
         self.notices.missed();
         self.usage.node_up();
     }

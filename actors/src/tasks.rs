@@ -18,6 +18,7 @@ use crate::online::Online;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
 use crate::store::{Store, StoreError};
+use crate::task_channel;
 use crate::task_stream::{Streams, refusal_of};
 
 /// Tasks and hirings.
@@ -111,6 +112,7 @@ impl Tasks {
             created_at: now,
             updated_at: now,
             ended_at: None,
+            progress: None,
             ..old
         };
         self.fail_if_absent(&mut task, queue)?;
@@ -152,6 +154,7 @@ impl Tasks {
         let task = self.streams.reassign(task, provider.id, client.id).await?;
         if before.provider != task.provider {
             self.publish_task(&agent_topic(before.provider), event::TASK_CANCELLED, &task);
+            task_channel::reassigned(&self.pubsub, &task);
         }
         self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, &task);
         Ok(task)
@@ -230,6 +233,7 @@ impl Tasks {
             created_at: now,
             updated_at: now,
             ended_at: None,
+            progress: None,
         }
     }
 
@@ -292,6 +296,7 @@ impl Tasks {
         // Whoever did not do it is told: the provider of a withdrawal, the client of anything else.
         let other = if task.status == TaskStatus::Cancelled { task.provider } else { task.client };
         self.publish_task(&agent_topic(other), task_event, task);
+        task_channel::ended(&self.pubsub, task);
         if let Some(hiring) = task.hiring {
             match self.store.hiring(hiring).await {
                 Ok(hiring) => {

@@ -88,6 +88,12 @@ error_codes! {
     NoTransferPending = "no_transfer_pending", "NO_TRANSFER_PENDING", 409, false, "No transfer waits for an acknowledgement.";
     ChannelNotOpen = "channel_not_open", "CHANNEL_NOT_OPEN", 409, false, "The payment channel is not open; `status` says what it is.";
     ChannelDisputed = "channel_disputed", "DISPUTE_OPEN", 409, false, "The payment channel is disputed: nothing moves until the dispute is resolved.";
+    SeqConflict = "seq_conflict", "SEQ_CONFLICT", 409, false, "Something else was sent under this seq.";
+    StreamComplete = "stream_complete", "STREAM_COMPLETE", 409, false, "The stream has been completed; `checksum` and `total_size` say as what.";
+    StreamTooLarge = "stream_too_large", "LIMIT_REACHED", 409, false, "The stream holds as much as it may: `max_bytes`, and `max_chunks`.";
+    MissingChunks = "missing_chunks", "MISSING_CHUNKS", 409, false, "Chunks are missing; `seqs` names them, the first if there are many, and `count` says how many. The stream stays open.";
+    ChecksumMismatch = "checksum_mismatch", "CHECKSUM_MISMATCH", 409, false, "What was received is not what was said: `expected` and `actual` are the checksums, `size` the bytes received. The stream stays open.";
+    StaleCheckpoint = "stale_checkpoint", "STALE_CHECKPOINT", 409, false, "There is a newer checkpoint; `seq` says which.";
     AgentUnavailable = "agent_unavailable", "AGENT_UNAVAILABLE", 503, true, "The agent is suspended, banned or not active.";
     RateLimited = "rate_limited", "RATE_LIMIT_EXCEEDED", 429, true, "Too many; `retry_after_ms` says when to come back.";
     Overloaded = "overloaded", "OVERLOADED", 503, true, "The node has as much work as it can hold.";

@@ -6,7 +6,7 @@
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
-//! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
+//! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`rate_limiter`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -29,6 +29,7 @@ pub mod rate_limiter;
 pub mod schema;
 pub mod signing;
 pub mod task;
+pub mod task_channel;
 pub mod task_stream;
 pub mod time;
 pub mod topic;

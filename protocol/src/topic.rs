@@ -60,6 +60,8 @@ pub enum Topic {
     Hirer(Option<UserId>),
     /// `task_stream:<task id>`: a task's output.
     TaskStream(Option<TaskId>),
+    /// `task:<task id>`: what a task's two agents send each other.
+    Task(Option<TaskId>),
     /// `agents:discovery`: who is online.
     Discovery,
 }
@@ -82,6 +84,7 @@ impl Topic {
             (Mount::Agent, "agent") => Some(Self::Agent(id.parse().ok())),
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
+            (Mount::Main, "task") => Some(Self::Task(id.parse().ok())),
             _ => None,
         }
     }
@@ -105,6 +108,12 @@ pub fn task_stream_topic(task: TaskId) -> String {
     format!("task_stream:{task}")
 }
 
+/// Where nodes tell each other what happens on the channel of a task: no client can join it.
+#[must_use]
+pub fn task_channel_topic(task: TaskId) -> String {
+    format!("task_channel:{task}")
+}
+
 /// Names of events. What they carry stands in [`crate::catalog`].
 #[allow(missing_docs, reason = "each is described in the catalog, which is compared with the code in a test")]
 pub mod event {
@@ -126,6 +135,18 @@ pub mod event {
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
     pub const AGENT_UPDATED: &str = "agent_updated";
+    pub const INPUT_STREAM: &str = "input_stream";
+    pub const INPUT_COMPLETE: &str = "input_complete";
+    pub const OUTPUT_STREAM: &str = "output_stream";
+    pub const OUTPUT_COMPLETE: &str = "output_complete";
+    pub const PROGRESS: &str = "progress";
+    pub const CHECKPOINT: &str = "checkpoint";
+    pub const COMPLETE: &str = "complete";
+    pub const ERROR: &str = "error";
+    pub const CANCEL: &str = "cancel";
+    pub const CHANNEL_TASK_COMPLETED: &str = "task_completed";
+    pub const CHANNEL_TASK_FAILED: &str = "task_failed";
+    pub const CHANNEL_TASK_CANCELLED: &str = "task_cancelled";
 }
 
 #[cfg(test)]
@@ -165,11 +186,20 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in
-            ["negotiation:1", "payment:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"]
-        {
+        for name in [
+            "negotiation:1",
+            "payment:1",
+            "task_channel:1",
+            "analytics:global",
+            "messages:1",
+            "",
+            "agent",
+            "phoenix",
+        ] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
+        assert_eq!(Topic::parse(Mount::Main, "task:1"), Some(Topic::Task(None)));
+        assert_eq!(Topic::parse(Mount::Agent, "task:1"), None);
     }
 }

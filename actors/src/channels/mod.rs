@@ -5,6 +5,7 @@
 mod agent;
 mod discovery;
 mod hirer;
+mod task;
 mod task_stream;
 
 pub use self::discovery::{change, find};
@@ -32,6 +33,8 @@ pub enum Channel {
     Hirer(hirer::HirerChannel),
     /// `task_stream:<id>`
     TaskStream(task_stream::TaskStreamChannel),
+    /// `task:<id>`
+    Task(task::TaskChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
 }
@@ -60,7 +63,9 @@ impl Channel {
         reference: &Ref,
     ) -> Result<Self, Refusal> {
         let task = match topic {
-            Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
+            Topic::TaskStream(Some(task)) | Topic::Task(Some(task)) => {
+                socket.core.streams.parties(task).await?
+            }
             _ => None,
         };
         join_rules::may_join(&socket.principal, topic, task.as_ref())?;
@@ -72,6 +77,10 @@ impl Channel {
                 let channel =
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
+            }
+            Topic::Task(task) => {
+                let task = task.ok_or(ErrorCode::Unauthorized)?;
+                task::TaskChannel::join(socket, outlet, task, payload, reference).await.map(Self::Task)
             }
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
@@ -99,6 +108,7 @@ impl Channel {
         }
         match self {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
+            Self::Task(channel) => channel.push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }

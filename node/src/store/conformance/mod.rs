@@ -115,6 +115,7 @@ pub fn task(n: u8, client: &Agent, provider: &Agent) -> Task {
         created_at,
         updated_at: created_at,
         ended_at: None,
+        progress: None,
     }
 }
 

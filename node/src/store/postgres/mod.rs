@@ -6,6 +6,7 @@
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`task_channels`]: the same with its part of the port
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -17,6 +18,7 @@ pub mod connect;
 pub mod pool;
 pub mod schema;
 pub mod streams;
+pub mod task_channels;
 pub mod tasks;
 #[cfg(test)]
 mod tests;

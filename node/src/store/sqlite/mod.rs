@@ -4,6 +4,7 @@
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`task_channels`]: the same with its part of the port
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -14,6 +15,7 @@ pub mod journal;
 pub mod readers;
 pub mod schema;
 pub mod streams;
+pub mod task_channels;
 pub mod tasks;
 pub mod writer;
 
