@@ -3,6 +3,7 @@
 
 mod accounts;
 mod streams;
+mod task_channels;
 mod tasks;
 
 use std::sync::Arc;
@@ -229,8 +230,12 @@ macro_rules! conformance_of {
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
                 appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,
                 keys_are_given_out_once;
+            task_channels: channel_chunks_are_kept_once_each, channels_are_for_their_parties_while_the_task_is_active,
+                channel_streams_close_as_they_were_checked, channel_chunks_at_once_are_numbered_without_a_gap,
+                channel_chunks_are_purged_after_their_time;
         ], reopened [
             streams: claims_outlive_the_store;
+            task_channels: checkpoints_outlive_the_store;
         ]);
     };
 }
