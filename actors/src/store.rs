@@ -2,6 +2,7 @@
 //! compares and sets, and refuses what no longer fits. Time is an argument. Every backend passes the same conformance
 //! suite.
 
+mod idempotency;
 mod task_channel;
 
 use std::collections::{HashMap, HashSet};
@@ -17,6 +18,7 @@ use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
+pub use self::idempotency::{IdempotencyStore, KeyedRequest};
 pub use self::task_channel::{ChannelState, ChunkRange, CloseStream, StoredChunk, TaskChannelStore};
 
 /// Why a transaction did not happen. Nothing was changed.
@@ -352,7 +354,7 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore + TaskChannelStore {
+pub trait Store: AccountStore + TaskStore + StreamStore + TaskChannelStore + IdempotencyStore {
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

@@ -94,6 +94,9 @@ error_codes! {
     MissingChunks = "missing_chunks", "MISSING_CHUNKS", 409, false, "Chunks are missing; `seqs` names them, the first if there are many, and `count` says how many. The stream stays open.";
     ChecksumMismatch = "checksum_mismatch", "CHECKSUM_MISMATCH", 409, false, "What was received is not what was said: `expected` and `actual` are the checksums, `size` the bytes received. The stream stays open.";
     StaleCheckpoint = "stale_checkpoint", "STALE_CHECKPOINT", 409, false, "There is a newer checkpoint; `seq` says which.";
+    IdempotencyPending = "idempotency_pending", "IDEMPOTENCY_PENDING", 409, true, "The same request is being done under this key; ask again for its answer.";
+    IdempotencyMismatch = "idempotency_mismatch", "IDEMPOTENCY_MISMATCH", 422, false, "Something else was asked under this key.";
+    AnswerNotKept = "answer_not_kept", "IDEMPOTENCY_ANSWER_NOT_KEPT", 409, false, "The request was done under this key; its answer was too large to be kept, or held a secret. `answer_status` says which status it had.";
     AgentUnavailable = "agent_unavailable", "AGENT_UNAVAILABLE", 503, true, "The agent is suspended, banned or not active.";
     RateLimited = "rate_limited", "RATE_LIMIT_EXCEEDED", 429, true, "Too many; `retry_after_ms` says when to come back.";
     Overloaded = "overloaded", "OVERLOADED", 503, true, "The node has as much work as it can hold.";

@@ -6,7 +6,7 @@
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
-//! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`rate_limiter`]
+//! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`rate_limiter`], [`idempotency`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod discovery;
 pub mod error_code;
 pub mod hiring;
+pub mod idempotency;
 pub mod ids;
 pub mod join_rules;
 pub mod json;

@@ -94,6 +94,8 @@ pub struct Limits {
     pub chunk_metadata_bytes_max: usize,
     /// Bytes of an idempotency key.
     pub idempotency_key_bytes_max: usize,
+    /// Bytes of an answer that is kept for requests that come again under their key; larger ones answer `answer_not_kept`.
+    pub idempotency_answer_bytes_max: usize,
     /// Chunks of one stream.
     pub chunks_per_stream: Rate,
     /// Chunks of one agent, all its streams together.
@@ -241,6 +243,7 @@ impl Default for Limits {
             chunk_content_bytes_max: 64 * KIB,
             chunk_metadata_bytes_max: 4 * KIB,
             idempotency_key_bytes_max: 128,
+            idempotency_answer_bytes_max: 256 * KIB,
             chunks_per_stream: Rate::per_second(200, 400),
             chunks_per_agent: Rate::per_second(2_000, 4_000),
             stream_buffer_chunks_max: 10_000,

@@ -120,17 +120,13 @@ impl Feed {
                     let after = request.after_seq(direction);
                     replays.push(Replay { direction, after, nth_max: stream.chunks });
                 }
-                match &stream.closing {
-                    // Told before this join; a replay tells it again, at its end.
-                    Some(closing) if request.replay && cursor.is_heard => {
-                        // Unless it was heard of meanwhile.
-                        if !inner.held.iter().any(|(_, _, of)| *of == Some(direction)) {
-                            let event = direction.complete_event().into();
-                            inner.held.insert(0, (event, Json::of(closing), Some(direction)));
-                        }
-                    }
-                    Some(_) => cursor.is_complete = true,
-                    None => {}
+                let Some(closing) = &stream.closing else { continue };
+                if !(request.replay && cursor.is_heard) {
+                    // Told before this join; only a replay tells it again, at its end.
+                    cursor.is_complete = true;
+                } else if !inner.held.iter().any(|(_, _, of)| *of == Some(direction)) {
+                    let event = direction.complete_event().into();
+                    inner.held.insert(0, (event, Json::of(closing), Some(direction)));
                 }
             }
             inner.is_ended |= state.task.status.is_final();

@@ -17,6 +17,8 @@ pub const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capa
 pub const CHANNEL_STREAM_COLUMNS: &str = "direction, base, last_seq, chunks, bytes, checksum, total_size";
 /// Of a chunk of one.
 pub const CHANNEL_CHUNK_COLUMNS: &str = "nth, seq, is_base64, content";
+/// Of a request that is done once.
+pub const KEYED_REQUEST_COLUMNS: &str = "fingerprint, state, created_at, lease_until, status, body";
 /// Of a note.
 pub const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
 

@@ -4,6 +4,7 @@
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`idempotency`]: requests that are done once
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
 
@@ -13,6 +14,7 @@ pub mod auth;
 pub mod blocks;
 pub mod extract;
 pub mod hirings;
+pub mod idempotency;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
@@ -92,7 +94,8 @@ pub fn document() -> OpenApi {
     document.info.version = env!("CARGO_PKG_VERSION").into();
     document.info.description = Some(
         "Users, agents, tasks, hirings and task streams. Every answer is an envelope of data, meta and errors; \
-         agents authenticate with X-API-Key, users and sessions with Authorization: Bearer."
+         agents authenticate with X-API-Key, users and sessions with Authorization: Bearer. A POST or PUT with \
+         X-Idempotency-Key is done once in 24 hours; sent again it gets the same answer, with idempotency-replayed: true."
             .into(),
     );
     document.info.license = None;

@@ -2,6 +2,7 @@
 //! an empty store: see the end of this file.
 
 mod accounts;
+mod idempotency;
 mod streams;
 mod task_channels;
 mod tasks;
@@ -233,6 +234,8 @@ macro_rules! conformance_of {
             task_channels: channel_chunks_are_kept_once_each, channels_are_for_their_parties_while_the_task_is_active,
                 channel_streams_close_as_they_were_checked, channel_chunks_at_once_are_numbered_without_a_gap,
                 channel_chunks_are_purged_after_their_time;
+            idempotency: a_key_is_used_once, a_key_is_free_again_after_a_passing_failure_or_its_lease,
+                of_many_at_once_one_runs, old_keys_are_forgotten;
         ], reopened [
             streams: claims_outlive_the_store;
             task_channels: checkpoints_outlive_the_store;

@@ -51,10 +51,7 @@ pub async fn channel_chunks_are_kept_once_each(store: &dyn Store) {
     let output = |seq, text| put(&order, Direction::Output, &provider, seq, text);
     let batch = vec![input(3, "c"), input(1, "a"), input(1, "a"), input(1, "x"), output(0, "o\0")];
     let (new, duplicate) = (|nth| Ok(Taken::New(nth)), Ok(Taken::Duplicate));
-    assert_eq!(
-        take(store, batch).await,
-        [new(1), new(2), duplicate.clone(), Err(ErrorCode::SeqConflict), new(1)]
-    );
+    assert_eq!(take(store, batch).await, [new(1), new(2), duplicate, Err(ErrorCode::SeqConflict), new(1)]);
     assert_eq!(
         take(store, vec![input(3, "c"), input(2, ""), input(3, "d")]).await,
         [duplicate, new(3), Err(ErrorCode::SeqConflict)]

@@ -6,7 +6,7 @@
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
-//! * [`task_channels`]: the same with its part of the port
+//! * [`task_channels`], [`idempotency`]: the same with its part of the port
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -15,6 +15,7 @@ pub mod agents;
 pub mod appends;
 pub mod columns;
 pub mod connect;
+pub mod idempotency;
 pub mod pool;
 pub mod schema;
 pub mod streams;

@@ -4,13 +4,14 @@
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
-//! * [`task_channels`]: the same with its part of the port
+//! * [`task_channels`], [`idempotency`]: the same with its part of the port
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
 pub mod accounts;
 pub mod agents;
 pub mod columns;
+pub mod idempotency;
 pub mod journal;
 pub mod readers;
 pub mod schema;

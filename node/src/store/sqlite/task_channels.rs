@@ -1,5 +1,7 @@
 //! The channels of tasks: chunks of both directions, progress, checkpoints.
 
+use std::collections::hash_map::Entry;
+
 use async_trait::async_trait;
 use muster_actors::store::{
     ChannelState, ChunkRange, CloseStream, StoreError, StoreResult, StoredChunk, TaskChannelStore,
@@ -87,9 +89,11 @@ fn put_chunks(
 ) -> StoreResult<Vec<Result<Taken, Refusal>>> {
     let mut batch = Batch::default();
     for put in puts {
-        if !batch.tasks.contains_key(&put.task) {
+        if let Entry::Vacant(entry) = batch.tasks.entry(put.task) {
             match facts(c, put.task) {
-                Ok(facts) => drop(batch.tasks.insert(put.task, facts)),
+                Ok(facts) => {
+                    entry.insert(facts);
+                }
                 Err(StoreError::NotFound) => continue,
                 Err(error) => return Err(error),
             }
