@@ -24,7 +24,8 @@ async function sit(connections, server, who, task, params = {}) {
   const events = [];
   const ends = [];
   channel.onMessage = (event, payload) => {
-    if (!event.startsWith("phx_") && !event.startsWith("chan_reply")) events.push({ event, payload });
+    const ours = event && !event.startsWith("phx_") && !event.startsWith("chan_reply");
+    if (ours) events.push({ event, payload });
     return payload;
   };
   channel.onClose(() => ends.push("close"));
@@ -554,6 +555,27 @@ describe("several nodes", () => {
       await seat.next(`task_${won}`);
       assert.equal(seat.events.filter(({ event }) => event.startsWith("task_")).length, 1);
     }
+  });
+
+  test("R68 R69 R73 R75: what a node missed while the others took it for gone, its joins are told afterwards, each thing once", async () => {
+    const { client: clientAgent, provider: providerAgent, task } = await world.cast(world.two);
+    const [client, provider] = [await sitAt(world.one, clientAgent, task), await sitAt(world.two, providerAgent, task)];
+    await provider.ok("output_stream", { chunk: "o1", seq: 1 });
+    await client.next("output_stream");
+    world.one.pause();
+    await until("the node is taken for gone", async () => {
+      const { nodes } = await world.two.ok("GET", "/api/v1/admin/cluster", { token: world.two.adminToken });
+      return !nodes.some(({ name, suspect }) => name === world.one.name && !suspect);
+    });
+    for (const seq of range(2, 30)) await provider.ok("output_stream", { chunk: `o${seq}`, seq });
+    await provider.ok("output_complete", closing(range(1, 30).map((seq) => `o${seq}`).join("")));
+    await provider.ok("complete", { result: "done" });
+    world.one.resume();
+    await client.next("task_completed");
+    assert.deepEqual(client.named("output_stream").map(({ seq }) => seq).toSorted((a, b) => a - b), range(1, 30));
+    assert.deepEqual([client.named("output_complete").length, client.named("task_completed").length, client.ends], [1, 1, []]);
+    const ends = client.events.findIndex(({ event }) => event === "output_complete");
+    assert.equal(client.events.slice(ends).filter(({ event }) => event === "output_stream").length, 0, "its end is behind its chunks");
   });
 
   test("R68 R166: who was at a node that dies goes on at another, and misses nothing", async () => {
