@@ -26,6 +26,7 @@ use crate::supervisor::{self, Supervisor};
 use crate::task_channel::TaskChannels;
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
+use crate::teams::Teams;
 use crate::usage::ClusterUsage;
 
 /// Locks that changes of agents' records share.
@@ -61,6 +62,8 @@ pub struct Core {
     pub task_channels: TaskChannels,
     /// Tasks and hirings.
     pub tasks: Tasks,
+    /// Teams.
+    pub teams: Teams,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -142,6 +145,9 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
         };
+        let teams =
+            Teams::new((store.clone(), pubsub.clone()), environment.clone(), limits.clone(), metrics.clone());
+        supervisor::start(&supervisor, teams.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
             usage,
@@ -162,6 +168,7 @@ impl Core {
             streams,
             task_channels,
             tasks,
+            teams,
             sockets,
             drills,
             supervisor,
@@ -190,6 +197,13 @@ impl Core {
                 }
             }
         });
+    }
+
+    /// Does what is due by the time.
+    pub async fn sweep(&self) {
+        if let Err(refusal) = self.teams.sweep().await {
+            tracing::warn!(%refusal, "cannot see which votes are due");
+        }
     }
 
     /// Waits until the supervisor has given up, which a node does not survive.

@@ -6,7 +6,7 @@
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
-//! * what two parties change by turns: [`session`]
+//! * what several parties change by turns: [`session`], [`teams`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
@@ -33,4 +33,5 @@ pub mod supervisor;
 pub mod task_channel;
 pub mod task_stream;
 pub mod tasks;
+pub mod teams;
 pub mod usage;

@@ -4,6 +4,7 @@
 
 mod idempotency;
 mod task_channel;
+mod teams;
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,6 +21,7 @@ use smol_str::SmolStr;
 
 pub use self::idempotency::{IdempotencyStore, KeyedRequest};
 pub use self::task_channel::{ChannelState, ChunkRange, CloseStream, StoredChunk, TaskChannelStore};
+pub use self::teams::TeamStore;
 
 /// Why a transaction did not happen. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -354,7 +356,9 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore + TaskChannelStore + IdempotencyStore {
+pub trait Store:
+    AccountStore + TaskStore + StreamStore + TaskChannelStore + IdempotencyStore + TeamStore
+{
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

@@ -32,6 +32,7 @@ pub mod signing;
 pub mod task;
 pub mod task_channel;
 pub mod task_stream;
+pub mod team;
 pub mod time;
 pub mod topic;
 pub mod websocket;

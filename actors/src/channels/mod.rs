@@ -7,6 +7,7 @@ mod discovery;
 mod hirer;
 mod task;
 mod task_stream;
+mod team;
 
 pub use self::discovery::{change, find};
 
@@ -37,6 +38,8 @@ pub enum Channel {
     Task(task::TaskChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
+    /// `team:<id>`
+    Team(team::TeamChannel),
 }
 
 /// When a push is answered.
@@ -82,6 +85,10 @@ impl Channel {
                 let task = task.ok_or(ErrorCode::Unauthorized)?;
                 task::TaskChannel::join(socket, outlet, task, payload, reference).await.map(Self::Task)
             }
+            Topic::Team(team) => {
+                let team = team.ok_or(ErrorCode::Unauthorized)?;
+                team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
+            }
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
@@ -110,6 +117,7 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Task(channel) => channel.push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }

@@ -10,9 +10,7 @@ use muster_protocol::money::Amount;
 use muster_protocol::presence::Facts;
 use muster_protocol::task::ChunkRequest;
 use muster_protocol::task_channel::SEQ_MAX;
-use muster_protocol::task_channel::payloads::{
-    JoinRequest, read_checkpoint, read_chunk, read_closing, read_error, read_progress, read_reason,
-};
+use muster_protocol::task_channel::payloads as on_channel;
 use muster_protocol::task_stream::{Read, StreamLog, join_cursor};
 use muster_protocol::time::Timestamp;
 use serde_json::Value;
@@ -38,17 +36,17 @@ pub fn channel_payloads(data: &[u8]) {
 }
 
 fn task_channel(text: &str, limits: &Limits) {
-    never_echoes(text, |text| JoinRequest::parse(text).err());
-    never_echoes(text, |text| read_closing(text).err());
-    never_echoes(text, |text| read_progress(text, limits).err());
-    never_echoes(text, |text| read_checkpoint(text, limits).err());
-    never_echoes(text, |text| read_error(text).err());
-    never_echoes(text, |text| read_reason(text).err());
-    never_echoes(text, |text| read_chunk(text, limits).err());
-    if let Ok(chunk) = read_chunk(text, limits) {
+    never_echoes(text, |text| on_channel::JoinRequest::parse(text).err());
+    never_echoes(text, |text| on_channel::read_closing(text).err());
+    never_echoes(text, |text| on_channel::read_progress(text, limits).err());
+    never_echoes(text, |text| on_channel::read_checkpoint(text, limits).err());
+    never_echoes(text, |text| on_channel::read_error(text).err());
+    never_echoes(text, |text| on_channel::read_reason(text).err());
+    never_echoes(text, |text| on_channel::read_chunk(text, limits).err());
+    if let Ok(chunk) = on_channel::read_chunk(text, limits) {
         assert!(chunk.bytes.len() <= limits.task_channel_chunk_bytes_max && chunk.seq <= SEQ_MAX);
         assert_eq!(
-            read_chunk(chunk.payload().as_str(), limits).as_ref(),
+            on_channel::read_chunk(chunk.payload().as_str(), limits).as_ref(),
             Ok(&chunk),
             "it arrives as it came"
         );

@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
-//! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`idempotency`]: requests that are done once
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
@@ -18,6 +18,7 @@ pub mod idempotency;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 pub mod views;
 
 use std::sync::Arc;
@@ -70,6 +71,11 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(hirings::cancel))
         .routes(routes!(hirings::retry))
         .routes(routes!(hirings::list_messages, hirings::add_message))
+        .routes(routes!(teams::create, teams::list))
+        .routes(routes!(teams::show))
+        .routes(routes!(teams::add_member))
+        .routes(routes!(teams::remove_member))
+        .routes(routes!(teams::entries))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))

@@ -6,6 +6,7 @@ mod idempotency;
 mod streams;
 mod task_channels;
 mod tasks;
+mod teams;
 
 use std::sync::Arc;
 
@@ -236,9 +237,11 @@ macro_rules! conformance_of {
                 channel_chunks_are_purged_after_their_time;
             idempotency: a_key_is_used_once, a_key_is_free_again_after_a_passing_failure_or_its_lease,
                 of_many_at_once_one_runs, old_keys_are_forgotten;
+            teams: votes_fall_due;
         ], reopened [
             streams: claims_outlive_the_store;
             task_channels: checkpoints_outlive_the_store;
+            teams: teams_are_kept_with_what_they_keep;
         ]);
     };
 }

@@ -5,7 +5,7 @@
 //! * [`connect`]: URL and TLS; [`pool`]: connections, and transactions that happen once whatever becomes of them;
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`]: the SQL of each transaction, over one connection
 //! * [`task_channels`], [`idempotency`]: the same with its part of the port
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
@@ -21,6 +21,7 @@ pub mod schema;
 pub mod streams;
 pub mod task_channels;
 pub mod tasks;
+pub mod teams;
 #[cfg(test)]
 mod tests;
 

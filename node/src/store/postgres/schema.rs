@@ -11,6 +11,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0002_stopped_agents.sql"),
     include_str!("../migrations/postgres/0006_task_channel.sql"),
     include_str!("../migrations/postgres/0007_idempotency.sql"),
+    include_str!("../migrations/postgres/0009_teams.sql"),
 ];
 /// Of the lock that is held while migrating: `muster` in ASCII.
 const LOCK: i64 = 0x6d_75_73_74_65_72;

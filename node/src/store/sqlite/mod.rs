@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`]: the SQL of each transaction, over one connection
 //! * [`task_channels`], [`idempotency`]: the same with its part of the port
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
@@ -18,6 +18,7 @@ pub mod schema;
 pub mod streams;
 pub mod task_channels;
 pub mod tasks;
+pub mod teams;
 pub mod writer;
 
 use std::collections::{HashMap, HashSet};
