@@ -156,7 +156,7 @@ onNode("one node", ["drills.enabled=true"], (world) => {
     assert.deepEqual(await provider.refused("cancel", { reason: "x" }), unauthorized);
     assert.deepEqual(await client.refused("no_such_event", {}), { reason: "unknown_event" });
     const { status, progress_percent, checkpoint } = await world.show(agents.client, task);
-    assert.deepEqual([status, progress_percent, checkpoint], ["pending", null, null], "nothing has changed");
+    assert.deepEqual([status, progress_percent, checkpoint], ["pending", null, undefined], "nothing has changed");
   });
 
   test("R167: a key without the write scope listens and says nothing; a revoked one is out", async () => {

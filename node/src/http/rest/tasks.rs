@@ -124,7 +124,8 @@ pub async fn list(app: State, caller: Caller, Params(params): Params<ListParams>
 pub struct TaskWithCheckpoint<'a> {
     #[serde(flatten)]
     task: TaskView<'a>,
-    /// The newest checkpoint of its channel.
+    /// The newest checkpoint of its channel, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint: Option<Checkpoint>,
 }
 
