@@ -4,15 +4,24 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use muster_protocol::alerts::AlertSettings;
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
+use muster_protocol::negotiation;
+use muster_protocol::protocol_version;
+use muster_protocol::signing::ServerKey;
+use muster_protocol::webhook::WebhookSettings;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::alerts::Alerts;
+use crate::analytics::Analytics;
 use crate::blocks::Blocks;
 use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
+use crate::global_stats::{GlobalStats, Load};
 use crate::metric_definitions::Metrics;
+use crate::negotiations::{Needs as NegotiationNeeds, Negotiations};
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
@@ -21,13 +30,14 @@ use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
 use crate::settings::StreamSettings;
 use crate::socket::Sockets;
-use crate::store::Store;
+use crate::store::{FigureStore, Store};
 use crate::supervisor::{self, Supervisor};
 use crate::task_channel::TaskChannels;
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
 use crate::teams::Teams;
 use crate::usage::ClusterUsage;
+use crate::webhooks::{Caller, Webhooks};
 
 /// Locks that changes of agents' records share.
 const CHANGE_STRIPES: usize = 64;
@@ -62,6 +72,16 @@ pub struct Core {
     pub task_channels: TaskChannels,
     /// Tasks and hirings.
     pub tasks: Tasks,
+    /// Figures.
+    pub analytics: Arc<Analytics>,
+    /// What is told of them.
+    pub alerts: Alerts,
+    /// What there is in all.
+    pub stats: GlobalStats,
+    /// Webhooks.
+    pub webhooks: Arc<Webhooks>,
+    /// Negotiations.
+    pub negotiations: Negotiations,
     /// Teams.
     pub teams: Teams,
     /// What is connected.
@@ -72,6 +92,8 @@ pub struct Core {
     pub usage: ClusterUsage,
     /// Joins of agents on the main socket.
     pub join_buckets: Buckets<AgentId>,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
     /// Whether crash drills are allowed.
     pub drills: bool,
     draining: AtomicBool,
@@ -92,10 +114,57 @@ pub struct Parts {
     pub cluster: Arc<dyn Cluster>,
     /// Metrics.
     pub metrics: Metrics,
+    /// Figures, alerts and webhooks.
+    pub reports: ReportParts,
     /// Shards of topics: as many as there are processors.
     pub shards: usize,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
+    /// Rules of negotiations.
+    pub negotiation: negotiation::Settings,
+    /// With which the server signs what it attests.
+    pub server_key: ServerKey,
     /// Whether crash drills are allowed.
     pub drills: bool,
+}
+
+/// What figures, alerts and webhooks need.
+pub struct ReportParts {
+    /// Where figures are kept.
+    pub figures: Arc<dyn FigureStore>,
+    /// Thresholds of alerts.
+    pub alerts: AlertSettings,
+    /// How much of the machine is in use.
+    pub load: Load,
+    /// Settings of webhooks.
+    pub webhooks: WebhookSettings,
+    /// Calls their receivers.
+    pub caller: Arc<dyn Caller>,
+}
+
+impl ReportParts {
+    fn analytics(
+        &self,
+        store: &Arc<dyn Store>,
+        environment: &Environment,
+        metrics: &Arc<Metrics>,
+        limits: &Limits,
+    ) -> Arc<Analytics> {
+        let bounds = (limits.analytics_entries_max, limits.agents_per_user_max);
+        Analytics::new((self.figures.clone(), store.clone()), environment.clone(), metrics.clone(), bounds)
+    }
+
+    fn webhooks(
+        &self,
+        (store, pubsub): (&Arc<dyn Store>, &Arc<PubSub>),
+        environment: &Environment,
+        metrics: &Arc<Metrics>,
+        limits: &Limits,
+    ) -> Arc<Webhooks> {
+        let ports = (store.clone(), self.caller.clone(), pubsub.clone());
+        let settings = (self.webhooks.clone(), limits.webhooks_per_owner_max);
+        Webhooks::new(ports, settings, environment.clone(), metrics.clone())
+    }
 }
 
 impl Core {
@@ -103,8 +172,10 @@ impl Core {
     ///
     /// # Errors
     /// An actor does not start.
+    #[allow(clippy::too_many_lines, reason = "some lines for each part of a node")]
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, shards, drills } = parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, reports, shards, .. } = parts;
+        let (versions, drills) = (parts.versions, parts.drills);
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -114,6 +185,7 @@ impl Core {
         }
         let presence = Presence::new(environment.clone(), metrics.clone(), cluster.clone(), &limits);
         supervisor::start(&supervisor, presence.child()).await?;
+        let analytics = reports.analytics(&store, &environment, &metrics, &limits);
         let online = Online::new(presence.clone(), environment.clone(), metrics.clone());
         let streams = Streams::new(Needs {
             store: store.clone(),
@@ -122,6 +194,7 @@ impl Core {
             limits: limits.clone(),
             settings: streams,
             metrics: metrics.clone(),
+            analytics: analytics.clone(),
         });
         supervisor::start(&supervisor, streams.child()).await?;
         let task_channels =
@@ -142,14 +215,29 @@ impl Core {
             pubsub: pubsub.clone(),
             online: online.clone(),
             notices: notices.clone(),
+            analytics: analytics.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
         };
+        let negotiations = Negotiations::new(NegotiationNeeds {
+            store: store.clone(),
+            pubsub: pubsub.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            settings: parts.negotiation,
+            server: parts.server_key,
+            metrics: metrics.clone(),
+        });
+        supervisor::start(&supervisor, negotiations.child()).await?;
         let teams =
             Teams::new((store.clone(), pubsub.clone()), environment.clone(), limits.clone(), metrics.clone());
         supervisor::start(&supervisor, teams.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
+            analytics,
+            webhooks: reports.webhooks((&store, &pubsub), &environment, &metrics, &limits),
+            alerts: Alerts::new(reports.alerts),
+            stats: GlobalStats::new(reports.load),
             usage,
             blocks,
             notices,
@@ -168,8 +256,10 @@ impl Core {
             streams,
             task_channels,
             tasks,
+            negotiations,
             teams,
             sockets,
+            versions,
             drills,
             supervisor,
         });
@@ -201,6 +291,9 @@ impl Core {
 
     /// Does what is due by the time.
     pub async fn sweep(&self) {
+        if let Err(refusal) = self.negotiations.sweep().await {
+            tracing::warn!(%refusal, "cannot see which negotiations are over");
+        }
         if let Err(refusal) = self.teams.sweep().await {
             tracing::warn!(%refusal, "cannot see which votes are due");
         }

@@ -2,9 +2,15 @@
 //! compares and sets, and refuses what no longer fits. Time is an argument. Every backend passes the same conformance
 //! suite.
 
+pub mod figures;
 mod idempotency;
+mod negotiations;
 mod task_channel;
 mod teams;
+mod webhooks;
+
+pub use self::figures::FigureStore;
+pub use self::webhooks::{AttemptEntry, Claim, Settled, WebhookStore};
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,6 +26,7 @@ use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
 pub use self::idempotency::{IdempotencyStore, KeyedRequest};
+pub use self::negotiations::{NegotiationFilter, NegotiationStore};
 pub use self::task_channel::{ChannelState, ChunkRange, CloseStream, StoredChunk, TaskChannelStore};
 pub use self::teams::TeamStore;
 
@@ -357,8 +364,17 @@ pub trait StreamStore: Send + Sync + 'static {
 /// The whole store.
 #[async_trait]
 pub trait Store:
-    AccountStore + TaskStore + StreamStore + TaskChannelStore + IdempotencyStore + TeamStore
+    AccountStore
+    + TaskStore
+    + StreamStore
+    + TaskChannelStore
+    + IdempotencyStore
+    + NegotiationStore
+    + TeamStore
+    + WebhookStore
 {
+    /// How many agents there are.
+    async fn count_agents(&self) -> StoreResult<u64>;
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

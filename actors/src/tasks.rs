@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use muster_protocol::agent::{Agent, AgentStatus};
+use muster_protocol::agent::Agent;
+use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus, HiringView};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
@@ -13,6 +14,8 @@ use muster_protocol::topic::{agent_topic, event, hirer_topic};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::analytics::Analytics;
+use crate::counterpart::counterpart;
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
@@ -33,6 +36,8 @@ pub struct Tasks {
     pub online: Arc<Online>,
     /// Who is told of changes.
     pub notices: Arc<Notices>,
+    /// Figures.
+    pub analytics: Arc<Analytics>,
     /// Time and randomness.
     pub environment: Environment,
     /// Bounds.
@@ -157,6 +162,9 @@ impl Tasks {
             task_channel::reassigned(&self.pubsub, &task);
         }
         self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, &task);
+        if before.provider != task.provider {
+            self.analytics.record(Event::TaskReassigned(&task));
+        }
         Ok(task)
     }
 
@@ -189,8 +197,12 @@ impl Tasks {
             "protocol_version": NOTE_PROTOCOL_VERSION,
             "inserted_at": note.inserted_at,
         }));
+        if let Some(agent) = agent {
+            self.analytics.record(Event::MessageSent(agent));
+        }
         for party in [task.client, task.provider] {
             if Some(party) != agent {
+                self.analytics.record(Event::MessageReceived(party));
                 self.pubsub.publish(&agent_topic(party), event::NEW_MESSAGE, message.clone());
             }
         }
@@ -202,17 +214,8 @@ impl Tasks {
 
     /// The provider of a new task, if it can be one for this client.
     async fn provider(&self, client: &Agent, provider: AgentId) -> Result<Agent, Refusal> {
-        let unknown = || Refusal::field(ErrorCode::NotFound, "provider_agent_id", "there is no such agent");
-        let agent = self.store.agent(provider).await.map_err(|error| match error {
-            StoreError::NotFound => unknown(),
-            other => refusal_of(other),
-        })?;
-        if agent.status != AgentStatus::Active {
-            return Err(ErrorCode::AgentUnavailable.into());
-        }
-        let now = self.environment.now();
-        let blocked = self.store.blocked_pairs(client.id, now).await.map_err(refusal_of)?;
-        if blocked.contains_key(&provider) { Err(unknown()) } else { Ok(agent) }
+        let field = (provider, "provider_agent_id");
+        counterpart(self.store.as_ref(), self.environment.now(), client.id, field).await
     }
 
     fn new_task(&self, client: &Agent, provider: AgentId, request: TaskRequest) -> Task {
@@ -264,6 +267,10 @@ impl Tasks {
     }
 
     fn tell_created(&self, task: &Task) {
+        self.analytics.record(Event::TaskCreated(task));
+        if task.status.is_final() {
+            self.analytics.record(Event::TaskEnded(task));
+        }
         if let Some(owner) = task.client_owner {
             self.publish_task(&hirer_topic(owner), event::TASK_SUBMITTED, task);
         }
@@ -288,6 +295,7 @@ impl Tasks {
     }
 
     async fn tell_ended(&self, task: &Task) {
+        self.analytics.record(Event::TaskEnded(task));
         let (task_event, hiring_event) = match task.status {
             TaskStatus::Completed => (event::TASK_COMPLETED, event::HIRING_COMPLETED),
             TaskStatus::Cancelled => (event::TASK_CANCELLED, event::HIRING_CANCELLED),

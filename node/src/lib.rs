@@ -7,8 +7,10 @@
 //! * [`store`]: the store's backends; only this folder knows SQL
 //! * [`documents`], [`metric_definitions`], [`system_clock`], [`tls`]
 
+pub mod agreement;
 pub mod app;
 pub mod auth;
+pub mod background;
 pub mod cli;
 pub mod cluster;
 pub mod config;

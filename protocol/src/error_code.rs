@@ -68,6 +68,8 @@ error_codes! {
     InvalidPayload = "invalid_payload", "VALIDATION_ERROR", 422, false, "A field is missing, has another type than it must, or is out of bounds.";
     InvalidKind = "invalid_kind", "VALIDATION_ERROR", 422, false, "A chunk's kind is \"chat\" or \"artifact\".";
     InvalidContent = "invalid_content", "VALIDATION_ERROR", 422, false, "A chunk's content is a non-empty string within the size limit.";
+    InvalidPeriod = "invalid_period", "VALIDATION_ERROR", 422, false, "There is no such period; `periods` says which there are.";
+    UnknownMetric = "unknown_metric", "VALIDATION_ERROR", 422, false, "There is no such metric; `metrics` says which there are.";
     InvalidAmount = "invalid_amount", "INVALID_AMOUNT", 422, false, "An amount is a decimal number from 0 with at most six fraction digits.";
     NoPublicKey = "no_public_key", "VALIDATION_ERROR", 422, false, "The agent has no public key, so it cannot sign.";
     InvalidSignature = "invalid_signature", "VALIDATION_ERROR", 422, false, "The signature does not match.";
@@ -97,6 +99,8 @@ error_codes! {
     IdempotencyPending = "idempotency_pending", "IDEMPOTENCY_PENDING", 409, true, "The same request is being done under this key; ask again for its answer.";
     IdempotencyMismatch = "idempotency_mismatch", "IDEMPOTENCY_MISMATCH", 422, false, "Something else was asked under this key.";
     AnswerNotKept = "answer_not_kept", "IDEMPOTENCY_ANSWER_NOT_KEPT", 409, false, "The request was done under this key; its answer was too large to be kept, or held a secret. `answer_status` says which status it had.";
+    ProtocolVersionIncompatible = "protocol_version_incompatible", "PROTOCOL_VERSION_INCOMPATIBLE", 422, false, "The two agents have no such protocol version in common; `yours` and `theirs` say which each speaks.";
+    ProtocolVersionBlocked = "protocol_version_blocked", "PROTOCOL_VERSION_BLOCKED", 426, false, "The protocol version is not served any more; `sunset_at` says since when.";
     AgentUnavailable = "agent_unavailable", "AGENT_UNAVAILABLE", 503, true, "The agent is suspended, banned or not active.";
     RateLimited = "rate_limited", "RATE_LIMIT_EXCEEDED", 429, true, "Too many; `retry_after_ms` says when to come back.";
     Overloaded = "overloaded", "OVERLOADED", 503, true, "The node has as much work as it can hold.";

@@ -33,7 +33,7 @@ macro_rules! record_id {
 
             /// Reads what [`Self::as_bytes`] gave.
             #[must_use]
-            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(Uuid::from_bytes(bytes))
             }
         }
@@ -106,6 +106,14 @@ record_id!(
 record_id!(
     /// A payment channel between two agents.
     PaymentChannelId
+);
+record_id!(
+    /// A webhook.
+    WebhookId
+);
+record_id!(
+    /// An event on its way to a webhook: the same for every try, so that its receiver knows it again.
+    DeliveryId
 );
 
 record_id!(

@@ -2,8 +2,9 @@
 
 use crate::account::{CredentialKind, Principal, Scope};
 use crate::error_code::{ErrorCode, Refusal};
+use crate::ids::{AgentId, UserId};
 use crate::task::TaskParties;
-use crate::topic::{Mount, Topic};
+use crate::topic::{AnalyticsScope, Mount, Topic};
 
 /// Whether a credential of this kind opens this socket (R24, R30, R57, R109).
 #[must_use]
@@ -31,10 +32,48 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
         Topic::Task(_) => task.is_some_and(|task| is_party(principal, task)),
         Topic::Discovery => true,
+        // R80: its two agents only, which its record says: see `may_join_between`.
+        Topic::Negotiation(id) => id.is_some() && principal.agent.is_some(),
         // R129: members only, which its record says.
         Topic::Team(id) => id.is_some() && principal.agent.is_some(),
+        // What it takes to know is asked with `may_see_figures`.
+        Topic::Analytics(_) => false,
     };
     if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
+}
+
+/// Whether a principal may see figures (R101): an agent's are for itself and its owner, a user's for the user and their
+/// agents, those of all for anybody. `owner` is who owns the agent that it turns on: the one whose figures they are, or,
+/// for a user's, the one that asks.
+///
+/// # Errors
+/// `unauthorized`, for what does not exist too (R35).
+pub fn may_see_figures(
+    principal: &Principal,
+    scope: AnalyticsScope,
+    owner: Option<UserId>,
+) -> Result<(), Refusal> {
+    let is_owner = |owner: Option<UserId>| owner.is_some() && owner == principal.user;
+    let allowed = match scope {
+        AnalyticsScope::Agent(agent) => agent.is_some() && (agent == principal.agent || is_owner(owner)),
+        AnalyticsScope::User(user) => {
+            is_owner(user) || user.is_some() && principal.agent.is_some() && owner == user
+        }
+        AnalyticsScope::Global => true,
+    };
+    if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
+}
+
+/// Whether a principal may join what is between two agents, such as a negotiation (R80): as one of them. `agents` are the
+/// two, if there is such a thing.
+///
+/// # Errors
+/// `unauthorized`, for what does not exist too (R35).
+pub fn may_join_between(principal: &Principal, agents: Option<[AgentId; 2]>) -> Result<(), Refusal> {
+    match (principal.agent, agents) {
+        (Some(agent), Some(agents)) if agents.contains(&agent) => Ok(()),
+        _ => Err(ErrorCode::Unauthorized.into()),
+    }
 }
 
 /// Whether a principal may read a task's stream: as provider or client agent (R29), or as the user who owns the client
@@ -68,7 +107,7 @@ pub fn may_emit(principal: &Principal, task: Option<&TaskParties>) -> Result<(),
 mod tests {
     use super::*;
     use crate::account::Scopes;
-    use crate::ids::{AgentId, CredentialId, TaskId, UserId};
+    use crate::ids::{CredentialId, NegotiationId, TaskId, UserId};
     use crate::time::Timestamp;
 
     fn agent_id(n: u8) -> AgentId {
@@ -142,6 +181,57 @@ mod tests {
             assert_eq!(may_join(&who, topic, Some(&task)).is_ok(), joins, "{who:?}");
             assert_eq!(may_join(&who, topic, None), refused, "unknown task");
         }
+    }
+
+    /// R101
+    #[test]
+    fn figures_are_for_the_agent_and_its_owner() {
+        let agent = |n| principal(CredentialKind::AgentKey, Some(n), None);
+        let user = |n| principal(CredentialKind::UserToken, None, Some(n));
+        let of_agent = AnalyticsScope::Agent(Some(agent_id(1)));
+        let of_user = AnalyticsScope::User(Some(user_id(1)));
+        let may = |who: Principal, scope, owner: Option<u8>| {
+            may_see_figures(&who, scope, owner.map(user_id)).is_ok()
+        };
+        assert!(
+            may(agent(1), of_agent, None)
+                && may(agent(1), of_agent, Some(1))
+                && may(user(1), of_agent, Some(1))
+        );
+        assert!(!may(agent(2), of_agent, Some(1)), "not even another agent of the same owner");
+        assert!(!may(user(2), of_agent, Some(1)) && !may(user(1), of_agent, None), "another's, and nobody's");
+        assert!(may(user(1), of_user, None) && may(agent(1), of_user, Some(1)));
+        assert!(
+            !may(user(2), of_user, None) && !may(agent(1), of_user, Some(2)) && !may(agent(1), of_user, None)
+        );
+        for nothing in [AnalyticsScope::Agent(None), AnalyticsScope::User(None)] {
+            assert!(
+                !may(agent(1), nothing, None)
+                    && !may(user(1), nothing, None)
+                    && !may(user(1), nothing, Some(1))
+            );
+        }
+        assert!(may(agent(1), AnalyticsScope::Global, None) && may(user(1), AnalyticsScope::Global, None));
+        let joined = may_join(&agent(1), Topic::Analytics(of_agent), None);
+        assert_eq!(joined, Err(Refusal::new(ErrorCode::Unauthorized)), "asked elsewhere");
+    }
+
+    #[test]
+    fn what_is_between_two_is_for_the_two() {
+        let agent = |n| principal(CredentialKind::AgentKey, Some(n), None);
+        let owner = || principal(CredentialKind::UserToken, None, Some(1));
+        let acting = principal(CredentialKind::UserToken, Some(2), Some(1));
+        let two = Some([agent_id(1), agent_id(2)]);
+        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+        for (who, joins) in
+            [(agent(1), true), (agent(2), true), (agent(3), false), (owner(), false), (acting, true)]
+        {
+            assert_eq!(may_join_between(&who, two).is_ok(), joins, "{who:?}");
+            assert_eq!(may_join_between(&who, None), refused, "unknown");
+        }
+        let topic = Topic::Negotiation(Some(NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10])));
+        assert_eq!(may_join(&owner(), topic, None), refused);
+        assert_eq!(may_join(&agent(1), Topic::Negotiation(None), None), refused);
     }
 
     #[test]

@@ -5,14 +5,18 @@
 //!
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
-//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
-//! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`rate_limiter`], [`idempotency`]
+//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`],
+//!   [`protocol_version`]
+//! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`negotiation`], [`rate_limiter`], [`idempotency`]
+//! * what is counted and told of it: [`analytics`], [`alerts`], [`webhook`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
 
 pub mod account;
 pub mod agent;
+pub mod alerts;
+pub mod analytics;
 pub mod catalog;
 pub mod cluster;
 pub mod discovery;
@@ -24,8 +28,10 @@ pub mod join_rules;
 pub mod json;
 pub mod limits;
 pub mod money;
+pub mod negotiation;
 pub mod phoenix;
 pub mod presence;
+pub mod protocol_version;
 pub mod rate_limiter;
 pub mod schema;
 pub mod signing;
@@ -35,4 +41,5 @@ pub mod task_stream;
 pub mod team;
 pub mod time;
 pub mod topic;
+pub mod webhook;
 pub mod websocket;

@@ -150,6 +150,12 @@ pub struct Limits {
     pub note_chars_max: usize,
     /// Messages about one task or hiring.
     pub notes_per_task_max: usize,
+    /// Bytes of a negotiation's terms, as JSON.
+    pub negotiation_terms_bytes_max: usize,
+    /// Characters of the reason of a rejection.
+    pub negotiation_reason_chars_max: usize,
+    /// Open negotiations that one agent has begun; a further one answers `limit_reached`.
+    pub negotiations_open_per_agent_max: usize,
     /// Negotiations, payment channels and teams of each sort that are in use on a node at once; a further one answers `overloaded`.
     pub sessions_live_max: usize,
     /// Members of one team.
@@ -166,6 +172,12 @@ pub struct Limits {
     pub page_items_default: usize,
     /// Items of a page at most.
     pub page_items_max: usize,
+
+    /// Entries of figures (an agent's of a minute, by capability) that wait for the analytics store; what needs further ones
+    /// is dropped and counted.
+    pub analytics_entries_max: usize,
+    /// Webhooks of one agent or user.
+    pub webhooks_per_owner_max: usize,
 
     /// Entries of presence that a node takes from one other; further ones are not shown here.
     pub presence_entries_per_peer_max: usize,
@@ -284,6 +296,9 @@ impl Default for Limits {
             progress_message_chars_max: 1_000,
             note_chars_max: 5_000,
             notes_per_task_max: 1_000,
+            negotiation_terms_bytes_max: 16 * KIB,
+            negotiation_reason_chars_max: 500,
+            negotiations_open_per_agent_max: 1_000,
             sessions_live_max: 100_000,
             team_members_max: 100,
             teams_per_agent_max: 1_000,
@@ -292,6 +307,9 @@ impl Default for Limits {
             team_entries_max: 100_000,
             page_items_default: 20,
             page_items_max: 100,
+
+            analytics_entries_max: 100_000,
+            webhooks_per_owner_max: 20,
 
             presence_entries_per_peer_max: 400_000,
             presence_bytes_per_peer_max: 512 * MIB,

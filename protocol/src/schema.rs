@@ -4,7 +4,10 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::ids::{AgentId, CredentialId, EntryId, HiringId, MessageId, TaskId, TeamId, UserId, VoteId};
+use crate::ids::{
+    AgentId, AgreementId, CredentialId, DeliveryId, EntryId, HiringId, MessageId, NegotiationId, TaskId,
+    TeamId, UserId, VoteId, WebhookId,
+};
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
 use crate::time::Timestamp;
@@ -35,7 +38,11 @@ text_schema! {
     TaskId: Some(KnownFormat::Uuid), "A task's id.";
     HiringId: Some(KnownFormat::Uuid), "A hiring's id.";
     CredentialId: Some(KnownFormat::Uuid), "A credential's id; never its secret.";
+    NegotiationId: Some(KnownFormat::Uuid), "A negotiation's id.";
+    AgreementId: Some(KnownFormat::Uuid), "An agreement's id.";
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
+    WebhookId: Some(KnownFormat::Uuid), "A webhook's id.";
+    DeliveryId: Some(KnownFormat::Uuid), "The id of an event on its way to a webhook.";
     TeamId: Some(KnownFormat::Uuid), "A team's id.";
     EntryId: Some(KnownFormat::Uuid), "The id of something a team keeps.";
     VoteId: Some(KnownFormat::Uuid), "A vote's id.";

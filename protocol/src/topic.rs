@@ -1,6 +1,6 @@
 //! Sockets, their topics, and the names of events.
 
-use crate::ids::{AgentId, TaskId, TeamId, UserId};
+use crate::ids::{AgentId, NegotiationId, TaskId, TeamId, UserId};
 
 /// Where a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,10 +62,46 @@ pub enum Topic {
     TaskStream(Option<TaskId>),
     /// `task:<task id>`: what a task's two agents send each other.
     Task(Option<TaskId>),
+    /// `negotiation:<id>`: what two agents offer each other.
+    Negotiation(Option<NegotiationId>),
     /// `agents:discovery`: who is online.
     Discovery,
+    /// `analytics:…`: figures.
+    Analytics(AnalyticsScope),
     /// `team:<id>`: agents that work on something together.
     Team(Option<TeamId>),
+}
+
+/// Whose figures a topic shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AnalyticsScope {
+    /// `analytics:agent:<id>`: an agent's.
+    Agent(Option<AgentId>),
+    /// `analytics:user:<id>`: those of all agents of a user, together.
+    User(Option<UserId>),
+    /// `analytics:global`: those of all, together.
+    Global,
+}
+
+impl AnalyticsScope {
+    fn parse(name: &str) -> Option<Self> {
+        if name == "global" {
+            return Some(Self::Global);
+        }
+        match name.split_once(':')? {
+            ("agent", id) => Some(Self::Agent(id.parse().ok())),
+            ("user", id) => Some(Self::User(id.parse().ok())),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> Option<String> {
+        match self {
+            Self::Agent(agent) => agent.map(|agent| format!("analytics:agent:{agent}")),
+            Self::User(user) => user.map(|user| format!("analytics:user:{user}")),
+            Self::Global => Some("analytics:global".to_owned()),
+        }
+    }
 }
 
 /// The topic everybody who is online is present on.
@@ -87,6 +123,8 @@ impl Topic {
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
             (Mount::Main, "task") => Some(Self::Task(id.parse().ok())),
+            (Mount::Main, "analytics") => AnalyticsScope::parse(id).map(Self::Analytics),
+            (Mount::Main, "negotiation") => Some(Self::Negotiation(id.parse().ok())),
             (Mount::Main, "team") => Some(Self::Team(id.parse().ok())),
             _ => None,
         }
@@ -101,9 +139,27 @@ impl Topic {
             Self::TaskStream(id) => id.map(task_stream_topic),
             Self::Task(id) => id.map(task_topic),
             Self::Discovery => Some(DISCOVERY.to_owned()),
+            Self::Analytics(scope) => scope.name(),
+            Self::Negotiation(id) => id.map(negotiation_topic),
             Self::Team(id) => id.map(team_topic),
         }
     }
+}
+
+/// What stands between a topic and the name of a part of it. No topic that a client can join has it.
+const PART: char = '#';
+
+/// A part of a topic: those who joined the topic and subscribe to the part are told what the others need not hear. They
+/// see the topic's name.
+#[must_use]
+pub fn part(topic: &str, name: &str) -> String {
+    format!("{topic}{PART}{name}")
+}
+
+/// The name that clients know a topic by.
+#[must_use]
+pub fn without_part(topic: &str) -> &str {
+    topic.split_once(PART).map_or(topic, |(topic, _)| topic)
 }
 
 /// The topic of an agent's own events.
@@ -134,6 +190,12 @@ pub fn task_topic(task: TaskId) -> String {
 #[must_use]
 pub fn task_channel_topic(task: TaskId) -> String {
     format!("task_channel:{task}")
+}
+
+/// The topic of a negotiation.
+#[must_use]
+pub fn negotiation_topic(negotiation: NegotiationId) -> String {
+    format!("negotiation:{negotiation}")
 }
 
 /// The topic of a team.
@@ -181,6 +243,21 @@ pub mod event {
     pub const CHANNEL_TASK_COMPLETED: &str = "task_completed";
     pub const CHANNEL_TASK_FAILED: &str = "task_failed";
     pub const CHANNEL_TASK_CANCELLED: &str = "task_cancelled";
+    pub const REQUEST_METRICS: &str = "request_metrics";
+    pub const REQUEST_TIME_SERIES: &str = "request_time_series";
+    pub const REQUEST_REVENUE: &str = "request_revenue";
+    pub const REQUEST_HEATMAP: &str = "request_heatmap";
+    pub const SUBSCRIBE_ALERTS: &str = "subscribe_alerts";
+    pub const ALERT: &str = "alert";
+    pub const GLOBAL_STATS: &str = "global_stats";
+    pub const WEBHOOK_DISABLED: &str = "webhook.disabled";
+    pub const OFFER: &str = "offer";
+    pub const ACCEPT: &str = "accept";
+    pub const REJECT: &str = "reject";
+    pub const NEGOTIATION_STARTED: &str = "negotiation_started";
+    pub const NEGOTIATION_COMPLETE: &str = "negotiation_complete";
+    pub const NEGOTIATION_REJECTED: &str = "negotiation_rejected";
+    pub const NEGOTIATION_EXPIRED: &str = "negotiation_expired";
     pub const TEAM_JOINED: &str = "team.joined";
     pub const TEAM_ESCALATED: &str = "team.escalated";
     pub const TEAM_MESSAGE: &str = "team_message";
@@ -233,20 +310,40 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in [
-            "negotiation:1",
-            "payment:1",
-            "task_channel:1",
-            "analytics:global",
-            "messages:1",
-            "",
-            "agent",
-            "phoenix",
-        ] {
+        for name in
+            ["payment:1", "task_channel:1", "analytics:", "analytics:x", "messages:1", "", "agent", "phoenix"]
+        {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
+        for scope in [
+            AnalyticsScope::Global,
+            AnalyticsScope::Agent(Some(agent)),
+            AnalyticsScope::User(Some(UserId::new(Timestamp::from_unix_ms(1), [0; 10]))),
+        ] {
+            let name = Topic::Analytics(scope).name().unwrap();
+            assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Analytics(scope)));
+            assert_eq!(Topic::parse(Mount::Agent, &name), None);
+        }
+        assert_eq!(
+            Topic::parse(Mount::Main, "analytics:agent:x"),
+            Some(Topic::Analytics(AnalyticsScope::Agent(None)))
+        );
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
         assert_eq!(Topic::parse(Mount::Main, "task:1"), Some(Topic::Task(None)));
         assert_eq!(Topic::parse(Mount::Agent, "task:1"), None);
+        let id = NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]);
+        let name = negotiation_topic(id);
+        assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Negotiation(Some(id))));
+        assert_eq!(Topic::parse(Mount::Agent, &name), None);
+        assert_eq!(Topic::parse(Mount::Main, "negotiation:1"), Some(Topic::Negotiation(None)));
+    }
+
+    #[test]
+    fn parts_of_a_topic_are_joined_by_nobody_and_shown_as_the_topic() {
+        let name = negotiation_topic(NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]));
+        let client = part(&name, "client");
+        assert_eq!((without_part(&client), without_part(&name)), (&*name, &*name));
+        assert_eq!(Topic::parse(Mount::Main, &client), Some(Topic::Negotiation(None)));
+        assert!(Mount::ALL.iter().all(|mount| Topic::parse(*mount, &part(DISCOVERY, "x")).is_none()));
     }
 }

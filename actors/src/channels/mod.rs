@@ -1,10 +1,13 @@
 //! The rules of each topic: what a join does, and what its events do. One file a topic.
 //!
-//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] alone.
+//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] or, where the record has to be
+//! read first, in the join of the channel.
 
 mod agent;
+mod analytics;
 mod discovery;
 mod hirer;
+mod negotiation;
 mod task;
 mod task_stream;
 mod team;
@@ -36,8 +39,12 @@ pub enum Channel {
     TaskStream(task_stream::TaskStreamChannel),
     /// `task:<id>`
     Task(task::TaskChannel),
+    /// `negotiation:<id>`
+    Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
+    /// `analytics:…`
+    Analytics(analytics::AnalyticsChannel),
     /// `team:<id>`
     Team(team::TeamChannel),
 }
@@ -71,6 +78,11 @@ impl Channel {
             }
             _ => None,
         };
+        if let Topic::Analytics(scope) = topic {
+            // Who may is asked there: it turns on who owns an agent.
+            let channel = analytics::AnalyticsChannel::join(socket, outlet, scope, reference).await?;
+            return Ok(Self::Analytics(channel));
+        }
         join_rules::may_join(&socket.principal, topic, task.as_ref())?;
         match topic {
             Topic::Agent(_) => agent::AgentChannel::join(socket, outlet, reference).await.map(Self::Agent),
@@ -85,6 +97,12 @@ impl Channel {
                 let task = task.ok_or(ErrorCode::Unauthorized)?;
                 task::TaskChannel::join(socket, outlet, task, payload, reference).await.map(Self::Task)
             }
+            Topic::Negotiation(id) => {
+                let id = id.ok_or(ErrorCode::Unauthorized)?;
+                negotiation::NegotiationChannel::join(socket, outlet, id, reference)
+                    .await
+                    .map(Self::Negotiation)
+            }
             Topic::Team(team) => {
                 let team = team.ok_or(ErrorCode::Unauthorized)?;
                 team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
@@ -92,6 +110,7 @@ impl Channel {
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
+            Topic::Analytics(_) => Err(ErrorCode::Unauthorized.into()),
         }
     }
 
@@ -117,6 +136,8 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Task(channel) => channel.push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Analytics(channel) => channel.push(socket, outlet, event, &payload).await,
+            Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
             Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }

@@ -21,6 +21,11 @@ pub const CHANNEL_CHUNK_COLUMNS: &str = "nth, seq, is_base64, content";
 pub const KEYED_REQUEST_COLUMNS: &str = "fingerprint, state, created_at, lease_until, status, body";
 /// Of a note.
 pub const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
+/// Of a negotiation.
+pub const NEGOTIATION_COLUMNS: &str = "id, listed_as, version, client, client_key, provider, provider_key, opened_by, task, \
+     base_price, terms, terms_sha256, offers, status, created_at, expires_at, updated_at, ended_by, reason, agreement";
+/// Of an agreement.
+pub const AGREEMENT_COLUMNS: &str = "id, negotiation, client, provider, created_at, document";
 
 /// How agents are sorted.
 #[must_use]

@@ -2,11 +2,14 @@
 //! an empty store: see the end of this file.
 
 mod accounts;
+mod figures;
 mod idempotency;
+mod negotiations;
 mod streams;
 mod task_channels;
 mod tasks;
 mod teams;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -237,10 +240,15 @@ macro_rules! conformance_of {
                 channel_chunks_are_purged_after_their_time;
             idempotency: a_key_is_used_once, a_key_is_free_again_after_a_passing_failure_or_its_lease,
                 of_many_at_once_one_runs, old_keys_are_forgotten;
+            webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
+                one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
+            negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
+                negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
             teams: votes_fall_due;
         ], reopened [
             streams: claims_outlive_the_store;
             task_channels: checkpoints_outlive_the_store;
+            negotiations: the_servers_key_outlives_the_store;
             teams: teams_are_kept_with_what_they_keep;
         ]);
     };

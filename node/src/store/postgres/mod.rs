@@ -5,8 +5,10 @@
 //! * [`connect`]: URL and TLS; [`pool`]: connections, and transactions that happen once whatever becomes of them;
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
+//!   connection
 //! * [`task_channels`], [`idempotency`]: the same with its part of the port
+//! * [`webhooks`]: what waits for them; [`figures`]: over connections of their own
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -15,7 +17,9 @@ pub mod agents;
 pub mod appends;
 pub mod columns;
 pub mod connect;
+pub mod figures;
 pub mod idempotency;
+pub mod negotiations;
 pub mod pool;
 pub mod schema;
 pub mod streams;
@@ -24,6 +28,7 @@ pub mod tasks;
 pub mod teams;
 #[cfg(test)]
 mod tests;
+pub mod webhooks;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -48,6 +53,7 @@ use smol_str::SmolStr;
 
 use self::appends::{APPENDERS, Appends};
 use self::connect::Target;
+use self::figures::PostgresFigures;
 use self::pool::{Pool, Tickets};
 use super::answer::AppendAnswer;
 
@@ -61,7 +67,11 @@ pub struct PostgresStore {
     append_pool: Arc<Pool>,
     appends: Appends,
     tickets: Arc<Tickets>,
+    target: Target,
 }
+
+/// Connections for figures.
+const FIGURE_CONNECTIONS: usize = 2;
 
 impl PostgresStore {
     /// Connects to a database and brings it to the newest version. `tls_ca` names a PEM file with the certificates to trust.
@@ -80,7 +90,16 @@ impl PostgresStore {
         tickets.begin_life(life);
         let append_pool = Arc::new(Pool::new(&target, APPENDERS, tickets.clone(), limits)?);
         let appends = Appends::start(&append_pool, limits);
-        Ok(Self { pool, append_pool, appends, tickets })
+        Ok(Self { pool, append_pool, appends, tickets, target })
+    }
+
+    /// The figures in the same database, over connections of their own.
+    ///
+    /// # Errors
+    /// The pool cannot be built.
+    pub fn figures(&self, limits: &Limits) -> StoreResult<PostgresFigures> {
+        let pool = Pool::new(&self.target, FIGURE_CONNECTIONS, self.tickets.clone(), limits)?;
+        Ok(PostgresFigures::new(pool))
     }
 }
 
@@ -367,6 +386,10 @@ impl StreamStore for PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
+    async fn count_agents(&self) -> StoreResult<u64> {
+        self.pool.read(|c| async move { c.count("SELECT count(*) FROM agents", &[]).await }).await
+    }
+
     async fn check(&self, now: Timestamp) -> StoreResult<()> {
         let check = self.pool.write(|c| async move { accounts::check(&c, now).await });
         let late = |_| Err(StoreError::Unavailable("the database does not answer".into()));

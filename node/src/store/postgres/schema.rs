@@ -9,8 +9,10 @@ use crate::store::sql::{check_version, whole};
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0001_initial.sql"),
     include_str!("../migrations/postgres/0002_stopped_agents.sql"),
+    include_str!("../migrations/postgres/0004_negotiations.sql"),
     include_str!("../migrations/postgres/0006_task_channel.sql"),
     include_str!("../migrations/postgres/0007_idempotency.sql"),
+    include_str!("../migrations/postgres/0008_webhooks.sql"),
     include_str!("../migrations/postgres/0009_teams.sql"),
 ];
 /// Of the lock that is held while migrating: `muster` in ASCII.
