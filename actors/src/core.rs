@@ -34,6 +34,7 @@ use crate::settings::{LedgerSettings, StreamSettings};
 use crate::socket::Sockets;
 use crate::store::{FigureStore, Store};
 use crate::supervisor::{self, Supervisor};
+use crate::task_channel::TaskChannels;
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
 use crate::teams::Teams;
@@ -69,6 +70,8 @@ pub struct Core {
     changing: [tokio::sync::Mutex<()>; CHANGE_STRIPES],
     /// Task streams.
     pub streams: Streams,
+    /// The channels of tasks.
+    pub task_channels: TaskChannels,
     /// Tasks and hirings.
     pub tasks: Tasks,
     /// Figures.
@@ -203,6 +206,11 @@ impl Core {
             analytics: analytics.clone(),
         });
         supervisor::start(&supervisor, streams.child()).await?;
+        let task_channels =
+            TaskChannels::new(store.clone(), pubsub.clone(), environment.clone(), limits.clone());
+        for child in task_channels.children() {
+            supervisor::start(&supervisor, child).await?;
+        }
         let sockets = Sockets::new(metrics.clone());
         supervisor::start(&supervisor, sockets.child()).await?;
         let blocks = Arc::new(Blocks::new(store.clone(), presence.clone(), environment.clone()));
@@ -270,6 +278,7 @@ impl Core {
             presence,
             online,
             streams,
+            task_channels,
             tasks,
             ledger,
             payments,
@@ -390,6 +399,7 @@ impl Core {
     fn tell_anew(&self, node: &NodeKey) {
         self.pubsub.node_up(node);
         self.streams.node_changed(node);
+        self.task_channels.missed();
         self.notices.missed();
         self.usage.node_up();
     }

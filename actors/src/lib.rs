@@ -39,6 +39,7 @@ pub mod settings;
 pub mod socket;
 pub mod store;
 pub mod supervisor;
+pub mod task_channel;
 pub mod task_stream;
 pub mod tasks;
 pub mod teams;

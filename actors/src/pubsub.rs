@@ -23,7 +23,7 @@ use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
 use crate::cluster::Cluster;
-use crate::egress::{Burst, Class, Outcome, Outlet, OutletId, Roster};
+use crate::egress::{Burst, Class, OfOutlet, Outcome, Outlet, OutletId, Roster};
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
 use crate::supervisor::ChildSpec;
@@ -48,14 +48,34 @@ struct Table {
     waiting: HashMap<SmolStr, Vec<oneshot::Sender<()>>>,
 }
 
+/// Whoever decides by itself what of a topic reaches its connection.
+pub trait Listener: Send + Sync + 'static {
+    /// Something was published. Called on the shard, so it must not wait.
+    fn hear(&self, event: &str, payload: &Json);
+}
+
+/// A listener, under the id of the outlet it stands for.
+struct Listening {
+    outlet: OutletId,
+    listener: Arc<dyn Listener>,
+}
+
+impl OfOutlet for Listening {
+    fn outlet_id(&self) -> OutletId {
+        self.outlet
+    }
+}
+
 struct Shard {
     inbox: Inbox<Command>,
     topics: Mutex<HashMap<SmolStr, Roster<Arc<Outlet>>>>,
+    listening: Mutex<HashMap<SmolStr, Roster<Listening>>>,
     metrics: Arc<Metrics>,
 }
 
 enum Command {
     Subscribe { topic: SmolStr, outlet: Arc<Outlet> },
+    Listen { topic: SmolStr, listening: Listening },
     Unsubscribe { topic: SmolStr, outlet: OutletId },
     Publish { topic: SmolStr, event: Cow<'static, str>, payload: Json },
 }
@@ -92,6 +112,7 @@ impl PubSub {
             Arc::new(Shard {
                 inbox: Inbox::new(INBOX_COMMANDS_MAX),
                 topics: Mutex::default(),
+                listening: Mutex::default(),
                 metrics: metrics.clone(),
             })
         };
@@ -121,6 +142,22 @@ impl PubSub {
     pub async fn subscribe(self: &Arc<Self>, topic: &str, outlet: &Arc<Outlet>) -> Subscription {
         let topic = SmolStr::from(topic);
         let command = Command::Subscribe { topic: topic.clone(), outlet: outlet.clone() };
+        self.enter(topic, outlet.id(), command).await
+    }
+
+    /// Subscribes a listener that stands for an outlet, which is not subscribed itself. As [`Self::subscribe`].
+    pub async fn listen(
+        self: &Arc<Self>,
+        topic: &str,
+        outlet: OutletId,
+        listener: Arc<dyn Listener>,
+    ) -> Subscription {
+        let topic = SmolStr::from(topic);
+        let command = Command::Listen { topic: topic.clone(), listening: Listening { outlet, listener } };
+        self.enter(topic, outlet, command).await
+    }
+
+    async fn enter(self: &Arc<Self>, topic: SmolStr, outlet: OutletId, command: Command) -> Subscription {
         let _closed = self.shard(&topic).inbox.push_always(command);
         let waits = if self.is_clustered {
             let mut table = self.interests.lock();
@@ -134,7 +171,7 @@ impl PubSub {
         } else {
             None
         };
-        let subscription = Subscription { pubsub: self.clone(), topic, outlet: outlet.id() };
+        let subscription = Subscription { pubsub: self.clone(), topic, outlet };
         if let Some(known) = waits {
             // It is never dropped unanswered while the topic is wanted.
             let _known = known.await;
@@ -255,8 +292,13 @@ impl Shard {
                     self.deliver(&mut topics, &mut waiting, &topic);
                     topics.entry(topic).or_default().insert(outlet);
                 }
+                Command::Listen { topic, listening } => {
+                    self.deliver(&mut topics, &mut waiting, &topic);
+                    self.listening.lock().entry(topic).or_default().insert(listening);
+                }
                 Command::Unsubscribe { topic, outlet } => {
                     self.deliver(&mut topics, &mut waiting, &topic);
+                    self.stop_listening(&topic, outlet);
                     if let Some(outlets) = topics.get_mut(&topic) {
                         outlets.remove(outlet);
                         if outlets.is_empty() {
@@ -271,6 +313,17 @@ impl Shard {
         }
     }
 
+    fn stop_listening(&self, topic: &SmolStr, outlet: OutletId) {
+        let mut listening = self.listening.lock();
+        let left = listening.get_mut(topic).and_then(|listening| listening.remove(outlet));
+        if listening.get(topic).is_some_and(Roster::is_empty) {
+            listening.remove(topic);
+        }
+        drop(listening);
+        // What it held on to is given up without the lock.
+        drop(left);
+    }
+
     /// Sends what waits for a topic: before somebody comes or goes, so that each gets exactly what is theirs.
     fn deliver(
         &self,
@@ -278,9 +331,13 @@ impl Shard {
         waiting: &mut HashMap<SmolStr, Vec<(Cow<'static, str>, Json)>>,
         topic: &SmolStr,
     ) {
-        let (Some(events), Some(outlets)) = (waiting.remove(topic), topics.get_mut(topic)) else {
-            return;
-        };
+        let Some(events) = waiting.remove(topic) else { return };
+        if let Some(listening) = self.listening.lock().get(topic) {
+            for one in listening.iter() {
+                events.iter().for_each(|(event, payload)| one.listener.hear(event, payload));
+            }
+        }
+        let Some(outlets) = topics.get_mut(topic) else { return };
         if events.iter().any(|(name, _)| name == event::CLOSE) {
             // No publication has that name: it is for the joins themselves.
             outlets.retain_mut(|outlet| {

@@ -3,9 +3,11 @@
 //! suite.
 
 pub mod figures;
+mod idempotency;
 mod ledger;
 mod negotiations;
 mod payments;
+mod task_channel;
 mod teams;
 mod webhooks;
 
@@ -24,9 +26,11 @@ use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
 pub use self::figures::FigureStore;
+pub use self::idempotency::{IdempotencyStore, KeyedRequest};
 pub use self::ledger::LedgerStore;
 pub use self::negotiations::{NegotiationFilter, NegotiationStore};
 pub use self::payments::PaymentStore;
+pub use self::task_channel::{ChannelState, ChunkRange, CloseStream, StoredChunk, TaskChannelStore};
 pub use self::teams::TeamStore;
 pub use self::webhooks::{AttemptEntry, Claim, Settled, WebhookStore};
 
@@ -372,6 +376,8 @@ pub trait Store:
     + StreamStore
     + LedgerStore
     + PaymentStore
+    + TaskChannelStore
+    + IdempotencyStore
     + NegotiationStore
     + TeamStore
     + WebhookStore

@@ -25,6 +25,7 @@ use crate::ports::Environment;
 use crate::pubsub::PubSub;
 use crate::settings::LedgerSettings;
 use crate::store::{Store, StoreError};
+use crate::task_channel;
 use crate::task_stream::{Streams, refusal_of};
 
 /// Tasks and hirings.
@@ -128,6 +129,7 @@ impl Tasks {
             created_at: now,
             updated_at: now,
             ended_at: None,
+            progress: None,
             ..old
         };
         self.fail_if_absent(&mut task, queue)?;
@@ -169,6 +171,7 @@ impl Tasks {
         let task = self.streams.reassign(task, provider.id, client.id).await?;
         if before.provider != task.provider {
             self.publish_task(&agent_topic(before.provider), event::TASK_CANCELLED, &task);
+            task_channel::reassigned(&self.pubsub, &task);
         }
         self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, &task);
         if before.provider != task.provider {
@@ -265,6 +268,7 @@ impl Tasks {
             created_at: now,
             updated_at: now,
             ended_at: None,
+            progress: None,
         }
     }
 
@@ -333,6 +337,7 @@ impl Tasks {
         // Whoever did not do it is told: the provider of a withdrawal, the client of anything else.
         let other = if task.status == TaskStatus::Cancelled { task.provider } else { task.client };
         self.publish_task(&agent_topic(other), task_event, task);
+        task_channel::ended(&self.pubsub, task);
         if let Some(hiring) = task.hiring {
             match self.store.hiring(hiring).await {
                 Ok(hiring) => {

@@ -159,6 +159,16 @@ impl Authenticator {
         }
     }
 
+    /// Whose this secret is, without counting a wrong one as a guess: none for whoever may do nothing.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn known(&self, secret: Option<&Secret>) -> Result<Option<Credential>, Refusal> {
+        let Some((credential, agent)) = self.credential(secret).await? else { return Ok(None) };
+        let may_act = agent.is_none_or(|agent| agent.status.may_connect());
+        Ok(may_act.then_some(credential))
+    }
+
     async fn credential(
         &self,
         secret: Option<&Secret>,

@@ -56,6 +56,8 @@ const PURGE_ROWS_MAX: usize = 2_000;
 const PURGE_EVERY: Duration = Duration::from_secs(30);
 /// How long credentials that have ended are still listed, in milliseconds: 30 days.
 const CREDENTIALS_KEPT_MS: u64 = 30 * 86_400_000;
+/// How long keys of requests are kept, in milliseconds.
+const KEYS_KEPT_MS: u64 = muster_protocol::idempotency::KEPT_MS.unsigned_abs();
 /// How often it is noted which agents went.
 const LAST_SEEN_EVERY_SECONDS: u64 = 5;
 /// Writes of that which wait for the store at once.
@@ -274,18 +276,20 @@ async fn purge(app: Arc<App>, stop: CancellationToken) {
         let core = &app.core;
         let before =
             |kept_ms: u64| core.environment.now().plus_ms(-i64::try_from(kept_ms).unwrap_or(i64::MAX));
-        let (mut chunks, mut credentials) = (0, 0);
+        let (mut chunks, mut credentials, mut keys) = (0, 0, 0);
         loop {
             let streams =
                 core.store.purge_streams(before(app.config.stream.retention_ms), PURGE_ROWS_MAX).await;
             let ended = core.store.purge_credentials(before(CREDENTIALS_KEPT_MS), PURGE_ROWS_MAX).await;
-            match (streams, ended) {
-                (Ok(0), Ok(0)) => break,
-                (Ok(more_chunks), Ok(more_credentials)) => {
+            let requests = core.store.purge_requests(before(KEYS_KEPT_MS), PURGE_ROWS_MAX).await;
+            match (streams, ended, requests) {
+                (Ok(0), Ok(0), Ok(0)) => break,
+                (Ok(more_chunks), Ok(more_credentials), Ok(more_keys)) => {
                     chunks += more_chunks;
                     credentials += more_credentials;
+                    keys += more_keys;
                 }
-                (Err(error), _) | (_, Err(error)) => {
+                (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => {
                     tracing::warn!(%error, "cannot drop what is not kept any longer");
                     break;
                 }
@@ -294,8 +298,8 @@ async fn purge(app: Arc<App>, stop: CancellationToken) {
                 return;
             }
         }
-        if chunks + credentials > 0 {
-            tracing::info!(chunks, credentials, "dropped what is not kept any longer");
+        if chunks + credentials + keys > 0 {
+            tracing::info!(chunks, credentials, keys, "dropped what is not kept any longer");
         }
     }
 }

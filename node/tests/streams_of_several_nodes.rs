@@ -293,6 +293,7 @@ impl Fleet {
             created_at: at,
             updated_at: at,
             ended_at: None,
+            progress: None,
         };
         self.store.create_task(task.clone(), None).await.unwrap();
         let principal = Principal {

@@ -45,6 +45,13 @@ const SIGNED_TRANSFER: &str = r#"{"type":"object","required":["amount","nonce","
 const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
 const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
 
+const CHANNEL_CHUNK: &str = r#"{"type":"object","required":["chunk","seq"],"properties":{"chunk":{"type":"string"},"seq":{"type":"integer","minimum":0,"description":"The sender's; the first is 0 or 1."},"encoding":{"const":"base64","description":"Present when the chunk is base64; otherwise it is text."}}}"#;
+const CHANNEL_CHUNK_REPLY: &str = r#"{"type":"object","required":["seq"],"properties":{"seq":{"type":"integer"},"duplicate":{"const":true,"description":"Present when this chunk was stored before."}}}"#;
+const CLOSING: &str = r#"{"type":"object","required":["checksum","total_size"],"properties":{"checksum":{"type":"string","pattern":"^(sha256:)?[0-9a-f]{64}$","description":"SHA-256 of the bytes of all chunks in the order of their seqs."},"total_size":{"type":"integer","minimum":0,"description":"Bytes."}}}"#;
+const DUPLICATE_REPLY: &str = r#"{"type":"object","properties":{"duplicate":{"const":true,"description":"Present when the same was said before."}}}"#;
+const TASK_PROGRESS: &str = r#"{"type":"object","required":["percent"],"properties":{"percent":{"type":"number","minimum":0,"maximum":100},"message":{"type":["string","null"]}}}"#;
+const CHANNEL_ERROR: &str = r#"{"type":"object","required":["type"],"properties":{"type":{"type":"string"},"message":{"type":"string"},"details":{}}}"#;
+const REASON: &str = r#"{"type":"object","properties":{"reason":{"type":["string","null"]}}}"#;
 const PERIOD: &str = r#"{"type":"object","properties":{"period":{"enum":["1h","24h","7d","30d","90d","all"],"default":"24h"}}}"#;
 const WEBHOOK_DISABLED: &str = r#"{"type":"object","required":["webhook_id","url","disabled_at"],"properties":{"webhook_id":{"type":"string"},"url":{"type":"string"},"disabled_at":{"type":"string","format":"date-time"}}}"#;
 const ALERT: EventEntry = pushed(
@@ -277,6 +284,83 @@ pub const TOPICS: &[TopicEntry] = &[
                 "Paid out: closed by both, resolved by the operator (`resolved`), or never accepted (`expired`).",
                 r#"{"type":"object","required":["channel_id","status","nonce","balance_a","balance_b","resolved"]}"#,
             ),
+        ],
+    },
+    TopicEntry {
+        pattern: "task:{task_id}",
+        mounts: &[Mount::Main],
+        description: "What a task's two agents send each other: input from the client, output from the provider, each under \
+                      the sender's own seqs, progress and checkpoints. Only those two join. What was answered with ok is \
+                      stored, and goes to the other side.",
+        join: r#"{"type":"object","properties":{"replay":{"type":"boolean","description":"Whether stored chunks of the other side are sent again, in the order of their seqs, before new ones."},"input_after_seq":{"type":["integer","null"],"description":"With replay: input only after this seq, also to the client itself."},"output_after_seq":{"type":["integer","null"],"description":"With replay: output only after this seq, also to the provider itself."}}}"#,
+        joined: r#"{"type":"object","required":["task","last_input_seq","last_output_seq","input_complete","output_complete","checkpoint","progress"],"properties":{"task":{"type":"object"},"last_input_seq":{"type":["integer","null"],"description":"The highest; null without a chunk."},"last_output_seq":{"type":["integer","null"]},"input_complete":{"type":"boolean"},"output_complete":{"type":"boolean"},"checkpoint":{"type":["object","null"],"properties":{"seq":{"type":"integer"},"state":{}}},"progress":{"type":["object","null"]}}}"#,
+        inbound: &[
+            EventEntry {
+                name: event::INPUT_STREAM,
+                description: "A chunk of input, from the client. Answered when it is durable.",
+                payload: CHANNEL_CHUNK,
+                reply: Some(CHANNEL_CHUNK_REPLY),
+            },
+            EventEntry {
+                name: event::INPUT_COMPLETE,
+                description: "The client has sent all of its input.",
+                payload: CLOSING,
+                reply: Some(DUPLICATE_REPLY),
+            },
+            EventEntry {
+                name: event::OUTPUT_STREAM,
+                description: "A chunk of output, from the provider. Answered when it is durable.",
+                payload: CHANNEL_CHUNK,
+                reply: Some(CHANNEL_CHUNK_REPLY),
+            },
+            EventEntry {
+                name: event::OUTPUT_COMPLETE,
+                description: "The provider has sent all of its output.",
+                payload: CLOSING,
+                reply: Some(DUPLICATE_REPLY),
+            },
+            EventEntry {
+                name: event::PROGRESS,
+                description: "How far the provider is; kept in the task.",
+                payload: TASK_PROGRESS,
+                reply: Some(NOTHING),
+            },
+            EventEntry {
+                name: event::CHECKPOINT,
+                description: "From where the provider would go on after a crash; the highest seq is kept.",
+                payload: r#"{"type":"object","required":["state","seq"],"properties":{"state":{},"seq":{"type":"integer","minimum":0}}}"#,
+                reply: Some(DUPLICATE_REPLY),
+            },
+            EventEntry {
+                name: event::COMPLETE,
+                description: "The provider completes the task.",
+                payload: r#"{"type":"object","properties":{"result":{}}}"#,
+                reply: Some(TASK),
+            },
+            EventEntry {
+                name: event::ERROR,
+                description: "The provider gives the task up.",
+                payload: CHANNEL_ERROR,
+                reply: Some(TASK),
+            },
+            EventEntry {
+                name: event::CANCEL,
+                description: "The client withdraws the task.",
+                payload: REASON,
+                reply: Some(TASK),
+            },
+        ],
+        outbound: &[
+            pushed(event::INPUT_STREAM, "A chunk of input, to the provider.", CHANNEL_CHUNK),
+            pushed(event::INPUT_COMPLETE, "The input is complete, and is what the client says.", CLOSING),
+            pushed(event::OUTPUT_STREAM, "A chunk of output, to the client.", CHANNEL_CHUNK),
+            pushed(event::OUTPUT_COMPLETE, "The output is complete, and is what the provider says.", CLOSING),
+            pushed(event::PROGRESS, "How far the provider is, to the client.", TASK_PROGRESS),
+            pushed(event::ERROR, "Why the provider gave up, to the client.", CHANNEL_ERROR),
+            pushed(event::CANCEL, "Why the client withdrew, to the provider.", REASON),
+            pushed(event::CHANNEL_TASK_COMPLETED, "The task was completed, by whatever way; to both.", TASK),
+            pushed(event::CHANNEL_TASK_FAILED, "The task has failed, by whatever way; to both.", TASK),
+            pushed(event::CHANNEL_TASK_CANCELLED, "The task was withdrawn, by whatever way; to both.", TASK),
         ],
     },
     TopicEntry {

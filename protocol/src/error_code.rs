@@ -90,6 +90,15 @@ error_codes! {
     NoTransferPending = "no_transfer_pending", "NO_TRANSFER_PENDING", 409, false, "No transfer waits for an acknowledgement.";
     ChannelNotOpen = "channel_not_open", "CHANNEL_NOT_OPEN", 409, false, "The payment channel is not open; `status` says what it is.";
     ChannelDisputed = "channel_disputed", "DISPUTE_OPEN", 409, false, "The payment channel is disputed: nothing moves until the dispute is resolved.";
+    SeqConflict = "seq_conflict", "SEQ_CONFLICT", 409, false, "Something else was sent under this seq.";
+    StreamComplete = "stream_complete", "STREAM_COMPLETE", 409, false, "The stream has been completed; `checksum` and `total_size` say as what.";
+    StreamTooLarge = "stream_too_large", "LIMIT_REACHED", 409, false, "The stream holds as much as it may: `max_bytes`, and `max_chunks`.";
+    MissingChunks = "missing_chunks", "MISSING_CHUNKS", 409, false, "Chunks are missing; `seqs` names them, the first if there are many, and `count` says how many. The stream stays open.";
+    ChecksumMismatch = "checksum_mismatch", "CHECKSUM_MISMATCH", 409, false, "What was received is not what was said: `expected` and `actual` are the checksums, `size` the bytes received. The stream stays open.";
+    StaleCheckpoint = "stale_checkpoint", "STALE_CHECKPOINT", 409, false, "There is a newer checkpoint; `seq` says which.";
+    IdempotencyPending = "idempotency_pending", "IDEMPOTENCY_PENDING", 409, true, "The same request is being done under this key; ask again for its answer.";
+    IdempotencyMismatch = "idempotency_mismatch", "IDEMPOTENCY_MISMATCH", 422, false, "Something else was asked under this key.";
+    AnswerNotKept = "answer_not_kept", "IDEMPOTENCY_ANSWER_NOT_KEPT", 409, false, "The request was done under this key; its answer was too large to be kept, or held a secret. `answer_status` says which status it had.";
     ProtocolVersionIncompatible = "protocol_version_incompatible", "PROTOCOL_VERSION_INCOMPATIBLE", 422, false, "The two agents have no such protocol version in common; `yours` and `theirs` say which each speaks.";
     ProtocolVersionBlocked = "protocol_version_blocked", "PROTOCOL_VERSION_BLOCKED", 426, false, "The protocol version is not served any more; `sunset_at` says since when.";
     AgentUnavailable = "agent_unavailable", "AGENT_UNAVAILABLE", 503, true, "The agent is suspended, banned or not active.";

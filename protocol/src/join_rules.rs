@@ -19,7 +19,7 @@ pub fn may_connect(mount: Mount, principal: &Principal) -> bool {
     kind_fits && principal.scopes.allows(Scope::Connect)
 }
 
-/// Whether a principal may join a topic. `task` is the task a stream belongs to, if there is one.
+/// Whether a principal may join a topic. `task` is the task a stream or a channel belongs to, if there is one.
 ///
 /// # Errors
 /// `unauthorized`, and nothing else: somebody else's topic and one that does not exist give the same answer (R35).
@@ -30,6 +30,7 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         // R31: only the own id.
         Topic::Hirer(id) => id.is_some() && id == principal.user,
         Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
+        Topic::Task(_) => task.is_some_and(|task| is_party(principal, task)),
         Topic::Discovery => true,
         // R80: its two agents only, which its record says: see `may_join_between`.
         Topic::Negotiation(id) => id.is_some() && principal.agent.is_some(),
@@ -81,9 +82,15 @@ pub fn may_join_between(principal: &Principal, agents: Option<[AgentId; 2]>) -> 
 /// (R34).
 #[must_use]
 pub fn may_read_stream(principal: &Principal, task: &TaskParties) -> bool {
-    let as_agent = principal.agent.is_some_and(|agent| agent == task.provider || agent == task.client);
+    let as_agent = is_party(principal, task);
     let as_owner = principal.user.is_some() && principal.user == task.client_owner;
     as_agent || as_owner
+}
+
+/// Whether a principal acts as one of a task's two agents (R67): the user who owns one has to choose it.
+#[must_use]
+pub fn is_party(principal: &Principal, task: &TaskParties) -> bool {
+    principal.agent.is_some_and(|agent| agent == task.provider || agent == task.client)
 }
 
 /// Whether a principal may emit chunks of a task, complete it or give it up: only its provider (R26).
@@ -156,6 +163,26 @@ mod tests {
         assert_eq!(may_join(&user, Topic::Hirer(Some(user_id(2))), None), refused);
         assert_eq!(may_join(&agent, Topic::Hirer(None), None), refused);
         assert_eq!(may_join(&agent, Topic::Discovery, None), Ok(()));
+    }
+
+    /// R67
+    #[test]
+    fn a_task_is_joined_by_its_two_agents_alone() {
+        let task = TaskParties { client: agent_id(1), client_owner: Some(user_id(1)), provider: agent_id(2) };
+        let topic = Topic::Task(Some(TaskId::new(Timestamp::from_unix_ms(1), [0; 10])));
+        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+        let user = |agent, user| principal(CredentialKind::UserToken, agent, Some(user));
+        for (who, joins) in [
+            (principal(CredentialKind::AgentKey, Some(1), None), true),
+            (principal(CredentialKind::Session, Some(2), None), true),
+            (principal(CredentialKind::AgentKey, Some(3), None), false),
+            (user(Some(1), 1), true),
+            (user(None, 1), false),
+            (user(Some(3), 1), false),
+        ] {
+            assert_eq!(may_join(&who, topic, Some(&task)).is_ok(), joins, "{who:?}");
+            assert_eq!(may_join(&who, topic, None), refused, "unknown task");
+        }
     }
 
     /// R101

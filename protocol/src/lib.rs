@@ -9,7 +9,8 @@
 //!   [`protocol_version`]
 //! * what is counted and told of it: [`analytics`], [`alerts`], [`webhook`]
 //! * money: [`money`], [`ledger`], [`escrow`]
-//! * state machines: [`presence`], [`task_stream`], [`negotiation`], [`payment_channel`], [`rate_limiter`]
+//! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`negotiation`], [`payment_channel`],
+//!   [`rate_limiter`], [`idempotency`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -24,6 +25,7 @@ pub mod discovery;
 pub mod error_code;
 pub mod escrow;
 pub mod hiring;
+pub mod idempotency;
 pub mod ids;
 pub mod join_rules;
 pub mod json;
@@ -39,6 +41,7 @@ pub mod rate_limiter;
 pub mod schema;
 pub mod signing;
 pub mod task;
+pub mod task_channel;
 pub mod task_stream;
 pub mod team;
 pub mod time;

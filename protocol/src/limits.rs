@@ -94,6 +94,8 @@ pub struct Limits {
     pub chunk_metadata_bytes_max: usize,
     /// Bytes of an idempotency key.
     pub idempotency_key_bytes_max: usize,
+    /// Bytes of an answer that is kept for requests that come again under their key; larger ones answer `answer_not_kept`.
+    pub idempotency_answer_bytes_max: usize,
     /// Chunks of one stream.
     pub chunks_per_stream: Rate,
     /// Chunks of one agent, all its streams together.
@@ -140,6 +142,18 @@ pub struct Limits {
     pub task_document_bytes_max: usize,
     /// Bytes of a task's failure, as JSON.
     pub task_error_bytes_max: usize,
+    /// Bytes of one chunk on the channel of a task, decoded.
+    pub task_channel_chunk_bytes_max: usize,
+    /// Bytes of one direction of a task's channel, decoded; more answer `stream_too_large`.
+    pub task_channel_stream_bytes_max: usize,
+    /// Chunks of one direction of a task's channel.
+    pub task_channel_chunks_max: usize,
+    /// Bytes of chunks of all channels of tasks that wait for the store; further ones stay unread in the kernel.
+    pub task_channel_queue_bytes_max: usize,
+    /// Bytes of a task's checkpoint, as JSON.
+    pub task_checkpoint_bytes_max: usize,
+    /// Characters of what a provider says about its progress.
+    pub progress_message_chars_max: usize,
     /// Characters of a message about a task or a hiring.
     pub note_chars_max: usize,
     /// Messages about one task or hiring.
@@ -261,6 +275,7 @@ impl Default for Limits {
             chunk_content_bytes_max: 64 * KIB,
             chunk_metadata_bytes_max: 4 * KIB,
             idempotency_key_bytes_max: 128,
+            idempotency_answer_bytes_max: 256 * KIB,
             chunks_per_stream: Rate::per_second(200, 400),
             chunks_per_agent: Rate::per_second(2_000, 4_000),
             stream_buffer_chunks_max: 10_000,
@@ -285,6 +300,12 @@ impl Default for Limits {
 
             task_document_bytes_max: 256 * KIB,
             task_error_bytes_max: 16 * KIB,
+            task_channel_chunk_bytes_max: 256 * KIB,
+            task_channel_stream_bytes_max: 64 * MIB,
+            task_channel_chunks_max: 100_000,
+            task_channel_queue_bytes_max: 32 * MIB,
+            task_checkpoint_bytes_max: 256 * KIB,
+            progress_message_chars_max: 1_000,
             note_chars_max: 5_000,
             notes_per_task_max: 1_000,
             negotiation_terms_bytes_max: 16 * KIB,

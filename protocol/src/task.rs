@@ -10,6 +10,7 @@ use crate::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use crate::json::{Json, LossyString};
 use crate::limits::Limits;
 use crate::money::Amount;
+use crate::task_channel::Progress;
 use crate::task_stream::{ChunkKind, NewChunk};
 use crate::time::Timestamp;
 
@@ -112,6 +113,8 @@ pub struct Task {
     pub updated_at: Timestamp,
     /// When it reached a final state.
     pub ended_at: Option<Timestamp>,
+    /// What the provider last said about how far it is.
+    pub progress: Option<Progress>,
 }
 
 /// Who has to do with a task: what authorisation needs to know.
@@ -145,8 +148,8 @@ impl Task {
             output: self.output.as_ref(),
             error_reason: self.error.as_ref().and_then(error_reason),
             error: self.error.as_ref(),
-            progress_percent: None,
-            progress_message: None,
+            progress_percent: self.progress.as_ref().map(|progress| progress.percent.get()),
+            progress_message: self.progress.as_ref().and_then(|progress| progress.message.as_deref()),
             max_price: self.max_price,
             external_client: self.external_client.as_deref(),
             hiring_id: self.hiring,

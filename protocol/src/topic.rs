@@ -62,6 +62,8 @@ pub enum Topic {
     TaskStream(Option<TaskId>),
     /// `payment:<channel id>`: a payment channel.
     Payment(Option<PaymentChannelId>),
+    /// `task:<task id>`: what a task's two agents send each other.
+    Task(Option<TaskId>),
     /// `negotiation:<id>`: what two agents offer each other.
     Negotiation(Option<NegotiationId>),
     /// `agents:discovery`: who is online.
@@ -123,6 +125,7 @@ impl Topic {
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Main, "payment") => Some(Self::Payment(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
+            (Mount::Main, "task") => Some(Self::Task(id.parse().ok())),
             (Mount::Main, "analytics") => AnalyticsScope::parse(id).map(Self::Analytics),
             (Mount::Main, "negotiation") => Some(Self::Negotiation(id.parse().ok())),
             (Mount::Main, "team") => Some(Self::Team(id.parse().ok())),
@@ -137,6 +140,7 @@ impl Topic {
             Self::Agent(id) => id.map(agent_topic),
             Self::Hirer(id) => id.map(hirer_topic),
             Self::TaskStream(id) => id.map(task_stream_topic),
+            Self::Task(id) => id.map(task_topic),
             Self::Discovery => Some(DISCOVERY.to_owned()),
             Self::Analytics(scope) => scope.name(),
             Self::Negotiation(id) => id.map(negotiation_topic),
@@ -185,6 +189,17 @@ pub fn task_stream_topic(task: TaskId) -> String {
 pub fn payment_topic(channel: PaymentChannelId) -> String {
     format!("payment:{channel}")
 }
+/// The topic of what a task's two agents send each other.
+#[must_use]
+pub fn task_topic(task: TaskId) -> String {
+    format!("task:{task}")
+}
+
+/// Where nodes tell each other what happens on the channel of a task: no client can join it.
+#[must_use]
+pub fn task_channel_topic(task: TaskId) -> String {
+    format!("task_channel:{task}")
+}
 
 /// The topic of a negotiation.
 #[must_use]
@@ -225,6 +240,18 @@ pub mod event {
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
     pub const AGENT_UPDATED: &str = "agent_updated";
+    pub const INPUT_STREAM: &str = "input_stream";
+    pub const INPUT_COMPLETE: &str = "input_complete";
+    pub const OUTPUT_STREAM: &str = "output_stream";
+    pub const OUTPUT_COMPLETE: &str = "output_complete";
+    pub const PROGRESS: &str = "progress";
+    pub const CHECKPOINT: &str = "checkpoint";
+    pub const COMPLETE: &str = "complete";
+    pub const ERROR: &str = "error";
+    pub const CANCEL: &str = "cancel";
+    pub const CHANNEL_TASK_COMPLETED: &str = "task_completed";
+    pub const CHANNEL_TASK_FAILED: &str = "task_failed";
+    pub const CHANNEL_TASK_CANCELLED: &str = "task_cancelled";
     pub const REQUEST_METRICS: &str = "request_metrics";
     pub const REQUEST_TIME_SERIES: &str = "request_time_series";
     pub const REQUEST_REVENUE: &str = "request_revenue";
@@ -303,8 +330,7 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in ["payment:1", "task:1", "analytics:", "analytics:x", "messages:1", "", "agent", "phoenix"]
-        {
+        for name in ["task_channel:1", "analytics:", "analytics:x", "messages:1", "", "agent", "phoenix"] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         for scope in [
@@ -328,6 +354,8 @@ mod tests {
         let side = part(&name, &agent.to_string());
         assert_eq!(Topic::parse(Mount::Main, &side), Some(Topic::Payment(None)), "nobody joins a side");
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
+        assert_eq!(Topic::parse(Mount::Main, "task:1"), Some(Topic::Task(None)));
+        assert_eq!(Topic::parse(Mount::Agent, "task:1"), None);
         let id = NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]);
         let name = negotiation_topic(id);
         assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Negotiation(Some(id))));

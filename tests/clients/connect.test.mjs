@@ -540,7 +540,7 @@ describe("joins", () => {
     }
     // To come; nobody gets in before they are there.
     const main = await open(server, MAIN, { api_key: provider.key });
-    for (const topic of [`task:${task.id}`, `negotiation:${id}`, `payment:${id}`, `analytics:agent:${provider.id}`, `analytics:user:${user.id}`, "analytics:global"]) {
+    for (const topic of [`negotiation:${id}`, `payment:${id}`, `analytics:agent:${provider.id}`, `analytics:user:${user.id}`, "analytics:global"]) {
       assert.deepEqual(await main.join(topic), UNMATCHED, topic);
     }
   });

@@ -84,6 +84,24 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
         ],
     ),
     (
+        "The channel of a task",
+        &[
+            ("R67", "Only the task's two agents join"),
+            ("R68", "The join reply says how things stand; replay sends stored chunks again"),
+            ("R69", "Input from the client, output from the provider, to the other side"),
+            ("R70", "The sender's seqs: duplicates, conflicts, any order"),
+            ("R71", "Text or base64; bounds of chunks and streams"),
+            ("R72", "The end is checked: missing chunks, checksum, size"),
+            ("R73", "The end is told to the other side"),
+            ("R74", "Progress, kept in the task"),
+            ("R75", "complete ends the task, for everybody"),
+            ("R76", "error is the provider's, and fails it"),
+            ("R77", "cancel is the client's, and the provider is told"),
+            ("R78", "Checkpoints: the newest wins, and survives"),
+            ("R79", "Final states are final; of several ends one wins"),
+        ],
+    ),
+    (
         "Presence and discovery",
         &[
             ("R53", "What is tracked of an agent"),
@@ -123,6 +141,7 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
             ("R141", "A hiring, its task and its price in one transaction; released or refunded once"),
             ("R142", "A double-entry ledger in integer micro-units; the operator credits"),
             ("R143", "Hiring an offline agent fails unless it is queued"),
+            ("R125", "A POST or PUT under an idempotency key is done once"),
         ],
     ),
     (

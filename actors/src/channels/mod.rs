@@ -9,6 +9,7 @@ mod discovery;
 mod hirer;
 mod negotiation;
 mod payment;
+mod task;
 mod task_stream;
 mod team;
 
@@ -39,6 +40,8 @@ pub enum Channel {
     TaskStream(task_stream::TaskStreamChannel),
     /// `payment:<id>`
     Payment(payment::PaymentChannel),
+    /// `task:<id>`
+    Task(task::TaskChannel),
     /// `negotiation:<id>`
     Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
@@ -73,7 +76,9 @@ impl Channel {
         reference: &Ref,
     ) -> Result<Self, Refusal> {
         let task = match topic {
-            Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
+            Topic::TaskStream(Some(task)) | Topic::Task(Some(task)) => {
+                socket.core.streams.parties(task).await?
+            }
             _ => None,
         };
         if let Topic::Analytics(scope) = topic {
@@ -90,6 +95,10 @@ impl Channel {
                 let channel =
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
+            }
+            Topic::Task(task) => {
+                let task = task.ok_or(ErrorCode::Unauthorized)?;
+                task::TaskChannel::join(socket, outlet, task, payload, reference).await.map(Self::Task)
             }
             Topic::Negotiation(id) => {
                 let id = id.ok_or(ErrorCode::Unauthorized)?;
@@ -132,6 +141,7 @@ impl Channel {
         }
         match self {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
+            Self::Task(channel) => channel.push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Analytics(channel) => channel.push(socket, outlet, event, &payload).await,
             Self::Payment(channel) => channel.push(socket, event, &payload).await,

@@ -134,14 +134,19 @@ async fn answer(front: &Arc<Front>, request: Request<Incoming>, peer: Peer) -> (
             let handler = front.clone();
             // In a task of its own: a peer that hangs up does not stop a request half way, with what it changed stored
             // and nobody told.
-            let handled = app.handlers.spawn(async move { handler.handle(request, is_mcp).await });
-            let handled = handled.await.unwrap_or_else(|_panicked| {
+            let id = request_id.clone();
+            let handled = app.handlers.spawn(async move {
+                let app = &handler.app;
+                let run =
+                    async |request| in_envelope(app, handler.handle(request, is_mcp).await, &id, is_mcp);
+                Box::pin(rest::idempotency::once(app, request, &id, run)).await
+            });
+            let mut response = handled.await.unwrap_or_else(|_panicked| {
                 Answer::refused(ErrorCode::Internal.into()).render(&request_id, app.core.environment.now())
             });
-            if let Some(matched) = handled.extensions().get::<MatchedPath>() {
+            if let Some(matched) = response.extensions().get::<MatchedPath>() {
                 matched.as_str().clone_into(&mut route);
             }
-            let mut response = in_envelope(app, handled, &request_id, is_mcp);
             if let Some((limit, remaining)) = allowance.get() {
                 response.headers_mut().insert("x-ratelimit-limit", HeaderValue::from(*limit));
                 response.headers_mut().insert("x-ratelimit-remaining", HeaderValue::from(*remaining));
@@ -214,7 +219,16 @@ fn names_its_host(head: &http::request::Parts) -> bool {
 }
 
 /// Gives an answer its envelope, and one that has none because nobody wrote it, too.
-fn in_envelope(app: &App, mut response: Response<Body>, request_id: &str, is_mcp: bool) -> Response<Body> {
+fn in_envelope(app: &App, response: Response<Body>, request_id: &str, is_mcp: bool) -> Response<Body> {
+    let route = response.extensions().get::<MatchedPath>().cloned();
+    let mut response = with_envelope(app, response, request_id, is_mcp);
+    if let Some(route) = route {
+        response.extensions_mut().insert(route);
+    }
+    response
+}
+
+fn with_envelope(app: &App, mut response: Response<Body>, request_id: &str, is_mcp: bool) -> Response<Body> {
     let now = app.core.environment.now();
     if let Some(answer) = response.extensions_mut().remove::<Answer>() {
         return answer.render(request_id, now);
@@ -266,7 +280,7 @@ pub(super) fn preflight(asked: &HeaderMap, status: StatusCode, methods: HeaderVa
 }
 
 /// Headers that scripts of another origin may read.
-const EXPOSED: &str = "mcp-session-id, mcp-protocol-version, retry-after, x-ratelimit-limit, x-ratelimit-remaining, x-request-id";
+const EXPOSED: &str = "idempotency-replayed, mcp-session-id, mcp-protocol-version, retry-after, x-ratelimit-limit, x-ratelimit-remaining, x-request-id";
 
 /// Lets scripts of allowed origins read the answer. No credential is ambient, so all origins may by default.
 fn allow_origin(policy: &OriginPolicy, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {

@@ -13,7 +13,13 @@ pub const AGENT_COLUMNS: &str = "id, owner, name, did, capabilities, pricing_mod
      protocol_versions, metadata, status, tasks_completed, tasks_failed, created_at, updated_at, last_seen_at";
 /// Of a task.
 pub const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
-     external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow";
+     external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow, progress_percent, progress_message";
+/// Of a stream of a task's channel.
+pub const CHANNEL_STREAM_COLUMNS: &str = "direction, base, last_seq, chunks, bytes, checksum, total_size";
+/// Of a chunk of one.
+pub const CHANNEL_CHUNK_COLUMNS: &str = "nth, seq, is_base64, content";
+/// Of a request that is done once.
+pub const KEYED_REQUEST_COLUMNS: &str = "fingerprint, state, created_at, lease_until, status, body";
 /// Of a note.
 pub const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
 /// Of a negotiation.

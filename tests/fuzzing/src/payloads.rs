@@ -12,6 +12,8 @@ use muster_protocol::negotiation::{agreement, check_reason};
 use muster_protocol::presence::Facts;
 use muster_protocol::signing::ServerKey;
 use muster_protocol::task::ChunkRequest;
+use muster_protocol::task_channel::SEQ_MAX;
+use muster_protocol::task_channel::payloads as on_channel;
 use muster_protocol::task_stream::{Read, StreamLog, join_cursor};
 use muster_protocol::time::Timestamp;
 use serde_json::Value;
@@ -33,7 +35,26 @@ pub fn channel_payloads(data: &[u8]) {
     chunk(text, &limits);
     metadata(&json, &limits);
     registration(text, &limits);
+    task_channel(text, &limits);
     negotiation(text, &limits);
+}
+
+fn task_channel(text: &str, limits: &Limits) {
+    never_echoes(text, |text| on_channel::JoinRequest::parse(text).err());
+    never_echoes(text, |text| on_channel::read_closing(text).err());
+    never_echoes(text, |text| on_channel::read_progress(text, limits).err());
+    never_echoes(text, |text| on_channel::read_checkpoint(text, limits).err());
+    never_echoes(text, |text| on_channel::read_error(text).err());
+    never_echoes(text, |text| on_channel::read_reason(text).err());
+    never_echoes(text, |text| on_channel::read_chunk(text, limits).err());
+    if let Ok(chunk) = on_channel::read_chunk(text, limits) {
+        assert!(chunk.bytes.len() <= limits.task_channel_chunk_bytes_max && chunk.seq <= SEQ_MAX);
+        assert_eq!(
+            on_channel::read_chunk(chunk.payload().as_str(), limits).as_ref(),
+            Ok(&chunk),
+            "it arrives as it came"
+        );
+    }
 }
 
 /// What agents send to negotiate; and agreements, which anybody may show to anybody.

@@ -5,6 +5,7 @@
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`ledger`], [`payments`]: money
+//! * [`idempotency`]: requests that are done once
 //! * [`negotiations`]: what agents agree on
 //! * [`analytics`], [`webhooks`]: what is counted and told of it
 //! * [`operations`]: health, metrics, documents
@@ -17,6 +18,7 @@ pub mod auth;
 pub mod blocks;
 pub mod extract;
 pub mod hirings;
+pub mod idempotency;
 pub mod ledger;
 pub mod negotiations;
 pub mod operations;
@@ -133,7 +135,8 @@ pub fn document() -> OpenApi {
     document.info.version = env!("CARGO_PKG_VERSION").into();
     document.info.description = Some(
         "Users, agents, tasks, hirings, task streams and money. Every answer is an envelope of data, meta and errors; \
-         agents authenticate with X-API-Key, users and sessions with Authorization: Bearer."
+         agents authenticate with X-API-Key, users and sessions with Authorization: Bearer. A POST or PUT with \
+         X-Idempotency-Key is done once in 24 hours; sent again it gets the same answer, with idempotency-replayed: true."
             .into(),
     );
     document.info.license = None;

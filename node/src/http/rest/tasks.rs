@@ -5,6 +5,7 @@ use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, TaskId};
 use muster_protocol::json::Json;
 use muster_protocol::task::{Ending, Note, Task, TaskRequest, TaskStatus, TaskView, TimelineEntry};
+use muster_protocol::task_channel::Checkpoint;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -118,12 +119,23 @@ pub async fn list(app: State, caller: Caller, Params(params): Params<ListParams>
     Answer::page(&page, |task| Json::of(&task.view()))
 }
 
+/// A task, and from where its provider would go on.
+#[derive(Serialize, ToSchema)]
+pub struct TaskWithCheckpoint<'a> {
+    #[serde(flatten)]
+    task: TaskView<'a>,
+    /// The newest checkpoint of its channel, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<Checkpoint>,
+}
+
 /// Shows a task to its parties.
 #[utoipa::path(get, path = "/api/v1/tasks/{id}", params(("id" = TaskId, Path, description = "The task.")),
-    responses((status = 200, body = Envelope<TaskView<'static>>), Refusals))]
+    responses((status = 200, body = Envelope<TaskWithCheckpoint<'static>>), Refusals))]
 pub async fn show(app: State, caller: Caller, Id(id): Id<TaskId>) -> Handled {
     let (task, _) = visible(&app, &caller, id).await?;
-    Answer::ok(&task.view())
+    let checkpoint = app.core.store.checkpoint(id).await?;
+    Answer::ok(&TaskWithCheckpoint { task: task.view(), checkpoint })
 }
 
 /// What a task gave.

@@ -3,10 +3,12 @@
 
 mod accounts;
 mod figures;
+mod idempotency;
 mod ledger;
 mod negotiations;
 mod payments;
 mod streams;
+mod task_channels;
 mod tasks;
 mod teams;
 mod webhooks;
@@ -123,6 +125,7 @@ pub fn task(n: u8, client: &Agent, provider: &Agent) -> Task {
         created_at,
         updated_at: created_at,
         ended_at: None,
+        progress: None,
     }
 }
 
@@ -239,6 +242,11 @@ macro_rules! conformance_of {
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
                 appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,
                 keys_are_given_out_once;
+            task_channels: channel_chunks_are_kept_once_each, channels_are_for_their_parties_while_the_task_is_active,
+                channel_streams_close_as_they_were_checked, channel_chunks_at_once_are_numbered_without_a_gap,
+                channel_chunks_are_purged_after_their_time;
+            idempotency: a_key_is_used_once, a_key_is_free_again_after_a_passing_failure_or_its_lease,
+                of_many_at_once_one_runs, old_keys_are_forgotten;
             webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
                 one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
             negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
@@ -246,6 +254,7 @@ macro_rules! conformance_of {
             teams: votes_fall_due;
         ], reopened [
             streams: claims_outlive_the_store;
+            task_channels: checkpoints_outlive_the_store;
             negotiations: the_servers_key_outlives_the_store;
             teams: teams_are_kept_with_what_they_keep;
         ]);

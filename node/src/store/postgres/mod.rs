@@ -5,6 +5,7 @@
 //! * [`connect`]: URL and TLS; [`pool`]: connections, and transactions that happen once whatever becomes of them;
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
+//! * [`task_channels`], [`idempotency`]: the same with its part of the port
 //! * [`webhooks`]: what waits for them; [`figures`]: over connections of their own
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
 //!   each transaction, over one connection
@@ -17,12 +18,14 @@ pub mod appends;
 pub mod columns;
 pub mod connect;
 pub mod figures;
+pub mod idempotency;
 pub mod ledger;
 pub mod negotiations;
 pub mod payments;
 pub mod pool;
 pub mod schema;
 pub mod streams;
+pub mod task_channels;
 pub mod tasks;
 pub mod teams;
 #[cfg(test)]

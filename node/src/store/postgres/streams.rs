@@ -161,6 +161,7 @@ pub async fn purge_streams(
             &[&task, &whole(rows_max)],
         )
         .await?;
+    let dropped = dropped + super::task_channels::purge(c, task).await?;
     c.execute(
         "UPDATE streams SET first_seq = coalesce((SELECT min(seq) FROM chunks WHERE task = $1), last_seq + 1)
          WHERE task = $1",
@@ -168,7 +169,8 @@ pub async fn purge_streams(
     )
     .await?;
     c.execute(
-        "UPDATE tasks SET has_chunks = EXISTS (SELECT 1 FROM chunks WHERE task = $1) WHERE id = $1",
+        "UPDATE tasks SET has_chunks = EXISTS (SELECT 1 FROM chunks WHERE task = $1)
+            OR EXISTS (SELECT 1 FROM task_channel_chunks WHERE task = $1) WHERE id = $1",
         &[&task],
     )
     .await?;

@@ -8,6 +8,7 @@ use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
 use muster_protocol::task::{Note, Task, TaskAction, TaskStatus, TimelineEntry};
+use muster_protocol::task_channel::{Percent, Progress};
 use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
@@ -41,7 +42,16 @@ fn read_task(row: &Row) -> Result<Task, Failure> {
             fee: amount(Some(row.try_get(16)?))?.unwrap_or_default(),
             escrow: Escrow::parse(row.try_get(17)?).ok_or_else(broken)?,
         },
+        progress: progress(row)?,
     })
+}
+
+fn progress(row: &Row) -> Result<Option<Progress>, Failure> {
+    let percent: Option<f64> = row.try_get(18)?;
+    let Some(percent) = percent else { return Ok(None) };
+    let message: Option<Vec<u8>> = row.try_get(19)?;
+    let message = message.map(String::from_utf8).transpose().map_err(|_| broken())?;
+    Ok(Some(Progress { percent: Percent::new(percent).ok_or_else(broken)?, message }))
 }
 
 /// Adds a task and perhaps its hiring.
@@ -193,11 +203,16 @@ pub async fn reassign_task(c: &Connection, reassign: &Reassign) -> Result<Task, 
     if head.is_none_or(|head| head.epoch != epoch) {
         return Err(StoreError::Fenced.into());
     }
-    c.execute(
-        "UPDATE tasks SET provider = $1, updated_at = $2 WHERE id = $3",
-        &[&id!(provider), &now.unix_ms(), &id!(id)],
-    )
-    .await?;
+    // A task can begin without its stream, by its channel: then its row has changed since it was read.
+    let changed = c
+        .execute(
+            "UPDATE tasks SET provider = $1, updated_at = $2 WHERE id = $3 AND status = 'pending'",
+            &[&id!(provider), &now.unix_ms(), &id!(id)],
+        )
+        .await?;
+    if changed == 0 {
+        return Err(StoreError::WrongStatus(task(c, id).await?.status).into());
+    }
     add_timeline(c, id, "task_reassigned", now, Some(by)).await?;
     if let Some(hiring) = before.hiring {
         c.execute(

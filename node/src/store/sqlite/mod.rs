@@ -3,6 +3,7 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
+//! * [`task_channels`], [`idempotency`]: the same with its part of the port
 //! * [`webhooks`]: what waits for them; [`figures`]: a database of its own
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
 //!   each transaction, over one connection
@@ -13,6 +14,7 @@ pub mod accounts;
 pub mod agents;
 pub mod columns;
 pub mod figures;
+pub mod idempotency;
 pub mod journal;
 pub mod ledger;
 pub mod negotiations;
@@ -20,6 +22,7 @@ pub mod payments;
 pub mod readers;
 pub mod schema;
 pub mod streams;
+pub mod task_channels;
 pub mod tasks;
 pub mod teams;
 pub mod webhooks;

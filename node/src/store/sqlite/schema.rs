@@ -14,6 +14,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0004_stopped_agents.sql"),
     include_str!("../migrations/sqlite/0005_ledger.sql"),
     include_str!("../migrations/sqlite/0006_negotiations.sql"),
+    include_str!("../migrations/sqlite/0008_task_channel.sql"),
+    include_str!("../migrations/sqlite/0009_idempotency.sql"),
     include_str!("../migrations/sqlite/0010_webhooks.sql"),
     include_str!("../migrations/sqlite/0011_teams.sql"),
 ];

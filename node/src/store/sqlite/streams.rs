@@ -198,6 +198,7 @@ pub fn purge_streams(c: &Connection, ended_before: Timestamp, rows_max: usize) -
         )
         .and_then(|mut s| s.execute(params![task, whole(rows_max)]))
         .map_err(sql_error)?;
+    let dropped = dropped + super::task_channels::purge(c, task)?;
     c.prepare_cached(
         "UPDATE streams SET first_seq = coalesce((SELECT min(seq) FROM chunks WHERE task = ?1), last_seq + 1)
          WHERE task = ?1",
@@ -205,7 +206,8 @@ pub fn purge_streams(c: &Connection, ended_before: Timestamp, rows_max: usize) -
     .and_then(|mut s| s.execute([task]))
     .map_err(sql_error)?;
     c.prepare_cached(
-        "UPDATE tasks SET has_chunks = EXISTS (SELECT 1 FROM chunks WHERE task = ?1) WHERE id = ?1",
+        "UPDATE tasks SET has_chunks = EXISTS (SELECT 1 FROM chunks WHERE task = ?1)
+            OR EXISTS (SELECT 1 FROM task_channel_chunks WHERE task = ?1) WHERE id = ?1",
     )
     .and_then(|mut s| s.execute([task]))
     .map_err(sql_error)?;

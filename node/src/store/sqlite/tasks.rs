@@ -9,6 +9,7 @@ use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
 use muster_protocol::task::{Note, Task, TaskAction, TaskStatus, TimelineEntry};
+use muster_protocol::task_channel::{Percent, Progress};
 use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, Row, params};
 
@@ -44,7 +45,15 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
             fee: amount(Some(row.get(16)?))?.unwrap_or_default(),
             escrow: Escrow::parse(&escrow).ok_or_else(broken)?,
         },
+        progress: progress(row)?,
     })
+}
+
+fn progress(row: &Row<'_>) -> rusqlite::Result<Option<Progress>> {
+    let percent: Option<f64> = row.get(18)?;
+    let Some(percent) = percent else { return Ok(None) };
+    let percent = Percent::new(percent).ok_or(rusqlite::Error::InvalidQuery)?;
+    Ok(Some(Progress { percent, message: row.get(19)? }))
 }
 
 /// Adds a task and perhaps its hiring.
@@ -208,7 +217,7 @@ pub fn reassign_task(c: &Connection, reassign: &Reassign) -> StoreResult<Task> {
     task(c, id)
 }
 
-/// Moves a pending task to in progress.
+/// Moves a pending task to in progress; one that has begun stays as it is: what begins it may come by several ways.
 pub fn begin(c: &Connection, id: TaskId, now: Timestamp) -> StoreResult<()> {
     let changed = c
         .prepare_cached(
@@ -216,10 +225,11 @@ pub fn begin(c: &Connection, id: TaskId, now: Timestamp) -> StoreResult<()> {
         )
         .and_then(|mut s| s.execute(params![now.unix_ms(), id.as_bytes()]))
         .map_err(sql_error)?;
-    if changed == 0 {
-        return Err(StoreError::WrongStatus(task(c, id)?.status));
-    }
     let begun = task(c, id)?;
+    if changed == 0 {
+        let has_begun = begun.status == TaskStatus::InProgress;
+        return if has_begun { Ok(()) } else { Err(StoreError::WrongStatus(begun.status)) };
+    }
     if let Some(hiring) = begun.hiring {
         touch_hiring(c, hiring, now)?;
     }
