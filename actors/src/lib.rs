@@ -7,9 +7,12 @@
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
 //! * what several parties change by turns: [`session`], [`negotiations`], [`teams`]
+//! * what is counted and told of it: [`analytics`], [`alerts`], [`global_stats`], [`webhooks`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
+pub mod alerts;
+pub mod analytics;
 pub mod blocks;
 pub mod channels;
 pub mod cluster;
@@ -18,6 +21,7 @@ pub mod core;
 mod counterpart;
 pub mod egress;
 mod elsewhere;
+pub mod global_stats;
 pub mod inbox;
 pub mod metric_definitions;
 pub mod negotiations;
@@ -36,3 +40,4 @@ pub mod task_stream;
 pub mod tasks;
 pub mod teams;
 pub mod usage;
+pub mod webhooks;

@@ -159,6 +159,12 @@ pub struct Limits {
     /// Items of a page at most.
     pub page_items_max: usize,
 
+    /// Entries of figures (an agent's of a minute, by capability) that wait for the analytics store; what needs further ones
+    /// is dropped and counted.
+    pub analytics_entries_max: usize,
+    /// Webhooks of one agent or user.
+    pub webhooks_per_owner_max: usize,
+
     /// Entries of presence that a node takes from one other; further ones are not shown here.
     pub presence_entries_per_peer_max: usize,
     /// Bytes of presence that a node takes from one other, about; further entries are not shown here.
@@ -280,6 +286,9 @@ impl Default for Limits {
             team_entries_max: 100_000,
             page_items_default: 20,
             page_items_max: 100,
+
+            analytics_entries_max: 100_000,
+            webhooks_per_owner_max: 20,
 
             presence_entries_per_peer_max: 400_000,
             presence_bytes_per_peer_max: 512 * MIB,

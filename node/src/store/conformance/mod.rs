@@ -2,10 +2,12 @@
 //! an empty store: see the end of this file.
 
 mod accounts;
+mod figures;
 mod negotiations;
 mod streams;
 mod tasks;
 mod teams;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -230,6 +232,8 @@ macro_rules! conformance_of {
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
                 appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,
                 keys_are_given_out_once;
+            webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
+                one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
             negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
                 negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
             teams: votes_fall_due;

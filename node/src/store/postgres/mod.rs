@@ -7,6 +7,7 @@
 //! * [`appends`]: group commit of chunks
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
 //!   connection
+//! * [`webhooks`]: what waits for them; [`figures`]: over connections of their own
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -15,6 +16,7 @@ pub mod agents;
 pub mod appends;
 pub mod columns;
 pub mod connect;
+pub mod figures;
 pub mod negotiations;
 pub mod pool;
 pub mod schema;
@@ -23,6 +25,7 @@ pub mod tasks;
 pub mod teams;
 #[cfg(test)]
 mod tests;
+pub mod webhooks;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -47,6 +50,7 @@ use smol_str::SmolStr;
 
 use self::appends::{APPENDERS, Appends};
 use self::connect::Target;
+use self::figures::PostgresFigures;
 use self::pool::{Pool, Tickets};
 use super::answer::AppendAnswer;
 
@@ -60,7 +64,11 @@ pub struct PostgresStore {
     append_pool: Arc<Pool>,
     appends: Appends,
     tickets: Arc<Tickets>,
+    target: Target,
 }
+
+/// Connections for figures.
+const FIGURE_CONNECTIONS: usize = 2;
 
 impl PostgresStore {
     /// Connects to a database and brings it to the newest version. `tls_ca` names a PEM file with the certificates to trust.
@@ -79,7 +87,16 @@ impl PostgresStore {
         tickets.begin_life(life);
         let append_pool = Arc::new(Pool::new(&target, APPENDERS, tickets.clone(), limits)?);
         let appends = Appends::start(&append_pool, limits);
-        Ok(Self { pool, append_pool, appends, tickets })
+        Ok(Self { pool, append_pool, appends, tickets, target })
+    }
+
+    /// The figures in the same database, over connections of their own.
+    ///
+    /// # Errors
+    /// The pool cannot be built.
+    pub fn figures(&self, limits: &Limits) -> StoreResult<PostgresFigures> {
+        let pool = Pool::new(&self.target, FIGURE_CONNECTIONS, self.tickets.clone(), limits)?;
+        Ok(PostgresFigures::new(pool))
     }
 }
 
@@ -366,6 +383,10 @@ impl StreamStore for PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
+    async fn count_agents(&self) -> StoreResult<u64> {
+        self.pool.read(|c| async move { c.count("SELECT count(*) FROM agents", &[]).await }).await
+    }
+
     async fn check(&self, now: Timestamp) -> StoreResult<()> {
         let check = self.pool.write(|c| async move { accounts::check(&c, now).await });
         let late = |_| Err(StoreError::Unavailable("the database does not answer".into()));

@@ -5,12 +5,14 @@
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
 //!   connection
+//! * [`webhooks`]: what waits for them; [`figures`]: a database of its own
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
 pub mod accounts;
 pub mod agents;
 pub mod columns;
+pub mod figures;
 pub mod journal;
 pub mod negotiations;
 pub mod readers;
@@ -18,6 +20,7 @@ pub mod schema;
 pub mod streams;
 pub mod tasks;
 pub mod teams;
+pub mod webhooks;
 pub mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -453,6 +456,10 @@ impl StreamStore for SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
+    async fn count_agents(&self) -> StoreResult<u64> {
+        self.read(move |c| columns::count(c, "SELECT count(*) FROM agents", &[])).await
+    }
+
     async fn check(&self, now: Timestamp) -> StoreResult<()> {
         self.write(move |c| accounts::check(c, now)).await
     }

@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0003_revocations.sql"),
     include_str!("../migrations/sqlite/0004_stopped_agents.sql"),
     include_str!("../migrations/sqlite/0006_negotiations.sql"),
+    include_str!("../migrations/sqlite/0010_webhooks.sql"),
     include_str!("../migrations/sqlite/0011_teams.sql"),
 ];
 
