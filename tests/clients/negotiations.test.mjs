@@ -597,6 +597,38 @@ onNode("time and crashes", [], (world) => {
     assert.equal(second.server_key, agreement.server_key);
   });
 
+  test("R89 R166: killed in the midst of acceptances, each negotiation has its agreement, the one that was answered, or goes on", async () => {
+    for (let round = 0; round < 3; round++) {
+      const [client, provider] = await world.pair();
+      const ids = [];
+      for (let n = 0; n < 30; n++) {
+        const { id } = await world.open(client, provider, "80");
+        await world.ok("POST", `/negotiations/${id}/counter`, provider, offer(id, provider, 1, "100"));
+        ids.push(id);
+      }
+      const accepting = (id) => world.call("POST", `/negotiations/${id}/accept`, client, accept(id, client, "90", ["80", "100"]));
+      let answered = 0;
+      const count = (answer) => ((answered += 1), answer);
+      const answers = Promise.all(ids.map((id) => accepting(id).then(count, () => null)));
+      await until("some are answered", () => answered > round * 5);
+      await world.server.kill();
+      const before = await answers;
+      await world.server.startAgain();
+      for (const [n, id] of ids.entries()) {
+        const shown = await world.ok("GET", `/negotiations/${id}`, provider);
+        const known = before[n]?.status === 200 ? before[n].data : null;
+        if (known) assert.deepEqual([shown.status, shown.agreement_id], ["accepted", known.id]);
+        // What was not answered happened or it did not, and never by halves.
+        if (shown.status === "open") assert.equal((await accepting(id)).status, 200);
+        const { agreement_id } = await world.ok("GET", `/negotiations/${id}`, provider);
+        const agreement = await world.ok("GET", `/agreements/${agreement_id}`, provider);
+        assert.deepEqual(agreement, known ?? agreement);
+        assert.ok(verifies(agreement.server_key, attestedText(agreement), agreement.server_signature));
+        assert.equal((await accepting(id)).error.details.reason, "session_not_open");
+      }
+    }
+  });
+
   test("R86 R171: after thirty minutes both are told, everything is refused, and it stays so", async () => {
     const [client, provider] = await world.pair();
     const { id } = await world.open(client, provider, "80");

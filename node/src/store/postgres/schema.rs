@@ -6,7 +6,7 @@ use super::pool::{Connection, Failure};
 use crate::store::sql::{check_version, whole};
 
 /// Migrations in order; their numbers are their places, from 1.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0001_initial.sql"),
     include_str!("../migrations/postgres/0002_stopped_agents.sql"),
     include_str!("../migrations/postgres/0003_ledger.sql"),
