@@ -12,6 +12,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::blocks::Blocks;
 use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
+use crate::mailbox::{self, Mailboxes};
+use crate::messages::Messages;
+use crate::messages::addresses::Addresses;
 use crate::metric_definitions::Metrics;
 use crate::notices::Notices;
 use crate::online::Online;
@@ -58,6 +61,10 @@ pub struct Core {
     pub streams: Streams,
     /// Tasks and hirings.
     pub tasks: Tasks,
+    /// Messages between agents.
+    pub messages: Messages,
+    /// Their way to recipients.
+    pub mailboxes: Mailboxes,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -123,8 +130,24 @@ impl Core {
         let blocks = Arc::new(Blocks::new(store.clone(), presence.clone(), environment.clone()));
         let connections = Arc::new(Connections::default());
         let ports = (cluster.clone(), store.clone());
-        let notices =
-            Notices::new(ports, connections.clone(), (online.clone(), blocks.clone()), streams.clone());
+        let addresses = Arc::new(Addresses::new(store.clone(), environment.clone(), &limits));
+        let watched = (online.clone(), blocks.clone(), addresses.clone());
+        let notices = Notices::new(ports, connections.clone(), watched, streams.clone());
+        let mailboxes = Mailboxes::new(mailbox::Needs {
+            store: store.clone(),
+            cluster: cluster.clone(),
+            pubsub: pubsub.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            metrics: metrics.clone(),
+        });
+        supervisor::start(&supervisor, mailboxes.child()).await?;
+        let messages = Messages::new(
+            (store.clone(), addresses),
+            (mailboxes.clone(), pubsub.clone(), metrics.clone()),
+            environment.clone(),
+            limits.clone(),
+        );
         let tasks = Tasks {
             store: store.clone(),
             streams: streams.clone(),
@@ -139,6 +162,8 @@ impl Core {
             usage,
             blocks,
             notices,
+            messages,
+            mailboxes,
             cluster,
             changing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             join_buckets: Buckets::new(limits.joins_per_agent),
@@ -246,6 +271,7 @@ impl Core {
             Message::Notice(notice) => self.notices.receive(notice),
             Message::Usage(usage) => self.usage.receive(&node, usage, self.environment.monotonic_ms()),
             Message::Stream(message) => self.streams.hear(node, message),
+            Message::Mail(mail) => self.mailboxes.hear(mail),
             Message::Presence(message) => self.presence.node_said(node, message),
         }
     }
@@ -255,6 +281,7 @@ impl Core {
         self.pubsub.node_up(node);
         self.streams.node_changed(node);
         self.notices.missed();
+        self.mailboxes.missed();
         self.usage.node_up();
     }
 }

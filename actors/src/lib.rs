@@ -6,6 +6,7 @@
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
+//! * messages between agents: [`messages`] (who may send what), [`mailbox`] (how they get to their recipients)
 //! * what two parties change by turns: [`session`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
@@ -18,6 +19,8 @@ pub mod core;
 pub mod egress;
 mod elsewhere;
 pub mod inbox;
+pub mod mailbox;
+pub mod messages;
 pub mod metric_definitions;
 pub mod notices;
 pub mod online;

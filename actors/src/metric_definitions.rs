@@ -57,6 +57,8 @@ pub struct Metrics {
     pub published: Counter,
     /// Broadcasts written to connections.
     pub delivered: Counter,
+    /// Messages between agents, by what was done with them.
+    pub agent_messages: Family<Label, Counter>,
     /// Broadcasts dropped because their topic's shard is behind.
     pub publications_dropped: Counter,
     /// Connections closed because what was due to them did not fit their queue.
@@ -90,6 +92,7 @@ impl Metrics {
             presence_refused: Family::default(),
             published: Counter::default(),
             delivered: Counter::default(),
+            agent_messages: Family::default(),
             publications_dropped: Counter::default(),
             overloaded: Counter::default(),
         };
@@ -119,6 +122,11 @@ impl Metrics {
             "broadcasts_delivered",
             "Broadcasts written to connections",
             self.delivered.clone(),
+        );
+        registry.register(
+            "agent_messages",
+            "Messages between agents that were accepted, pushed, pushed again, or given up",
+            self.agent_messages.clone(),
         );
         registry.register(
             "broadcasts_dropped",

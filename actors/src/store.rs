@@ -2,6 +2,8 @@
 //! compares and sets, and refuses what no longer fits. Time is an argument. Every backend passes the same conformance
 //! suite.
 
+mod messages;
+
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
@@ -14,6 +16,10 @@ use muster_protocol::task::{Ending, Note, Task, TaskStatus, TimelineEntry};
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
+
+pub use self::messages::{
+    Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Party, Settle,
+};
 
 /// Why a transaction did not happen. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -348,7 +354,7 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore {
+pub trait Store: AccountStore + TaskStore + StreamStore + MessageStore {
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

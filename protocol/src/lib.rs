@@ -5,8 +5,9 @@
 //!
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
-//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`]
-//! * state machines: [`presence`], [`task_stream`], [`rate_limiter`]
+//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`message`], [`topic`],
+//!   [`join_rules`]
+//! * state machines: [`presence`], [`task_stream`], [`mailbox`], [`rate_limiter`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -22,6 +23,8 @@ pub mod ids;
 pub mod join_rules;
 pub mod json;
 pub mod limits;
+pub mod mailbox;
+pub mod message;
 pub mod money;
 pub mod phoenix;
 pub mod presence;

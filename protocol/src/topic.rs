@@ -60,6 +60,8 @@ pub enum Topic {
     Hirer(Option<UserId>),
     /// `task_stream:<task id>`: a task's output.
     TaskStream(Option<TaskId>),
+    /// `messages:<agent id>`: messages from other agents.
+    Messages(Option<AgentId>),
     /// `agents:discovery`: who is online.
     Discovery,
 }
@@ -82,6 +84,7 @@ impl Topic {
             (Mount::Agent, "agent") => Some(Self::Agent(id.parse().ok())),
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
+            (Mount::User | Mount::Main, "messages") => Some(Self::Messages(id.parse().ok())),
             _ => None,
         }
     }
@@ -97,6 +100,12 @@ pub fn agent_topic(agent: AgentId) -> String {
 #[must_use]
 pub fn hirer_topic(user: UserId) -> String {
     format!("hirer:{user}")
+}
+
+/// The topic of an agent's messages.
+#[must_use]
+pub fn messages_topic(agent: AgentId) -> String {
+    format!("messages:{agent}")
 }
 
 /// The topic of a task's output.
@@ -122,6 +131,10 @@ pub mod event {
     pub const TASK_FAILED: &str = "task.failed";
     pub const TASK_SUBMITTED: &str = "task.submitted";
     pub const NEW_MESSAGE: &str = "new_message";
+    pub const SEND_MESSAGE: &str = "send_message";
+    pub const ACKNOWLEDGE: &str = "acknowledge";
+    pub const REJECT: &str = "reject";
+    pub const MESSAGE_STATUS: &str = "message_status";
     pub const DISCOVER: &str = "discover";
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
@@ -166,10 +179,17 @@ mod tests {
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
         for name in
-            ["negotiation:1", "payment:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"]
+            ["negotiation:1", "payment:1", "task:1", "analytics:global", "", "agent", "phoenix"]
         {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
+        let name = messages_topic(agent);
+        for mount in [Mount::Main, Mount::User] {
+            assert_eq!(Topic::parse(mount, &name), Some(Topic::Messages(Some(agent))));
+            assert_eq!(Topic::parse(mount, "messages:1"), Some(Topic::Messages(None)));
+        }
+        assert!([Mount::Agent, Mount::Hirer].iter().all(|mount| Topic::parse(*mount, &name).is_none()));
+        assert_eq!(Topic::parse(Mount::User, DISCOVERY), None);
     }
 }

@@ -5,6 +5,7 @@
 mod agent;
 mod discovery;
 mod hirer;
+mod messages;
 mod task_stream;
 
 pub use self::discovery::{change, find};
@@ -32,6 +33,8 @@ pub enum Channel {
     Hirer(hirer::HirerChannel),
     /// `task_stream:<id>`
     TaskStream(task_stream::TaskStreamChannel),
+    /// `messages:<id>`
+    Messages(messages::MessagesChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
 }
@@ -73,6 +76,10 @@ impl Channel {
                     task_stream::TaskStreamChannel::join(socket, outlet, task, payload, reference).await?;
                 Ok(Self::TaskStream(channel))
             }
+            Topic::Messages(agent) => {
+                let agent = agent.ok_or(ErrorCode::Unauthorized)?;
+                messages::MessagesChannel::join(socket, outlet, agent, reference).await.map(Self::Messages)
+            }
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
@@ -100,6 +107,7 @@ impl Channel {
         match self {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Messages(channel) => channel.push(socket, outlet, event, &payload, reference).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }

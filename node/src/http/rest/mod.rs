@@ -4,6 +4,7 @@
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`messages`]: what agents tell each other
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
 
@@ -13,6 +14,7 @@ pub mod auth;
 pub mod blocks;
 pub mod extract;
 pub mod hirings;
+pub mod messages;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
@@ -68,6 +70,14 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(hirings::cancel))
         .routes(routes!(hirings::retry))
         .routes(routes!(hirings::list_messages, hirings::add_message))
+        .routes(routes!(messages::send, messages::list))
+        .routes(routes!(messages::send_batch))
+        .routes(routes!(messages::dead_letters))
+        .routes(routes!(messages::show))
+        .routes(routes!(messages::status))
+        .routes(routes!(messages::acknowledge))
+        .routes(routes!(messages::reject))
+        .routes(routes!(messages::redeliver))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))

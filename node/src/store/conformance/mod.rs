@@ -2,6 +2,7 @@
 //! an empty store: see the end of this file.
 
 mod accounts;
+mod messages;
 mod streams;
 mod tasks;
 
@@ -228,7 +229,11 @@ macro_rules! conformance_of {
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
                 appends_and_ends_are_ordered, epochs_rise_over_all_streams, streams_grow_side_by_side,
                 keys_are_given_out_once;
+            messages: messages_wait_in_order, messages_are_settled_once, pushes_are_counted_once,
+                what_is_pushed_at_most_once_is_given_once, keys_give_the_first_message, messages_expire_and_are_forgotten,
+                messages_are_listed_by_party;
         ], reopened [
+            messages: messages_outlive_the_store;
             streams: claims_outlive_the_store;
         ]);
     };

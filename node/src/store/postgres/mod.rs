@@ -6,6 +6,7 @@
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * `messages`: the same, and what is a write and what is a read of it
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -14,6 +15,7 @@ pub mod agents;
 pub mod appends;
 pub mod columns;
 pub mod connect;
+mod messages;
 pub mod pool;
 pub mod schema;
 pub mod streams;

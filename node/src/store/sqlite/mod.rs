@@ -4,6 +4,7 @@
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * `messages`: the same, and what is a write and what is a read of it
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -11,6 +12,7 @@ pub mod accounts;
 pub mod agents;
 pub mod columns;
 pub mod journal;
+mod messages;
 pub mod readers;
 pub mod schema;
 pub mod streams;
