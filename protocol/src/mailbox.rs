@@ -237,12 +237,7 @@ impl Mailbox {
         self.paused_until_ms = now_ms.saturating_add(pause_ms);
     }
 
-    fn take(
-        &mut self,
-        found: &[Counted],
-        now_ms: u64,
-        mut jitter: impl FnMut() -> i64,
-    ) -> Vec<usize> {
+    fn take(&mut self, found: &[Counted], now_ms: u64, mut jitter: impl FnMut() -> i64) -> Vec<usize> {
         let mut pushed = Vec::with_capacity(found.len());
         for (at, counted) in found.iter().enumerate() {
             if self.settled.contains(&counted.id) {

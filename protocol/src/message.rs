@@ -454,10 +454,7 @@ mod tests {
         let longer = format!(" {long}").replace(" {", "{ ");
         assert_eq!(field(MessageRequest { payload: longer.parse_json(), ..with("") }), "payload");
         for key in ["", &"k".repeat(129), "a\u{0}"] {
-            assert_eq!(
-                field(MessageRequest { dedup_key: Some(key.to_owned()), ..with("") }),
-                "dedup_key"
-            );
+            assert_eq!(field(MessageRequest { dedup_key: Some(key.to_owned()), ..with("") }), "dedup_key");
         }
     }
 
@@ -481,7 +478,10 @@ mod tests {
         assert_eq!(once.guarantee_under("2.0.0"), Ok(ExactlyOnce));
         assert_eq!(once.guarantee_under("1.0.0").unwrap_err().field.unwrap(), "delivery_guarantee");
         let most = with(r#","delivery_guarantee":"at_most_once""#);
-        assert_eq!((most.guarantee_under("1.0.0"), most.guarantee_under("1.1.0")), (Ok(AtMostOnce), Ok(AtMostOnce)));
+        assert_eq!(
+            (most.guarantee_under("1.0.0"), most.guarantee_under("1.1.0")),
+            (Ok(AtMostOnce), Ok(AtMostOnce))
+        );
     }
 
     #[test]

@@ -178,9 +178,7 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in
-            ["negotiation:1", "payment:1", "task:1", "analytics:global", "", "agent", "phoenix"]
-        {
+        for name in ["negotiation:1", "payment:1", "task:1", "analytics:global", "", "agent", "phoenix"] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));

@@ -68,9 +68,7 @@ pub fn check(kind: &str, payload: &Json) -> Result<(), Refusal> {
         _ => return Ok(()),
     };
     // A number that no float holds is fine in an opaque payload; here it has no meaning.
-    let value: Value = payload
-        .parse()
-        .map_err(|_| refuse("payload", "numbers that IEEE 754 has"))?;
+    let value: Value = payload.parse().map_err(|_| refuse("payload", "numbers that IEEE 754 has"))?;
     check_fields(&value, fields)?;
     match kind {
         TASK_HANDOFF if value.get("task_id").is_none() && value.get("task").is_none() => {
@@ -112,9 +110,9 @@ impl Form {
             Self::Object => value.is_object(),
             Self::Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
             Self::Amount => serde_json::from_value::<Amount>(value.clone()).is_ok(),
-            Self::Number(most) => value
-                .as_f64()
-                .is_some_and(|number| number >= 0.0 && most.is_none_or(|most| number <= most)),
+            Self::Number(most) => {
+                value.as_f64().is_some_and(|number| number >= 0.0 && most.is_none_or(|most| number <= most))
+            }
             Self::Whole => value.is_u64(),
             Self::OneOf(texts) => value.as_str().is_some_and(|text| texts.contains(&text)),
         }
@@ -151,7 +149,10 @@ mod tests {
             (NEGOTIATION, r#"{"session_id":"s","amount":"80.00","terms":{}}"#),
             (TASK_HANDOFF, handoff.as_str()),
             (TASK_HANDOFF, r#"{"task":{"capability":"code"}}"#),
-            (STATUS_UPDATE, r#"{"availability":"busy","load_percent":99.5,"health":{"response_time_ms":3,"error_rate":0.1},"active_tasks":2,"progress":{}}"#),
+            (
+                STATUS_UPDATE,
+                r#"{"availability":"busy","load_percent":99.5,"health":{"response_time_ms":3,"error_rate":0.1},"active_tasks":2,"progress":{}}"#,
+            ),
             (COLLABORATION, r#"{"team_id":"t","action":"vote_open","options":["a","b"],"period_s":60}"#),
             ("anything", r#"{"amount":[],"n":1e999}"#),
         ] {
