@@ -28,6 +28,7 @@ use crate::store::Store;
 use crate::supervisor::{self, Supervisor};
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
+use crate::teams::Teams;
 use crate::usage::ClusterUsage;
 
 /// Locks that changes of agents' records share.
@@ -65,6 +66,8 @@ pub struct Core {
     pub messages: Messages,
     /// Their way to recipients.
     pub mailboxes: Mailboxes,
+    /// Teams.
+    pub teams: Teams,
     /// What is connected.
     pub connections: Arc<Connections>,
     /// The supervisor of sockets.
@@ -157,6 +160,9 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
         };
+        let teams =
+            Teams::new((store.clone(), pubsub.clone()), environment.clone(), limits.clone(), metrics.clone());
+        supervisor::start(&supervisor, teams.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
             usage,
@@ -178,6 +184,7 @@ impl Core {
             online,
             streams,
             tasks,
+            teams,
             sockets,
             drills,
             supervisor,
@@ -206,6 +213,13 @@ impl Core {
                 }
             }
         });
+    }
+
+    /// Does what is due by the time.
+    pub async fn sweep(&self) {
+        if let Err(refusal) = self.teams.sweep().await {
+            tracing::warn!(%refusal, "cannot see which votes are due");
+        }
     }
 
     /// Waits until the supervisor has given up, which a node does not survive.

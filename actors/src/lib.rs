@@ -7,7 +7,7 @@
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
 //! * messages between agents: [`messages`] (who may send what), [`mailbox`] (how they get to their recipients)
-//! * what two parties change by turns: [`session`]
+//! * what several parties change by turns: [`session`], [`teams`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
@@ -35,4 +35,5 @@ pub mod store;
 pub mod supervisor;
 pub mod task_stream;
 pub mod tasks;
+pub mod teams;
 pub mod usage;

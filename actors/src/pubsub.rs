@@ -14,6 +14,7 @@ use std::sync::Arc;
 use muster_protocol::cluster::interest::Interests;
 use muster_protocol::cluster::{Interest, Members, Message, NodeKey};
 use muster_protocol::json::Json;
+use muster_protocol::phoenix::event;
 use muster_protocol::websocket::CloseCode;
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -148,6 +149,11 @@ impl PubSub {
         self.publish_here(topic.into(), event.into(), payload);
     }
 
+    /// Ends the joins of everybody subscribed, on every node, as if they had left.
+    pub fn dismiss(&self, topic: &str) {
+        self.publish(topic, event::CLOSE, Json::empty_object());
+    }
+
     fn publish_elsewhere(&self, topic: &str, event: &'static str, payload: &Json) {
         let nodes: Vec<NodeKey> = self.interests.lock().interests.wanted_by(topic).to_vec();
         if nodes.is_empty() {
@@ -280,6 +286,14 @@ impl Shard {
         let (Some(events), Some(outlets)) = (waiting.remove(topic), topics.get_mut(topic)) else {
             return;
         };
+        if events.iter().any(|(name, _)| name == event::CLOSE) {
+            // No publication has that name: it is for the joins themselves.
+            outlets.retain_mut(|outlet| {
+                outlet.close();
+                false
+            });
+            return;
+        }
         let events = events.iter().map(|(event, payload)| (&**event, payload.clone())).collect();
         broadcast(topic, events, outlets, &self.metrics);
     }

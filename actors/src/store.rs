@@ -2,8 +2,6 @@
 //! compares and sets, and refuses what no longer fits. Time is an argument. Every backend passes the same conformance
 //! suite.
 
-mod messages;
-
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
@@ -17,9 +15,13 @@ use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
+mod messages;
+mod teams;
+
 pub use self::messages::{
     Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Party, Settle,
 };
+pub use self::teams::TeamStore;
 
 /// Why a transaction did not happen. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -354,7 +356,7 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore + MessageStore {
+pub trait Store: AccountStore + TaskStore + StreamStore + MessageStore + TeamStore {
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

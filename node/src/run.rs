@@ -103,6 +103,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     tokio::spawn(every_second(app.clone(), stop.clone()));
     tokio::spawn(purge(app.clone(), stop.clone()));
     tokio::spawn(sweep(app.clone(), stop.clone()));
+    tokio::spawn(do_what_is_due(app.clone(), stop.clone()));
     tokio::spawn(look_for_ended(app.clone(), stop.clone()));
     app.set_ready();
     let url = format!("{scheme}://{address}");
@@ -244,6 +245,15 @@ async fn sweep(app: Arc<App>, stop: CancellationToken) {
             Ok((ended, forgotten)) => tracing::info!(ended, forgotten, "messages are not kept any longer"),
             Err(refusal) => tracing::warn!(%refusal, "cannot end messages that are not kept any longer"),
         }
+    }
+}
+
+/// Looks every second what is due by the time; apart from the rest, for the store may take its time.
+async fn do_what_is_due(app: Arc<App>, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(Duration::from_secs(1));
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(timer.tick()).await.is_some() {
+        app.core.sweep().await;
     }
 }
 

@@ -48,6 +48,14 @@ const fn pushed(name: &'static str, description: &'static str, payload: &'static
     EventEntry { name, description, payload, reply: None }
 }
 
+const TEAM: &str =
+    r#"{"type":"object","required":["id","name","owner_agent_id","members","votes","created_at"]}"#;
+const TEAM_ESCALATED: &str =
+    r#"{"type":"object","required":["team_id","id","from_agent_id","reason","severity"]}"#;
+const VOTE: &str = r#"{"type":"object","required":["vote_id","question","options","opened_by","opened_at","closes_at","ballots"]}"#;
+const TEAM_ENTRY: &str = r#"{"type":"object","required":["id","inserted_at"]}"#;
+const MEMBER: &str = r#"{"type":"object","required":["agent_id"]}"#;
+
 const PRESENCE_EVENTS: [EventEntry; 2] = [
     pushed(phoenix::event::PRESENCE_STATE, "Who is present; after every join, before any diff.", PRESENCE),
     pushed(phoenix::event::PRESENCE_DIFF, "Who came and went since.", PRESENCE_DIFF),
@@ -79,6 +87,12 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::TASK_COMPLETED, "A task that the agent gave was completed.", TASK),
             pushed(event::TASK_FAILED, "A task that the agent gave has failed.", TASK),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring.", MESSAGE),
+            pushed(event::TEAM_JOINED, "The agent was taken into a team.", TEAM),
+            pushed(
+                event::TEAM_ESCALATED,
+                "A member of a team that the agent made needs help.",
+                TEAM_ESCALATED,
+            ),
         ],
     },
     TopicEntry {
@@ -95,6 +109,11 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::HIRING_CANCELLED, "A hiring was withdrawn.", HIRING),
             pushed(event::TASK_SUBMITTED, "A task was created for one of the user's agents.", TASK),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring of the user.", MESSAGE),
+            pushed(
+                event::TEAM_ESCALATED,
+                "A member of a team of the user's agent needs help.",
+                TEAM_ESCALATED,
+            ),
         ],
     },
     TopicEntry {
@@ -201,6 +220,63 @@ pub const TOPICS: &[TopicEntry] = &[
                 "An agent announced its capabilities.",
                 r#"{"type":"object","required":["agent_id","capabilities","metadata"],"properties":{"agent_id":{"type":"string"},"capabilities":{"type":"array"},"metadata":{"type":"object"}}}"#,
             ),
+        ],
+    },
+    TopicEntry {
+        pattern: "team:{team_id}",
+        mounts: &[Mount::Main],
+        description: "Agents that work on something together. Its members join; whoever is put out is closed.",
+        join: NOTHING,
+        joined: r#"{"type":"object","required":["team"]}"#,
+        inbound: &[
+            EventEntry {
+                name: event::TEAM_MESSAGE,
+                description: "Says something to everybody; the sender gets it too.",
+                payload: r#"{"type":"object","required":["content"],"properties":{"content":{}}}"#,
+                reply: Some(TEAM_ENTRY),
+            },
+            EventEntry {
+                name: event::VOTE_OPEN,
+                description: "Asks something; for a day, when it does not say.",
+                payload: r#"{"type":"object","required":["question","options"],"properties":{"question":{"type":"string"},"options":{"type":"array","minItems":2,"maxItems":20,"items":{"type":"string"}},"period_s":{"type":"integer","minimum":1,"maximum":2592000,"default":86400}}}"#,
+                reply: Some(VOTE),
+            },
+            EventEntry {
+                name: event::VOTE_CAST,
+                description: "Answers; another answer takes the place of the first until the vote is closed.",
+                payload: r#"{"type":"object","required":["vote_id","option"],"properties":{"vote_id":{"type":"string","format":"uuid"},"option":{"type":["string","integer"]}}}"#,
+                reply: Some(NOTHING),
+            },
+            EventEntry {
+                name: event::KNOWLEDGE_ADD,
+                description: "Adds to what all should know.",
+                payload: r#"{"type":"object","required":["topic","content"],"properties":{"topic":{"type":"string"},"content":{}}}"#,
+                reply: Some(TEAM_ENTRY),
+            },
+            EventEntry {
+                name: event::ESCALATE,
+                description: "Asks for help from above: the team, its owner and the user whose agent that is are told.",
+                payload: r#"{"type":"object","required":["reason"],"properties":{"reason":{"type":"string"},"severity":{"enum":["critical","error","warning","info"],"default":"error"},"details":{}}}"#,
+                reply: Some(TEAM_ENTRY),
+            },
+        ],
+        outbound: &[
+            pushed(event::TEAM_MESSAGE, "A member said something.", TEAM_ENTRY),
+            pushed(event::VOTE_OPENED, "Something is asked.", VOTE),
+            pushed(
+                event::VOTE_CAST,
+                "A member has answered; what, is told at the end.",
+                r#"{"type":"object","required":["vote_id","agent_id","ballots"]}"#,
+            ),
+            pushed(
+                event::VOTE_CLOSED,
+                "How a vote ended.",
+                r#"{"type":"object","required":["vote_id","tally","winner"]}"#,
+            ),
+            pushed(event::KNOWLEDGE_ADDED, "Something all should know.", TEAM_ENTRY),
+            pushed(event::ESCALATED, "A member needs help.", TEAM_ENTRY),
+            pushed(event::MEMBER_ADDED, "An agent was taken in.", MEMBER),
+            pushed(event::MEMBER_REMOVED, "An agent is out.", MEMBER),
         ],
     },
 ];

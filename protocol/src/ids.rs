@@ -108,6 +108,19 @@ record_id!(
     PaymentChannelId
 );
 
+record_id!(
+    /// A team.
+    TeamId
+);
+record_id!(
+    /// What a team keeps: a message, knowledge, an escalation, how a vote ended.
+    EntryId
+);
+record_id!(
+    /// A vote of a team.
+    VoteId
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;

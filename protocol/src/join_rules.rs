@@ -30,6 +30,8 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         Topic::Hirer(id) => id.is_some() && id == principal.user,
         Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
         Topic::Discovery => true,
+        // R129: members only, which its record says.
+        Topic::Team(id) => id.is_some() && principal.agent.is_some(),
     };
     if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
 }

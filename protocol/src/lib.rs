@@ -33,6 +33,7 @@ pub mod schema;
 pub mod signing;
 pub mod task;
 pub mod task_stream;
+pub mod team;
 pub mod time;
 pub mod topic;
 pub mod websocket;

@@ -137,6 +137,18 @@ pub struct Limits {
     pub note_chars_max: usize,
     /// Messages about one task or hiring.
     pub notes_per_task_max: usize,
+    /// Negotiations, payment channels and teams of each sort that are in use on a node at once; a further one answers `overloaded`.
+    pub sessions_live_max: usize,
+    /// Members of one team.
+    pub team_members_max: usize,
+    /// Teams one agent may have made.
+    pub teams_per_agent_max: usize,
+    /// Votes of one team that are open at once.
+    pub team_open_votes_max: usize,
+    /// Bytes of one message, piece of knowledge or detail of a team, as JSON.
+    pub team_entry_bytes_max: usize,
+    /// Messages, pieces of knowledge, escalations and ended votes of one team; beyond them the oldest are forgotten.
+    pub team_entries_max: usize,
     /// Items of a page when the request does not say, and at most.
     pub page_items_default: usize,
     /// Items of a page at most.
@@ -278,6 +290,12 @@ impl Default for Limits {
             task_error_bytes_max: 16 * KIB,
             note_chars_max: 5_000,
             notes_per_task_max: 1_000,
+            sessions_live_max: 100_000,
+            team_members_max: 100,
+            teams_per_agent_max: 1_000,
+            team_open_votes_max: 20,
+            team_entry_bytes_max: 64 * KIB,
+            team_entries_max: 100_000,
             page_items_default: 20,
             page_items_max: 100,
 

@@ -4,7 +4,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::ids::{AgentId, CredentialId, HiringId, MessageId, TaskId, UserId};
+use crate::ids::{AgentId, CredentialId, EntryId, HiringId, MessageId, TaskId, TeamId, UserId, VoteId};
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
 use crate::time::Timestamp;
@@ -36,6 +36,9 @@ text_schema! {
     HiringId: Some(KnownFormat::Uuid), "A hiring's id.";
     CredentialId: Some(KnownFormat::Uuid), "A credential's id; never its secret.";
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
+    TeamId: Some(KnownFormat::Uuid), "A team's id.";
+    EntryId: Some(KnownFormat::Uuid), "The id of something a team keeps.";
+    VoteId: Some(KnownFormat::Uuid), "A vote's id.";
     Timestamp: Some(KnownFormat::DateTime), "ISO-8601, UTC, with milliseconds.";
     Amount: None, "A decimal amount with at most six fraction digits. Requests may send a JSON number instead.";
     LossyString: None, "Text; lone surrogates become U+FFFD.";

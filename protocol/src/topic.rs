@@ -1,6 +1,6 @@
 //! Sockets, their topics, and the names of events.
 
-use crate::ids::{AgentId, TaskId, UserId};
+use crate::ids::{AgentId, TaskId, TeamId, UserId};
 
 /// Where a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,6 +64,8 @@ pub enum Topic {
     Messages(Option<AgentId>),
     /// `agents:discovery`: who is online.
     Discovery,
+    /// `team:<id>`: agents that work on something together.
+    Team(Option<TeamId>),
 }
 
 /// The topic everybody who is online is present on.
@@ -85,7 +87,21 @@ impl Topic {
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
             (Mount::User | Mount::Main, "messages") => Some(Self::Messages(id.parse().ok())),
+            (Mount::Main, "team") => Some(Self::Team(id.parse().ok())),
             _ => None,
+        }
+    }
+
+    /// The one name of it; none when its id is none.
+    #[must_use]
+    pub fn name(self) -> Option<String> {
+        match self {
+            Self::Agent(id) => id.map(agent_topic),
+            Self::Hirer(id) => id.map(hirer_topic),
+            Self::TaskStream(id) => id.map(task_stream_topic),
+            Self::Messages(id) => id.map(messages_topic),
+            Self::Discovery => Some(DISCOVERY.to_owned()),
+            Self::Team(id) => id.map(team_topic),
         }
     }
 }
@@ -114,6 +130,18 @@ pub fn task_stream_topic(task: TaskId) -> String {
     format!("task_stream:{task}")
 }
 
+/// The topic of a team.
+#[must_use]
+pub fn team_topic(team: TeamId) -> String {
+    format!("team:{team}")
+}
+
+/// What one member's joins of a team can be closed by; no client can join it.
+#[must_use]
+pub fn team_member_topic(team: TeamId, agent: AgentId) -> String {
+    format!("team:{team}:{agent}")
+}
+
 /// Names of events. What they carry stands in [`crate::catalog`].
 #[allow(missing_docs, reason = "each is described in the catalog, which is compared with the code in a test")]
 pub mod event {
@@ -139,6 +167,19 @@ pub mod event {
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
     pub const AGENT_UPDATED: &str = "agent_updated";
+    pub const TEAM_JOINED: &str = "team.joined";
+    pub const TEAM_ESCALATED: &str = "team.escalated";
+    pub const TEAM_MESSAGE: &str = "team_message";
+    pub const VOTE_OPEN: &str = "vote_open";
+    pub const VOTE_OPENED: &str = "vote_opened";
+    pub const VOTE_CAST: &str = "vote_cast";
+    pub const VOTE_CLOSED: &str = "vote_closed";
+    pub const KNOWLEDGE_ADD: &str = "knowledge_add";
+    pub const KNOWLEDGE_ADDED: &str = "knowledge_added";
+    pub const ESCALATE: &str = "escalate";
+    pub const ESCALATED: &str = "escalated";
+    pub const MEMBER_ADDED: &str = "member_added";
+    pub const MEMBER_REMOVED: &str = "member_removed";
 }
 
 #[cfg(test)]

@@ -137,6 +137,10 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
         ],
     ),
     (
+        "Message types",
+        &[("R129", "Teams: messages, votes with a period, knowledge, escalation; for members only")],
+    ),
+    (
         "Across everything",
         &[
             ("R166", "State survives kill -9 on the embedded store"),

@@ -7,6 +7,7 @@ mod discovery;
 mod hirer;
 mod messages;
 mod task_stream;
+mod team;
 
 pub use self::discovery::{change, find};
 
@@ -37,6 +38,8 @@ pub enum Channel {
     Messages(messages::MessagesChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
+    /// `team:<id>`
+    Team(team::TeamChannel),
 }
 
 /// When a push is answered.
@@ -80,6 +83,10 @@ impl Channel {
                 let agent = agent.ok_or(ErrorCode::Unauthorized)?;
                 messages::MessagesChannel::join(socket, outlet, agent, reference).await.map(Self::Messages)
             }
+            Topic::Team(team) => {
+                let team = team.ok_or(ErrorCode::Unauthorized)?;
+                team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
+            }
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
@@ -108,6 +115,7 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Messages(channel) => channel.push(socket, outlet, event, &payload, reference).await,
+            Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }
     }

@@ -13,7 +13,7 @@ use muster_protocol::money::Amount;
 use muster_protocol::signing::PublicKey;
 use muster_protocol::task::{TaskStatus, check_note};
 use muster_protocol::time::Timestamp;
-use muster_protocol::topic::{DISCOVERY, Mount, Topic, agent_topic, hirer_topic, task_stream_topic};
+use muster_protocol::topic::{Mount, Topic};
 use serde_json::Value;
 
 use crate::echo;
@@ -172,17 +172,11 @@ fn times(text: &str) {
 
 fn topics(text: &str) {
     for mount in Mount::ALL {
-        let name = match Topic::parse(*mount, text) {
-            None => continue,
-            Some(Topic::Discovery) => DISCOVERY.to_owned(),
-            Some(Topic::Agent(Some(id))) => agent_topic(id),
-            Some(Topic::Hirer(Some(id))) => hirer_topic(id),
-            Some(Topic::TaskStream(Some(id))) => task_stream_topic(id),
-            Some(Topic::Agent(None) | Topic::Hirer(None) | Topic::TaskStream(None)) => {
-                let (_, id) = text.split_once(':').expect("a sort and an id");
-                assert!(id.parse::<UserId>().is_err());
-                continue;
-            }
+        let Some(topic) = Topic::parse(*mount, text) else { continue };
+        let Some(name) = topic.name() else {
+            let (_, id) = text.split_once(':').expect("a sort and an id");
+            assert!(id.parse::<UserId>().is_err());
+            continue;
         };
         assert_eq!(name, text, "a topic has one name");
     }

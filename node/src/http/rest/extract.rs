@@ -130,6 +130,23 @@ impl<T: FromStr + Send> FromRequestParts<Arc<App>> for Id<T> {
     }
 }
 
+/// Two ids in the path.
+pub struct Pair<A, B>(pub A, pub B);
+
+impl<A: FromStr + Send, B: FromStr + Send> FromRequestParts<Arc<App>> for Pair<A, B> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refused> {
+        let not_found = || Refused(ErrorCode::NotFound.into());
+        let Path((a, b)) =
+            Path::<(String, String)>::from_request_parts(parts, app).await.map_err(|_| not_found())?;
+        match (a.parse(), b.parse()) {
+            (Ok(a), Ok(b)) => Ok(Self(a, b)),
+            _ => Err(not_found()),
+        }
+    }
+}
+
 /// A query string.
 pub struct Params<T>(pub T);
 

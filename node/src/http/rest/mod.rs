@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
-//! * [`tasks`], [`streams`], [`hirings`]: work
+//! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`messages`]: what agents tell each other
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
@@ -18,6 +18,7 @@ pub mod messages;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 pub mod views;
 
 use std::sync::Arc;
@@ -78,6 +79,11 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(messages::acknowledge))
         .routes(routes!(messages::reject))
         .routes(routes!(messages::redeliver))
+        .routes(routes!(teams::create, teams::list))
+        .routes(routes!(teams::show))
+        .routes(routes!(teams::add_member))
+        .routes(routes!(teams::remove_member))
+        .routes(routes!(teams::entries))
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))

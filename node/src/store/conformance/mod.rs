@@ -5,6 +5,7 @@ mod accounts;
 mod messages;
 mod streams;
 mod tasks;
+mod teams;
 
 use std::sync::Arc;
 
@@ -232,9 +233,11 @@ macro_rules! conformance_of {
             messages: messages_wait_in_order, messages_are_settled_once, pushes_are_counted_once,
                 what_is_pushed_at_most_once_is_given_once, keys_give_the_first_message, messages_expire_and_are_forgotten,
                 messages_are_listed_by_party;
+            teams: votes_fall_due;
         ], reopened [
             messages: messages_outlive_the_store;
             streams: claims_outlive_the_store;
+            teams: teams_are_kept_with_what_they_keep;
         ]);
     };
 }

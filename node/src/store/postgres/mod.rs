@@ -5,7 +5,7 @@
 //! * [`connect`]: URL and TLS; [`pool`]: connections, and transactions that happen once whatever becomes of them;
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`]: the SQL of each transaction, over one connection
 //! * `messages`: the same, and what is a write and what is a read of it
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
@@ -20,6 +20,7 @@ pub mod pool;
 pub mod schema;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 #[cfg(test)]
 mod tests;
 

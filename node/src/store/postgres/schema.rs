@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0001_initial.sql"),
     include_str!("../migrations/postgres/0002_stopped_agents.sql"),
     include_str!("../migrations/postgres/0005_messages.sql"),
+    include_str!("../migrations/postgres/0009_teams.sql"),
 ];
 /// Of the lock that is held while migrating: `muster` in ASCII.
 const LOCK: i64 = 0x6d_75_73_74_65_72;

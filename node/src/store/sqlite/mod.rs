@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`]: the SQL of each transaction, over one connection
 //! * `messages`: the same, and what is a write and what is a read of it
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
@@ -17,6 +17,7 @@ pub mod readers;
 pub mod schema;
 pub mod streams;
 pub mod tasks;
+pub mod teams;
 pub mod writer;
 
 use std::collections::{HashMap, HashSet};

@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0003_revocations.sql"),
     include_str!("../migrations/sqlite/0004_stopped_agents.sql"),
     include_str!("../migrations/sqlite/0007_messages.sql"),
+    include_str!("../migrations/sqlite/0011_teams.sql"),
 ];
 
 /// Brings the database to the newest version.
