@@ -145,12 +145,7 @@ impl Core {
             metrics: metrics.clone(),
         });
         supervisor::start(&supervisor, mailboxes.child()).await?;
-        let messages = Messages::new(
-            (store.clone(), addresses),
-            (mailboxes.clone(), pubsub.clone(), metrics.clone()),
-            environment.clone(),
-            limits.clone(),
-        );
+        let messages = Messages::new(addresses, &mailboxes);
         let tasks = Tasks {
             store: store.clone(),
             streams: streams.clone(),

@@ -19,13 +19,16 @@ const PAUSE_MS: u64 = 1_000;
 /// How often one of several nodes asks the store for messages that it was not told of, in milliseconds.
 const LOOK_EVERY_MS: u64 = 5_000;
 
+/// What wakes an actor later.
+type Timer = tokio::task::JoinHandle<Result<(), ractor::MessagingErr<Wake>>>;
+
 pub(super) struct MailboxActor;
 
 /// What the actor holds.
 pub(super) struct State {
     life: Life,
     /// Wakes it when something is due; an earlier one that is not needed any more does no harm.
-    timer: Option<(u64, tokio::task::JoinHandle<Result<(), ractor::MessagingErr<Wake>>>)>,
+    timer: Option<(u64, Timer)>,
 }
 
 impl Drop for State {

@@ -118,6 +118,10 @@ impl Mailboxes {
         Self(Arc::new(Registry { needs, live: Mutex::default(), supervisor: RwLock::default() }))
     }
 
+    pub(crate) fn needs(&self) -> &Needs {
+        &self.0.needs
+    }
+
     /// How the supervisor of the mailboxes is started.
     #[must_use]
     pub fn child(&self) -> ChildSpec {

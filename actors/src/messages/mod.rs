@@ -178,15 +178,16 @@ fn not_active(status: MessageStatus) -> Refusal {
 const SWEPT_AT_ONCE: usize = 1_000;
 
 impl Messages {
-    /// Over a store. Its tasks run until it is dropped.
+    /// With the store and the ports of the mailboxes. Its tasks run until it is dropped.
     #[must_use]
-    pub fn new(
-        (store, addresses): (Arc<dyn Store>, Arc<Addresses>),
-        (mailboxes, pubsub, metrics): (Mailboxes, Arc<PubSub>, Arc<Metrics>),
-        environment: Environment,
-        limits: Arc<Limits>,
-    ) -> Self {
-        let telling = Telling { mailboxes, pubsub, metrics };
+    pub fn new(addresses: Arc<Addresses>, mailboxes: &Mailboxes) -> Self {
+        let needs = mailboxes.needs();
+        let telling = Telling {
+            mailboxes: mailboxes.clone(),
+            pubsub: needs.pubsub.clone(),
+            metrics: needs.metrics.clone(),
+        };
+        let (store, limits) = (needs.store.clone(), needs.limits.clone());
         let (places, together) = (limits.message_queue_max, limits.store_batch_rows_max);
         let accepting = Accepting { store: store.clone(), telling: telling.clone() };
         let settling = Settling { store: store.clone(), telling: telling.clone() };
@@ -194,10 +195,10 @@ impl Messages {
             accepting: Gather::start(accepting, places, together),
             settling: Gather::start(settling, places, together),
             buckets: Buckets::new(limits.messages_per_agent),
+            environment: needs.environment.clone(),
             store,
             addresses,
             telling,
-            environment,
             limits,
         }
     }
