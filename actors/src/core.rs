@@ -7,6 +7,9 @@ use std::sync::{Arc, Weak};
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
+use muster_protocol::negotiation;
+use muster_protocol::protocol_version;
+use muster_protocol::signing::ServerKey;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::blocks::Blocks;
@@ -16,6 +19,7 @@ use crate::mailbox::{self, Mailboxes};
 use crate::messages::Messages;
 use crate::messages::addresses::Addresses;
 use crate::metric_definitions::Metrics;
+use crate::negotiations::{Needs as NegotiationNeeds, Negotiations};
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
@@ -66,6 +70,8 @@ pub struct Core {
     pub messages: Messages,
     /// Their way to recipients.
     pub mailboxes: Mailboxes,
+    /// Negotiations.
+    pub negotiations: Negotiations,
     /// Teams.
     pub teams: Teams,
     /// What is connected.
@@ -76,6 +82,8 @@ pub struct Core {
     pub usage: ClusterUsage,
     /// Joins of agents on the main socket.
     pub join_buckets: Buckets<AgentId>,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
     /// Whether crash drills are allowed.
     pub drills: bool,
     draining: AtomicBool,
@@ -98,6 +106,12 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Shards of topics: as many as there are processors.
     pub shards: usize,
+    /// Versions of the agents' protocol.
+    pub versions: protocol_version::Table,
+    /// Rules of negotiations.
+    pub negotiation: negotiation::Settings,
+    /// With which the server signs what it attests.
+    pub server_key: ServerKey,
     /// Whether crash drills are allowed.
     pub drills: bool,
 }
@@ -108,7 +122,8 @@ impl Core {
     /// # Errors
     /// An actor does not start.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, shards, drills } = parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, shards, versions, drills, .. } =
+            parts;
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -145,7 +160,7 @@ impl Core {
             metrics: metrics.clone(),
         });
         supervisor::start(&supervisor, mailboxes.child()).await?;
-        let messages = Messages::new(addresses, &mailboxes);
+        let messages = Messages::new(addresses, &mailboxes, &versions);
         let tasks = Tasks {
             store: store.clone(),
             streams: streams.clone(),
@@ -155,6 +170,16 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
         };
+        let negotiations = Negotiations::new(NegotiationNeeds {
+            store: store.clone(),
+            pubsub: pubsub.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            settings: parts.negotiation,
+            server: parts.server_key,
+            metrics: metrics.clone(),
+        });
+        supervisor::start(&supervisor, negotiations.child()).await?;
         let teams =
             Teams::new((store.clone(), pubsub.clone()), environment.clone(), limits.clone(), metrics.clone());
         supervisor::start(&supervisor, teams.child()).await?;
@@ -179,8 +204,10 @@ impl Core {
             online,
             streams,
             tasks,
+            negotiations,
             teams,
             sockets,
+            versions,
             drills,
             supervisor,
         });
@@ -212,6 +239,9 @@ impl Core {
 
     /// Does what is due by the time.
     pub async fn sweep(&self) {
+        if let Err(refusal) = self.negotiations.sweep().await {
+            tracing::warn!(%refusal, "cannot see which negotiations are over");
+        }
         if let Err(refusal) = self.teams.sweep().await {
             tracing::warn!(%refusal, "cannot see which votes are due");
         }

@@ -7,7 +7,7 @@
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
 //! * messages between agents: [`messages`] (who may send what), [`mailbox`] (how they get to their recipients)
-//! * what several parties change by turns: [`session`], [`teams`]
+//! * what several parties change by turns: [`session`], [`negotiations`], [`teams`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
@@ -16,12 +16,14 @@ pub mod channels;
 pub mod cluster;
 pub mod connections;
 pub mod core;
+mod counterpart;
 pub mod egress;
 mod elsewhere;
 pub mod inbox;
 pub mod mailbox;
 pub mod messages;
 pub mod metric_definitions;
+pub mod negotiations;
 pub mod notices;
 pub mod online;
 pub mod ports;

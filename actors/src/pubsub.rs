@@ -15,6 +15,7 @@ use muster_protocol::cluster::interest::Interests;
 use muster_protocol::cluster::{Interest, Members, Message, NodeKey};
 use muster_protocol::json::Json;
 use muster_protocol::phoenix::event;
+use muster_protocol::topic::without_part;
 use muster_protocol::websocket::CloseCode;
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -295,7 +296,7 @@ impl Shard {
             return;
         }
         let events = events.iter().map(|(event, payload)| (&**event, payload.clone())).collect();
-        broadcast(topic, events, outlets, &self.metrics);
+        broadcast(without_part(topic), events, outlets, &self.metrics);
     }
 }
 

@@ -16,11 +16,13 @@ use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
 mod messages;
+mod negotiations;
 mod teams;
 
 pub use self::messages::{
     Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Party, Settle,
 };
+pub use self::negotiations::{NegotiationFilter, NegotiationStore};
 pub use self::teams::TeamStore;
 
 /// Why a transaction did not happen. Nothing was changed.
@@ -356,7 +358,9 @@ pub trait StreamStore: Send + Sync + 'static {
 
 /// The whole store.
 #[async_trait]
-pub trait Store: AccountStore + TaskStore + StreamStore + MessageStore + TeamStore {
+pub trait Store:
+    AccountStore + TaskStore + StreamStore + MessageStore + NegotiationStore + TeamStore
+{
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

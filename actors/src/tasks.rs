@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use muster_protocol::agent::{Agent, AgentStatus};
+use muster_protocol::agent::Agent;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus, HiringView};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
@@ -13,6 +13,7 @@ use muster_protocol::topic::{agent_topic, event, hirer_topic};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::counterpart::counterpart;
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
@@ -199,17 +200,8 @@ impl Tasks {
 
     /// The provider of a new task, if it can be one for this client.
     async fn provider(&self, client: &Agent, provider: AgentId) -> Result<Agent, Refusal> {
-        let unknown = || Refusal::field(ErrorCode::NotFound, "provider_agent_id", "there is no such agent");
-        let agent = self.store.agent(provider).await.map_err(|error| match error {
-            StoreError::NotFound => unknown(),
-            other => refusal_of(other),
-        })?;
-        if agent.status != AgentStatus::Active {
-            return Err(ErrorCode::AgentUnavailable.into());
-        }
-        let now = self.environment.now();
-        let blocked = self.store.blocked_pairs(client.id, now).await.map_err(refusal_of)?;
-        if blocked.contains_key(&provider) { Err(unknown()) } else { Ok(agent) }
+        let field = (provider, "provider_agent_id");
+        counterpart(self.store.as_ref(), self.environment.now(), client.id, field).await
     }
 
     fn new_task(&self, client: &Agent, provider: AgentId, request: TaskRequest) -> Task {

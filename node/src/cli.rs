@@ -16,7 +16,7 @@ use crate::cluster::certificates::{self, CertificateArguments};
 use crate::config::{self, Config, ConfigError, Sources};
 use crate::http::client::Client;
 use crate::run::{self, RunError};
-use crate::{demo, documents, logging, system_clock};
+use crate::{agreement, demo, documents, logging, system_clock};
 
 /// A realtime server for fleets of AI agents.
 #[derive(Parser)]
@@ -54,6 +54,9 @@ enum Command {
     /// Agents.
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// Agreements.
+    #[command(subcommand)]
+    Agreement(AgreementCommand),
     /// Nodes.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -218,6 +221,18 @@ enum AgentCommand {
 }
 
 #[derive(Subcommand)]
+enum AgreementCommand {
+    /// Check an agreement without any server: every signature, the texts that were signed, the amount, its bound.
+    Verify {
+        /// File with the agreement, bare or as the API answers it; `-` reads standard input.
+        file: PathBuf,
+        /// The server's public key, base64 or hex, as `GET /api/v1/server-key` shows it.
+        #[arg(long)]
+        server_key: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
 enum ClusterCommand {
     /// Make an authority of the cluster's own and certificates of nodes, and say what goes where.
     Cert(CertificateArguments),
@@ -273,7 +288,7 @@ fn fail(error: &RunError) -> ExitCode {
 async fn execute(command: Command) -> Result<(), RunError> {
     match command {
         Command::Serve(arguments) => Box::pin(serve(arguments.load()?)).await,
-        Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Demo(arguments) => Box::pin(demo::run(arguments)).await,
         Command::Config(arguments) => {
             print(&toml::to_string_pretty(&arguments.load()?)?);
             Ok(())
@@ -283,6 +298,10 @@ async fn execute(command: Command) -> Result<(), RunError> {
         Command::User(command) => user(command).await,
         Command::Token(command) => token(command).await,
         Command::Agent(command) => agent(command).await,
+        Command::Agreement(AgreementCommand::Verify { file, server_key }) => {
+            print(&agreement::verify(&file, server_key.as_deref())?);
+            Ok(())
+        }
         Command::Cluster(ClusterCommand::Cert(arguments)) => {
             print(&certificates::make(&arguments, system_clock::environment().now())?);
             Ok(())

@@ -7,6 +7,7 @@
 //! * [`store`]: the store's backends; only this folder knows SQL
 //! * [`documents`], [`metric_definitions`], [`system_clock`], [`tls`]
 
+pub mod agreement;
 pub mod app;
 pub mod auth;
 pub mod cli;

@@ -12,6 +12,7 @@ use muster_actors::ports::Environment;
 use muster_actors::store::Store;
 use muster_protocol::account::{Secret, SecretHash};
 use muster_protocol::cluster::NodeKey;
+use muster_protocol::signing::ServerKey;
 use muster_protocol::websocket::CloseCode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -71,6 +72,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     let store = open_store(&config).await?;
     let (operator, new_operator_token) =
         operator(store.as_ref(), operator_token, environment.random()).await?;
+    let server_key = ServerKey::from_seed(store.server_seed(environment.random()).await?);
     let mut registry = registry();
     let (cluster, nodes) = join(&config, &environment, &mut registry).await?;
     let parts = Parts {
@@ -81,6 +83,9 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         cluster,
         metrics: Metrics::register(&mut registry),
         shards: std::thread::available_parallelism().map_or(1, usize::from),
+        versions: config.protocol.table()?,
+        negotiation: config.negotiation.clone(),
+        server_key,
         drills: config.drills.enabled,
     };
     let core = Core::start(parts).await?;

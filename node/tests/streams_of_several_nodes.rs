@@ -194,6 +194,9 @@ impl Fleet {
             cluster: port.clone(),
             metrics: Metrics::register(&mut prometheus_client::registry::Registry::default()),
             shards: 1,
+            versions: muster_protocol::protocol_version::Table::default(),
+            negotiation: muster_protocol::negotiation::Settings::default(),
+            server_key: muster_protocol::signing::ServerKey::from_seed([1; 32]),
             drills: false,
         };
         let core = Core::start(parts).await.unwrap();

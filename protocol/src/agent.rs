@@ -8,6 +8,7 @@ use crate::ids::{AgentId, UserId};
 use crate::json::{Json, has_poisoned_key};
 use crate::limits::Limits;
 use crate::money::Amount;
+use crate::protocol_version::{Version, read_declared};
 use crate::signing::PublicKey;
 use crate::time::Timestamp;
 
@@ -80,11 +81,6 @@ impl AgentStatus {
         matches!(self, Self::Active)
     }
 }
-
-/// Protocol versions an agent speaks when it does not say (R131).
-pub const PROTOCOL_VERSIONS_DEFAULT: [&str; 2] = ["1.0.0", "1.1.0"];
-/// Protocol versions there are (R130).
-pub const PROTOCOL_VERSIONS: [&str; 3] = ["1.0.0", "1.1.0", "2.0.0"];
 
 /// An agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -201,9 +197,10 @@ impl Registration {
         let metadata = merge_metadata(&Json::empty_object(), &metadata, limits)?;
         let public_key = self.public_key.as_deref().map(PublicKey::parse).transpose()?;
         let protocol_versions = match self.protocol_versions {
-            None => PROTOCOL_VERSIONS_DEFAULT.map(str::to_owned).to_vec(),
-            Some(versions) => check_protocol_versions(versions)?,
+            None => Version::DEFAULT.to_vec(),
+            Some(versions) => read_declared(&versions)?,
         };
+        let protocol_versions = protocol_versions.iter().map(ToString::to_string).collect();
         Ok(Agent {
             id,
             owner,
@@ -265,17 +262,6 @@ pub fn check_capabilities(capabilities: &[String], limits: &Limits) -> Result<()
         return refuse("each once".to_owned());
     }
     Ok(())
-}
-
-fn check_protocol_versions(mut versions: Vec<String>) -> Result<Vec<String>, Refusal> {
-    let known = |version: &String| PROTOCOL_VERSIONS.contains(&version.as_str());
-    if versions.is_empty() || versions.len() > PROTOCOL_VERSIONS.len() || !versions.iter().all(known) {
-        let message = format!("one or more of {}", PROTOCOL_VERSIONS.join(", "));
-        return Err(Refusal::field(ErrorCode::InvalidPayload, "protocol_versions", message));
-    }
-    versions.sort_unstable();
-    versions.dedup();
-    Ok(versions)
 }
 
 type Fields = std::collections::BTreeMap<String, Json>;
@@ -344,7 +330,7 @@ mod tests {
     #[test]
     fn registration_is_checked_field_by_field() {
         let agent = registration(GOOD).unwrap();
-        assert_eq!(agent.protocol_versions, PROTOCOL_VERSIONS_DEFAULT);
+        assert_eq!(agent.protocol_versions, ["1.0.0", "1.1.0"]);
         assert_eq!((agent.base_price.micros(), agent.status), (1_500_000, AgentStatus::Active));
         assert!((agent.reputation() - 2.5).abs() < f64::EPSILON);
         assert_eq!(agent.signing_key().unwrap_err().code, ErrorCode::NoPublicKey);

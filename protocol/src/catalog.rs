@@ -44,10 +44,16 @@ const MESSAGE_STATUS: &str = r#"{"type":"object","required":["id","status","retr
 const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
 const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
 
+const SESSION: &str = r#"{"type":"object","required":["session"],"properties":{"session":{"type":"object","required":["id","status","round","client_agent_id","provider_agent_id","base_price","max_amount","terms","terms_sha256","offers","public_keys","expires_at"],"properties":{"id":{"type":"string","format":"uuid"},"status":{"enum":["open","accepted","rejected","expired"]},"round":{"type":"integer"},"base_price":{"type":"string"},"max_amount":{"type":"string"},"terms":{"type":"object"},"terms_sha256":{"type":"string"},"offers":{"type":"array"},"public_keys":{"type":"object","additionalProperties":{"type":["string","null"]}},"expires_at":{"type":"string","format":"date-time"}}}}}"#;
+const OFFER: &str = r#"{"type":"object","required":["amount","signature","agent_id","round","offer_no","statement","at"],"properties":{"amount":{"type":"string"},"signature":{"type":["string","null"]},"agent_id":{"type":"string","format":"uuid"},"round":{"type":"integer","minimum":1},"offer_no":{"type":"integer","minimum":1},"statement":{"type":"string"},"at":{"type":"string","format":"date-time"}}}"#;
+const COMPLETE: &str = r#"{"type":"object","required":["session_id","amount","agreement"],"properties":{"session_id":{"type":"string","format":"uuid"},"agreement_id":{"type":"string","format":"uuid"},"amount":{"type":"string"},"agreement":{"type":"object","required":["id","session_id","client_agent_id","provider_agent_id","amount","terms","terms_sha256","client_offer","provider_offer","accept","public_keys","created_at","server_key","server_statement","server_signature"]}}}"#;
+
 const fn pushed(name: &'static str, description: &'static str, payload: &'static str) -> EventEntry {
     EventEntry { name, description, payload, reply: None }
 }
 
+const NEGOTIATION_STARTED: EventEntry =
+    pushed(event::NEGOTIATION_STARTED, "Another agent has begun a negotiation with this one.", SESSION);
 const TEAM: &str =
     r#"{"type":"object","required":["id","name","owner_agent_id","members","votes","created_at"]}"#;
 const TEAM_ESCALATED: &str =
@@ -87,6 +93,7 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::TASK_COMPLETED, "A task that the agent gave was completed.", TASK),
             pushed(event::TASK_FAILED, "A task that the agent gave has failed.", TASK),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring.", MESSAGE),
+            NEGOTIATION_STARTED,
             pushed(event::TEAM_JOINED, "The agent was taken into a team.", TEAM),
             pushed(
                 event::TEAM_ESCALATED,
@@ -219,6 +226,51 @@ pub const TOPICS: &[TopicEntry] = &[
                 event::AGENT_UPDATED,
                 "An agent announced its capabilities.",
                 r#"{"type":"object","required":["agent_id","capabilities","metadata"],"properties":{"agent_id":{"type":"string"},"capabilities":{"type":"array"},"metadata":{"type":"object"}}}"#,
+            ),
+            NEGOTIATION_STARTED,
+        ],
+    },
+    TopicEntry {
+        pattern: "negotiation:{session_id}",
+        mounts: &[Mount::Main],
+        description: "What two agents offer each other. Its client and its provider join. What is pushed here counts with \
+                      the limit of joins.",
+        join: NOTHING,
+        joined: SESSION,
+        inbound: &[
+            EventEntry {
+                name: event::OFFER,
+                description: "Makes an offer, signed. The other side gets it.",
+                payload: r#"{"type":"object","required":["amount","signature"],"properties":{"amount":{},"signature":{"type":"string"}}}"#,
+                reply: Some(OFFER),
+            },
+            EventEntry {
+                name: event::ACCEPT,
+                description: "Accepts the mean of both sides' latest offers, signed.",
+                payload: r#"{"type":"object","required":["signature"],"properties":{"amount":{},"signature":{"type":"string"}}}"#,
+                reply: Some(COMPLETE),
+            },
+            EventEntry {
+                name: event::REJECT,
+                description: "Ends the negotiation.",
+                payload: r#"{"type":"object","properties":{"reason":{"type":["string","null"]}}}"#,
+                reply: Some(
+                    r#"{"type":"object","required":["session_id","status"],"properties":{"session_id":{"type":"string"},"status":{"const":"rejected"}}}"#,
+                ),
+            },
+        ],
+        outbound: &[
+            pushed(event::OFFER, "The other side has made an offer.", OFFER),
+            pushed(event::NEGOTIATION_COMPLETE, "There is an agreement.", COMPLETE),
+            pushed(
+                event::NEGOTIATION_REJECTED,
+                "A side has ended it.",
+                r#"{"type":"object","required":["session_id","reason","agent_id"],"properties":{"session_id":{"type":"string"},"reason":{"type":["string","null"]},"agent_id":{"type":"string","format":"uuid"}}}"#,
+            ),
+            pushed(
+                event::NEGOTIATION_EXPIRED,
+                "Its time or its rounds are over.",
+                r#"{"type":"object","required":["session_id","round"],"properties":{"session_id":{"type":"string"},"round":{"type":"integer"}}}"#,
             ),
         ],
     },

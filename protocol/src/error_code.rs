@@ -90,7 +90,8 @@ error_codes! {
     ChannelDisputed = "channel_disputed", "DISPUTE_OPEN", 409, false, "The payment channel is disputed: nothing moves until the dispute is resolved.";
     MessageNotActive = "message_not_active", "MESSAGE_NOT_ACTIVE", 409, false, "The message is not in a state that allows this; `status` says which it is in.";
     IdempotencyMismatch = "idempotency_mismatch", "IDEMPOTENCY_MISMATCH", 422, false, "There was another request under this key.";
-    ProtocolVersionIncompatible = "protocol_version_incompatible", "PROTOCOL_VERSION_INCOMPATIBLE", 422, false, "The two agents do not both speak such a protocol version; `yours` and `theirs` say which they do.";
+    ProtocolVersionIncompatible = "protocol_version_incompatible", "PROTOCOL_VERSION_INCOMPATIBLE", 422, false, "The two agents have no such protocol version in common; `yours` and `theirs` say which each speaks.";
+    ProtocolVersionBlocked = "protocol_version_blocked", "PROTOCOL_VERSION_BLOCKED", 426, false, "The protocol version is not served any more; `sunset_at` says since when.";
     AgentUnavailable = "agent_unavailable", "AGENT_UNAVAILABLE", 503, true, "The agent is suspended, banned or not active.";
     RateLimited = "rate_limited", "RATE_LIMIT_EXCEEDED", 429, true, "Too many; `retry_after_ms` says when to come back.";
     Overloaded = "overloaded", "OVERLOADED", 503, true, "The node has as much work as it can hold.";

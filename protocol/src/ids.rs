@@ -33,7 +33,7 @@ macro_rules! record_id {
 
             /// Reads what [`Self::as_bytes`] gave.
             #[must_use]
-            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(Uuid::from_bytes(bytes))
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::account::{CredentialKind, Principal, Scope};
 use crate::error_code::{ErrorCode, Refusal};
+use crate::ids::AgentId;
 use crate::task::TaskParties;
 use crate::topic::{Mount, Topic};
 
@@ -30,10 +31,24 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         Topic::Hirer(id) => id.is_some() && id == principal.user,
         Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
         Topic::Discovery => true,
+        // R80: its two agents only, which its record says: see `may_join_between`.
+        Topic::Negotiation(id) => id.is_some() && principal.agent.is_some(),
         // R129: members only, which its record says.
         Topic::Team(id) => id.is_some() && principal.agent.is_some(),
     };
     if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
+}
+
+/// Whether a principal may join what is between two agents, such as a negotiation (R80): as one of them. `agents` are the
+/// two, if there is such a thing.
+///
+/// # Errors
+/// `unauthorized`, for what does not exist too (R35).
+pub fn may_join_between(principal: &Principal, agents: Option<[AgentId; 2]>) -> Result<(), Refusal> {
+    match (principal.agent, agents) {
+        (Some(agent), Some(agents)) if agents.contains(&agent) => Ok(()),
+        _ => Err(ErrorCode::Unauthorized.into()),
+    }
 }
 
 /// Whether a principal may read a task's stream: as provider or client agent (R29), or as the user who owns the client
@@ -61,7 +76,7 @@ pub fn may_emit(principal: &Principal, task: Option<&TaskParties>) -> Result<(),
 mod tests {
     use super::*;
     use crate::account::Scopes;
-    use crate::ids::{AgentId, CredentialId, TaskId, UserId};
+    use crate::ids::{CredentialId, NegotiationId, TaskId, UserId};
     use crate::time::Timestamp;
 
     fn agent_id(n: u8) -> AgentId {
@@ -131,6 +146,24 @@ mod tests {
         }
         assert_eq!(may_join(&user, Topic::Messages(Some(agent_id(1))), None), refused);
         assert_eq!(may_join(&user, Topic::Messages(None), None), refused);
+    }
+
+    #[test]
+    fn what_is_between_two_is_for_the_two() {
+        let agent = |n| principal(CredentialKind::AgentKey, Some(n), None);
+        let owner = || principal(CredentialKind::UserToken, None, Some(1));
+        let acting = principal(CredentialKind::UserToken, Some(2), Some(1));
+        let two = Some([agent_id(1), agent_id(2)]);
+        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+        for (who, joins) in
+            [(agent(1), true), (agent(2), true), (agent(3), false), (owner(), false), (acting, true)]
+        {
+            assert_eq!(may_join_between(&who, two).is_ok(), joins, "{who:?}");
+            assert_eq!(may_join_between(&who, None), refused, "unknown");
+        }
+        let topic = Topic::Negotiation(Some(NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10])));
+        assert_eq!(may_join(&owner(), topic, None), refused);
+        assert_eq!(may_join(&agent(1), Topic::Negotiation(None), None), refused);
     }
 
     #[test]

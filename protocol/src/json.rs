@@ -1,6 +1,7 @@
 //! JSON that is passed on untouched, and the checks that untrusted JSON goes through.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use bytes::Bytes;
@@ -268,6 +269,19 @@ pub fn has_poisoned_key(value: &Json) -> bool {
     value.parse::<Box<RawValue>>().is_ok_and(|raw| poisoned(&raw))
 }
 
+/// Whether an object anywhere in the value has two fields of one name, of which readers take different ones.
+#[must_use]
+pub fn has_repeated_key(value: &Json) -> bool {
+    fn repeated(raw: &RawValue) -> bool {
+        if let Ok(Fields(fields)) = serde_json::from_str(raw.get()) {
+            let names: HashSet<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
+            return names.len() < fields.len() || fields.iter().any(|(_, inner)| repeated(inner));
+        }
+        serde_json::from_str::<Vec<&RawValue>>(raw.get()).is_ok_and(|items| items.into_iter().any(repeated))
+    }
+    value.parse::<Box<RawValue>>().is_ok_and(|raw| repeated(&raw))
+}
+
 /// Reads an object into a type. Lists are refused, which derived readers would take field by field.
 ///
 /// # Errors
@@ -447,6 +461,19 @@ mod tests {
         assert_eq!(refusal.message.as_deref(), Some("has a field that is not known"));
         let refusal = read_object::<Inner>(r#"{"secret":tru"#).unwrap_err();
         assert_eq!((refusal.field, refusal.message.as_deref()), (None, Some("not valid JSON")));
+    }
+
+    #[test]
+    fn repeated_keys_are_found_at_any_depth() {
+        for (json, repeated) in [
+            (r#"{"a":1,"a":1}"#, true),
+            (r#"{"a":1,"\u0061":2}"#, true),
+            (r#"[1,{"b":{"c":[{"a":1,"b":2,"a":3}]}}]"#, true),
+            (r#"{"a":{"a":{"a":1}},"b":[{"a":1},{"a":1}]}"#, false),
+            (r#""a""#, false),
+        ] {
+            assert_eq!(has_repeated_key(&serde_json::from_str(json).unwrap()), repeated, "{json}");
+        }
     }
 
     #[test]

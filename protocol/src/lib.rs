@@ -6,8 +6,8 @@
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`message`], [`topic`],
-//!   [`join_rules`]
-//! * state machines: [`presence`], [`task_stream`], [`mailbox`], [`rate_limiter`]
+//!   [`join_rules`], [`protocol_version`]
+//! * state machines: [`presence`], [`task_stream`], [`mailbox`], [`negotiation`], [`rate_limiter`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -26,8 +26,10 @@ pub mod limits;
 pub mod mailbox;
 pub mod message;
 pub mod money;
+pub mod negotiation;
 pub mod phoenix;
 pub mod presence;
+pub mod protocol_version;
 pub mod rate_limiter;
 pub mod schema;
 pub mod signing;

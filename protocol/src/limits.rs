@@ -137,6 +137,12 @@ pub struct Limits {
     pub note_chars_max: usize,
     /// Messages about one task or hiring.
     pub notes_per_task_max: usize,
+    /// Bytes of a negotiation's terms, as JSON.
+    pub negotiation_terms_bytes_max: usize,
+    /// Characters of the reason of a rejection.
+    pub negotiation_reason_chars_max: usize,
+    /// Open negotiations that one agent has begun; a further one answers `limit_reached`.
+    pub negotiations_open_per_agent_max: usize,
     /// Negotiations, payment channels and teams of each sort that are in use on a node at once; a further one answers `overloaded`.
     pub sessions_live_max: usize,
     /// Members of one team.
@@ -290,6 +296,9 @@ impl Default for Limits {
             task_error_bytes_max: 16 * KIB,
             note_chars_max: 5_000,
             notes_per_task_max: 1_000,
+            negotiation_terms_bytes_max: 16 * KIB,
+            negotiation_reason_chars_max: 500,
+            negotiations_open_per_agent_max: 1_000,
             sessions_live_max: 100_000,
             team_members_max: 100,
             teams_per_agent_max: 1_000,

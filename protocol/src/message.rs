@@ -14,6 +14,7 @@ use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::{AgentId, MessageId};
 use crate::json::Json;
 use crate::limits::Limits;
+use crate::protocol_version::{Deprecation, InvalidVersion, Version};
 use crate::signing::statement::Digest;
 use crate::time::Timestamp;
 
@@ -290,6 +291,9 @@ pub struct Receipt {
     pub inserted_at: Timestamp,
     /// Whether it is an earlier one of the same key: nothing was added.
     pub deduplicated: bool,
+    /// That its protocol version is going away, if it is (R133).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deprecation: Option<Deprecation>,
 }
 
 impl Receipt {
@@ -306,6 +310,7 @@ impl Receipt {
             kind: message.kind.clone(),
             inserted_at: message.inserted_at,
             deduplicated,
+            deprecation: None,
         }
     }
 }
@@ -369,15 +374,26 @@ impl MessageRequest {
     ///
     /// # Errors
     /// 1.0.0 has no guarantees: at most once, and nothing else.
-    pub fn guarantee_under(&self, version: &str) -> Result<Guarantee, Refusal> {
-        match (version, self.delivery_guarantee) {
-            ("1.0.0", None | Some(Guarantee::AtMostOnce)) => Ok(Guarantee::AtMostOnce),
-            ("1.0.0", Some(_)) => {
-                let message = "protocol version 1.0.0 has at_most_once alone";
+    pub fn guarantee_under(&self, version: Version) -> Result<Guarantee, Refusal> {
+        match self.delivery_guarantee {
+            guarantee if version >= Version::GUARANTEED => Ok(guarantee.unwrap_or(Guarantee::AtLeastOnce)),
+            None | Some(Guarantee::AtMostOnce) => Ok(Guarantee::AtMostOnce),
+            Some(_) => {
+                let message = format!("protocol version {version} has at_most_once alone");
                 Err(Refusal::field(ErrorCode::InvalidPayload, "delivery_guarantee", message))
             }
-            (_, guarantee) => Ok(guarantee.unwrap_or(Guarantee::AtLeastOnce)),
         }
+    }
+
+    /// The protocol version that is asked for, if one is.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn version(&self) -> Result<Option<Version>, Refusal> {
+        let read = self.protocol_version.as_deref().map(str::parse).transpose();
+        read.map_err(|error: InvalidVersion| {
+            Refusal::field(ErrorCode::InvalidPayload, "protocol_version", error.to_string())
+        })
     }
 
     /// By which a repeat under the same key is told from another message (R121).
@@ -472,16 +488,19 @@ mod tests {
     #[test]
     fn guarantees_depend_on_the_version() {
         use Guarantee::{AtLeastOnce, AtMostOnce, ExactlyOnce};
-        assert_eq!(with("").guarantee_under("1.0.0"), Ok(AtMostOnce));
-        assert_eq!(with("").guarantee_under("1.1.0"), Ok(AtLeastOnce));
+        assert_eq!(with("").guarantee_under(Version::CORE), Ok(AtMostOnce));
+        assert_eq!(with("").guarantee_under(Version::GUARANTEED), Ok(AtLeastOnce));
         let once = with(r#","delivery_guarantee":"exactly_once""#);
-        assert_eq!(once.guarantee_under("2.0.0"), Ok(ExactlyOnce));
-        assert_eq!(once.guarantee_under("1.0.0").unwrap_err().field.unwrap(), "delivery_guarantee");
+        assert_eq!(once.guarantee_under(Version::SIGNED), Ok(ExactlyOnce));
+        let refused = once.guarantee_under(Version::CORE).unwrap_err();
+        assert_eq!(refused.field.unwrap(), "delivery_guarantee");
         let most = with(r#","delivery_guarantee":"at_most_once""#);
-        assert_eq!(
-            (most.guarantee_under("1.0.0"), most.guarantee_under("1.1.0")),
-            (Ok(AtMostOnce), Ok(AtMostOnce))
-        );
+        for version in Version::SPOKEN {
+            assert_eq!(most.guarantee_under(version), Ok(AtMostOnce));
+        }
+        assert_eq!(with(r#","protocol_version":"1.1.0""#).version(), Ok(Some(Version::GUARANTEED)));
+        assert_eq!(with("").version(), Ok(None));
+        assert!(with(r#","protocol_version":"1.1""#).version().is_err());
     }
 
     #[test]

@@ -34,6 +34,18 @@ impl Amount {
         self.0
     }
 
+    /// The mean of two, an odd sum rounded down (R87).
+    #[must_use]
+    pub const fn mean(self, other: Self) -> Self {
+        Self(self.0.midpoint(other.0))
+    }
+
+    /// Twice this; the largest amount there is if that is more.
+    #[must_use]
+    pub const fn doubled(self) -> Self {
+        Self(self.0.saturating_mul(2))
+    }
+
     /// Reads `12`, `12.5`, `0.000001`.
     ///
     /// # Errors
@@ -105,6 +117,17 @@ mod tests {
             assert_eq!(serde_json::from_str::<Amount>(text).unwrap().micros(), micros);
             assert_eq!(serde_json::from_str::<Amount>(&format!("\"{text}\"")).unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn means_are_rounded_down_and_never_overflow() {
+        for (a, b, mean) in
+            [(80, 100, 90), (1, 2, 1), (0, 1, 0), (i64::MAX, i64::MAX, i64::MAX), (i64::MAX, 0, i64::MAX / 2)]
+        {
+            assert_eq!(Amount(a).mean(Amount(b)), Amount(mean));
+            assert_eq!(Amount(b).mean(Amount(a)), Amount(mean));
+        }
+        assert_eq!((Amount(21).doubled(), Amount(i64::MAX).doubled()), (Amount(42), Amount(i64::MAX)));
     }
 
     #[test]

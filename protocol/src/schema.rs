@@ -4,7 +4,10 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::ids::{AgentId, CredentialId, EntryId, HiringId, MessageId, TaskId, TeamId, UserId, VoteId};
+use crate::ids::{
+    AgentId, AgreementId, CredentialId, EntryId, HiringId, MessageId, NegotiationId, TaskId, TeamId, UserId,
+    VoteId,
+};
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
 use crate::time::Timestamp;
@@ -35,6 +38,8 @@ text_schema! {
     TaskId: Some(KnownFormat::Uuid), "A task's id.";
     HiringId: Some(KnownFormat::Uuid), "A hiring's id.";
     CredentialId: Some(KnownFormat::Uuid), "A credential's id; never its secret.";
+    NegotiationId: Some(KnownFormat::Uuid), "A negotiation's id.";
+    AgreementId: Some(KnownFormat::Uuid), "An agreement's id.";
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
     TeamId: Some(KnownFormat::Uuid), "A team's id.";
     EntryId: Some(KnownFormat::Uuid), "The id of something a team keeps.";

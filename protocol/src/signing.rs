@@ -5,7 +5,7 @@ pub mod statement;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::{Engine, alphabet};
-use ed25519_dalek::{Signature, VerifyingKey};
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::AgentId;
@@ -65,6 +65,42 @@ impl PublicKey {
     }
 }
 
+/// The key with which the server itself signs what it attests: one for all nodes that share a store.
+#[derive(Clone)]
+pub struct ServerKey(SigningKey);
+
+impl ServerKey {
+    /// From 32 random bytes.
+    #[must_use]
+    pub fn from_seed(seed: [u8; 32]) -> Self {
+        Self(SigningKey::from_bytes(&seed))
+    }
+
+    /// What others verify with.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        PublicKey(self.0.verifying_key())
+    }
+
+    /// Signs a text: base64.
+    #[must_use]
+    pub fn sign(&self, statement: &str) -> String {
+        BASE64.encode(self.0.sign(statement.as_bytes()).to_bytes())
+    }
+}
+
+impl std::fmt::Debug for ServerKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ServerKey({})", self.public().to_base64())
+    }
+}
+
+/// The 64 bytes of a signature, whichever way it is written.
+#[must_use]
+pub fn signature_bytes(signature: &str) -> Option<[u8; 64]> {
+    decode(signature)
+}
+
 /// Whether the y coordinate is below the field's prime, 2^255 - 19: a point must have one spelling only.
 fn is_canonical(bytes: &[u8; 32]) -> bool {
     let all_ones_above = bytes[1..31].iter().all(|byte| *byte == 0xFF) && bytes[31] & 0x7F == 0x7F;
@@ -89,14 +125,16 @@ pub(crate) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
 /// What the old key signs when an agent's key changes (R21): the agent and the new key, in lower-case hex.
 #[must_use]
 pub fn public_key_statement(agent: AgentId, new_key: &PublicKey) -> String {
-    let hex: String = new_key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{DOMAIN}\nagent.public_key\n{agent}\n{hex}")
+    format!("{DOMAIN}\nagent.public_key\n{agent}\n{}", hex(new_key))
+}
+
+/// A key as it stands in what is signed: lower-case hex.
+fn hex(key: &PublicKey) -> String {
+    key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use ed25519_dalek::{Signer, SigningKey};
-
     use super::*;
     use crate::time::Timestamp;
 

@@ -52,6 +52,15 @@ impl Timestamp {
         Ok(Self::from_unix_ms(parsed.as_millisecond()))
     }
 
+    /// As an HTTP date (RFC 9110 §5.6.7): `Sat, 21 Nov 2026 02:38:00 GMT`.
+    #[must_use]
+    pub fn http_date(self) -> String {
+        // The years of a timestamp all have such a form.
+        jiff::Timestamp::from_millisecond(self.0)
+            .and_then(|time| jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time))
+            .unwrap_or_default()
+    }
+
     /// Writes `2026-11-21T02:38:00.123Z` into `out`.
     pub fn write_iso(self, out: &mut Vec<u8>) {
         let days = self.0.div_euclid(86_400_000);

@@ -1,6 +1,6 @@
 //! Sockets, their topics, and the names of events.
 
-use crate::ids::{AgentId, TaskId, TeamId, UserId};
+use crate::ids::{AgentId, NegotiationId, TaskId, TeamId, UserId};
 
 /// Where a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +62,8 @@ pub enum Topic {
     TaskStream(Option<TaskId>),
     /// `messages:<agent id>`: messages from other agents.
     Messages(Option<AgentId>),
+    /// `negotiation:<id>`: what two agents offer each other.
+    Negotiation(Option<NegotiationId>),
     /// `agents:discovery`: who is online.
     Discovery,
     /// `team:<id>`: agents that work on something together.
@@ -87,6 +89,7 @@ impl Topic {
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
             (Mount::User | Mount::Main, "messages") => Some(Self::Messages(id.parse().ok())),
+            (Mount::Main, "negotiation") => Some(Self::Negotiation(id.parse().ok())),
             (Mount::Main, "team") => Some(Self::Team(id.parse().ok())),
             _ => None,
         }
@@ -101,9 +104,26 @@ impl Topic {
             Self::TaskStream(id) => id.map(task_stream_topic),
             Self::Messages(id) => id.map(messages_topic),
             Self::Discovery => Some(DISCOVERY.to_owned()),
+            Self::Negotiation(id) => id.map(negotiation_topic),
             Self::Team(id) => id.map(team_topic),
         }
     }
+}
+
+/// What stands between a topic and the name of a part of it. No topic that a client can join has it.
+const PART: char = '#';
+
+/// A part of a topic: those who joined the topic and subscribe to the part are told what the others need not hear. They
+/// see the topic's name.
+#[must_use]
+pub fn part(topic: &str, name: &str) -> String {
+    format!("{topic}{PART}{name}")
+}
+
+/// The name that clients know a topic by.
+#[must_use]
+pub fn without_part(topic: &str) -> &str {
+    topic.split_once(PART).map_or(topic, |(topic, _)| topic)
 }
 
 /// The topic of an agent's own events.
@@ -128,6 +148,12 @@ pub fn messages_topic(agent: AgentId) -> String {
 #[must_use]
 pub fn task_stream_topic(task: TaskId) -> String {
     format!("task_stream:{task}")
+}
+
+/// The topic of a negotiation.
+#[must_use]
+pub fn negotiation_topic(negotiation: NegotiationId) -> String {
+    format!("negotiation:{negotiation}")
 }
 
 /// The topic of a team.
@@ -161,12 +187,18 @@ pub mod event {
     pub const NEW_MESSAGE: &str = "new_message";
     pub const SEND_MESSAGE: &str = "send_message";
     pub const ACKNOWLEDGE: &str = "acknowledge";
-    pub const REJECT: &str = "reject";
     pub const MESSAGE_STATUS: &str = "message_status";
     pub const DISCOVER: &str = "discover";
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
     pub const AGENT_UPDATED: &str = "agent_updated";
+    pub const OFFER: &str = "offer";
+    pub const ACCEPT: &str = "accept";
+    pub const REJECT: &str = "reject";
+    pub const NEGOTIATION_STARTED: &str = "negotiation_started";
+    pub const NEGOTIATION_COMPLETE: &str = "negotiation_complete";
+    pub const NEGOTIATION_REJECTED: &str = "negotiation_rejected";
+    pub const NEGOTIATION_EXPIRED: &str = "negotiation_expired";
     pub const TEAM_JOINED: &str = "team.joined";
     pub const TEAM_ESCALATED: &str = "team.escalated";
     pub const TEAM_MESSAGE: &str = "team_message";
@@ -230,5 +262,23 @@ mod tests {
         }
         assert!([Mount::Agent, Mount::Hirer].iter().all(|mount| Topic::parse(*mount, &name).is_none()));
         assert_eq!(Topic::parse(Mount::User, DISCOVERY), None);
+        for name in ["payment:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"] {
+            assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
+        }
+        assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
+        let id = NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]);
+        let name = negotiation_topic(id);
+        assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Negotiation(Some(id))));
+        assert_eq!(Topic::parse(Mount::Agent, &name), None);
+        assert_eq!(Topic::parse(Mount::Main, "negotiation:1"), Some(Topic::Negotiation(None)));
+    }
+
+    #[test]
+    fn parts_of_a_topic_are_joined_by_nobody_and_shown_as_the_topic() {
+        let name = negotiation_topic(NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]));
+        let client = part(&name, "client");
+        assert_eq!((without_part(&client), without_part(&name)), (&*name, &*name));
+        assert_eq!(Topic::parse(Mount::Main, &client), Some(Topic::Negotiation(None)));
+        assert!(Mount::ALL.iter().all(|mount| Topic::parse(*mount, &part(DISCOVERY, "x")).is_none()));
     }
 }

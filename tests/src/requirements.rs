@@ -137,6 +137,42 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
         ],
     ),
     (
+        "Negotiations",
+        &[
+            ("R80", "Its two agents join, and are told what a signer needs"),
+            ("R81", "Offers up to twice the base price as it was at the start"),
+            ("R82", "Amounts as decimal strings or numbers, exact in millionths"),
+            ("R83", "The sender's signature over this very offer, strictly verified"),
+            ("R84", "An offer is told to the other side, and stored"),
+            ("R85", "Ten rounds; the eleventh offer ends it"),
+            ("R86", "Thirty minutes from the beginning, over restarts too"),
+            ("R87", "An acceptance names the mean of both sides' latest offers, rounded down"),
+            ("R88", "Not by who made the latest offer, unless configured so"),
+            ("R89", "One agreement, told to both"),
+            ("R90", "Either side ends it for good"),
+            ("R91", "Races are decided once; a superseded pair is refused"),
+            ("R134", "Begun over REST, with an id of one's own to sign the first proposal"),
+            ("R135", "Counter, accept and reject over REST are those of the channel"),
+            ("R136", "403 for others, 404 for what is not, 409 for what is over, 422 for what does not fit"),
+        ],
+    ),
+    (
+        "What is signed",
+        &[
+            ("R137", "Lines of fixed fields for one purpose each; JSON as the hash of its canonical form"),
+            ("R138", "The vectors verify"),
+            ("R139", "Records keep the very texts that were signed"),
+        ],
+    ),
+    (
+        "Protocol versions",
+        &[
+            ("R130", "1.0.0, 1.1.0 and 2.0.0"),
+            ("R131", "The highest common version, or a requested one that is common"),
+            ("R133", "Deprecated for 180 days, then blocked; never the newest two majors"),
+        ],
+    ),
+    (
         "Message types",
         &[("R129", "Teams: messages, votes with a period, knowledge, escalation; for members only")],
     ),

@@ -16,8 +16,10 @@ use serde_json::json;
 use super::{Answer, current_agent, require_write};
 use crate::core::Core;
 use crate::egress::Outlet;
+use crate::negotiations::discovery_topic;
 use crate::online::Appearance;
 use crate::presence::Watching;
+use crate::pubsub::Subscription;
 use crate::socket::{OwnedPayload, Socket};
 use crate::store::StoreError;
 use crate::task_stream::refusal_of;
@@ -26,6 +28,8 @@ use crate::task_stream::refusal_of;
 pub struct DiscoveryChannel {
     _watching: Watching,
     _appearance: Option<Appearance>,
+    /// To what concerns this agent alone.
+    _subscription: Option<Subscription>,
 }
 
 impl DiscoveryChannel {
@@ -46,12 +50,16 @@ impl DiscoveryChannel {
             None => None,
         };
         let watching = core.blocks.watch(DISCOVERY, outlet, socket.principal.agent, view).await?;
+        let subscription = match &agent {
+            Some((agent, _)) => Some(core.pubsub.subscribe(&discovery_topic(agent.id), outlet).await),
+            None => None,
+        };
         let appearance = match agent {
             Some((agent, changes)) => Some(super::appear(core, agent, changes, false).await?),
             None => None,
         };
         outlet.open(reference, &Json::empty_object());
-        Ok(Self { _watching: watching, _appearance: appearance })
+        Ok(Self { _watching: watching, _appearance: appearance, _subscription: subscription })
     }
 
     pub(super) async fn push(

@@ -1,11 +1,13 @@
 //! The rules of each topic: what a join does, and what its events do. One file a topic.
 //!
-//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] alone.
+//! Who may join is decided in `muster_protocol::join_rules`, and asked in [`Channel::join`] or, where the record has to be
+//! read first, in the join of the channel.
 
 mod agent;
 mod discovery;
 mod hirer;
 mod messages;
+mod negotiation;
 mod task_stream;
 mod team;
 
@@ -36,6 +38,8 @@ pub enum Channel {
     TaskStream(task_stream::TaskStreamChannel),
     /// `messages:<id>`
     Messages(messages::MessagesChannel),
+    /// `negotiation:<id>`
+    Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
     /// `team:<id>`
@@ -83,6 +87,12 @@ impl Channel {
                 let agent = agent.ok_or(ErrorCode::Unauthorized)?;
                 messages::MessagesChannel::join(socket, outlet, agent, reference).await.map(Self::Messages)
             }
+            Topic::Negotiation(id) => {
+                let id = id.ok_or(ErrorCode::Unauthorized)?;
+                negotiation::NegotiationChannel::join(socket, outlet, id, reference)
+                    .await
+                    .map(Self::Negotiation)
+            }
             Topic::Team(team) => {
                 let team = team.ok_or(ErrorCode::Unauthorized)?;
                 team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
@@ -115,6 +125,7 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Messages(channel) => channel.push(socket, outlet, event, &payload, reference).await,
+            Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
             Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),
         }

@@ -10,6 +10,7 @@ use muster_protocol::agent::Agent;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, UserId};
 use muster_protocol::limits::Limits;
+use muster_protocol::protocol_version::Version;
 use muster_protocol::signing::PublicKey;
 use muster_protocol::time::Timestamp;
 use parking_lot::RwLock;
@@ -25,7 +26,7 @@ pub struct Address {
     /// Its owner.
     pub owner: Option<UserId>,
     /// Protocol versions it speaks.
-    pub versions: Vec<String>,
+    pub versions: Vec<Version>,
     /// Key that its signatures verify with.
     pub public_key: Option<PublicKey>,
     blocked: HashMap<AgentId, Option<Timestamp>>,
@@ -158,7 +159,7 @@ fn address(
     Address {
         may_connect: agent.status.may_connect(),
         owner: agent.owner,
-        versions: agent.protocol_versions,
+        versions: Version::list(&agent.protocol_versions),
         public_key: agent.public_key,
         blocked,
         waiting: waiting.unwrap_or_else(none),

@@ -4,13 +4,11 @@
 //! * this file: sending, settling, reading, and what is not kept any longer
 //! * [`addresses`]: what is known of senders and recipients
 //! * `gather`: many requests in one transaction
-//! * `versions`: which protocol version two agents use
 //!
 //! How a message gets to its recipient: [`crate::mailbox`].
 
 pub mod addresses;
 mod gather;
-mod versions;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,6 +22,7 @@ use muster_protocol::limits::Limits;
 use muster_protocol::message::{
     Guarantee, Message, MessageRequest, MessageStatus, Receipt, Verdict, check_key,
 };
+use muster_protocol::protocol_version::{Table, Version, negotiate};
 use muster_protocol::signing::statement::{self, Digest};
 use muster_protocol::topic::{event, messages_topic};
 use serde::Serialize;
@@ -49,6 +48,7 @@ pub struct Messages {
     telling: Telling,
     environment: Environment,
     limits: Arc<Limits>,
+    versions: Table,
     buckets: Buckets<AgentId>,
     accepting: Gather<Accepting>,
     settling: Gather<Settling>,
@@ -101,6 +101,18 @@ pub fn status_of(outcome: &Outcome) -> Json {
 struct Accepting {
     store: Arc<dyn Store>,
     telling: Telling,
+    environment: Environment,
+    versions: Table,
+}
+
+impl Accepting {
+    /// A receipt that says whether its version is going away (R133).
+    fn receipt(&self, receipt: Receipt) -> Receipt {
+        let version: Option<Version> = receipt.protocol_version.parse().ok();
+        let deprecation =
+            version.and_then(|version| self.versions.deprecation(version, self.environment.now()));
+        Receipt { deprecation, ..receipt }
+    }
 }
 
 #[async_trait]
@@ -128,8 +140,8 @@ impl Work for Accepting {
         self.telling.metrics.agent_messages.get_or_create(&[("what", "accepted")]).inc_by(new as u64);
         self.telling.mailboxes.news(recipients.iter().copied());
         let answer = |(receipt, accepted)| match accepted {
-            Accepted::New => Ok(receipt),
-            Accepted::Known(message) => Ok(Receipt::of(&message, true)),
+            Accepted::New => Ok(self.receipt(receipt)),
+            Accepted::Known(message) => Ok(self.receipt(Receipt::of(&message, true))),
             Accepted::Mismatch => Err(ErrorCode::IdempotencyMismatch.into()),
         };
         receipts.into_iter().zip(accepted).map(answer).collect()
@@ -180,7 +192,7 @@ const SWEPT_AT_ONCE: usize = 1_000;
 impl Messages {
     /// With the store and the ports of the mailboxes. Its tasks run until it is dropped.
     #[must_use]
-    pub fn new(addresses: Arc<Addresses>, mailboxes: &Mailboxes) -> Self {
+    pub fn new(addresses: Arc<Addresses>, mailboxes: &Mailboxes, versions: &Table) -> Self {
         let needs = mailboxes.needs();
         let telling = Telling {
             mailboxes: mailboxes.clone(),
@@ -189,7 +201,12 @@ impl Messages {
         };
         let (store, limits) = (needs.store.clone(), needs.limits.clone());
         let (places, together) = (limits.message_queue_max, limits.store_batch_rows_max);
-        let accepting = Accepting { store: store.clone(), telling: telling.clone() };
+        let accepting = Accepting {
+            store: store.clone(),
+            telling: telling.clone(),
+            environment: needs.environment.clone(),
+            versions: versions.clone(),
+        };
         let settling = Settling { store: store.clone(), telling: telling.clone() };
         Self {
             accepting: Gather::start(accepting, places, together),
@@ -200,6 +217,7 @@ impl Messages {
             addresses,
             telling,
             limits,
+            versions: versions.clone(),
         }
     }
 
@@ -255,8 +273,8 @@ impl Messages {
         if !(sender.may_connect && recipient.may_connect) {
             return Err(ErrorCode::AgentUnavailable.into());
         }
-        let asked = request.protocol_version.as_deref();
-        let version = versions::agreed(&sender.versions, &recipient.versions, asked)?;
+        let (yours, theirs, asked) = (&sender.versions, &recipient.versions, request.version()?);
+        let version = negotiate(yours, theirs, asked, now, &self.versions)?.version;
         let guarantee = request.guarantee_under(version)?;
         check_signature(&request, from, version, &sender)?;
         let once = self.once(&request, from, guarantee, key)?;
@@ -268,7 +286,7 @@ impl Messages {
             to,
             kind: request.kind,
             payload: Some(request.payload),
-            version: version.to_owned(),
+            version: version.to_string(),
             guarantee,
             dedup_key: request.dedup_key,
             signature: request.signature,
@@ -401,12 +419,12 @@ fn speaks_for(principal: &Principal, agent: AgentId, address: &Address) -> bool 
 fn check_signature(
     request: &MessageRequest,
     from: AgentId,
-    version: &str,
+    version: Version,
     sender: &Address,
 ) -> Result<(), Refusal> {
     let Some(signature) = &request.signature else {
-        if version == "2.0.0" {
-            let message = "protocol version 2.0.0 needs one";
+        if version >= Version::SIGNED {
+            let message = format!("protocol version {version} needs one");
             return Err(Refusal::field(ErrorCode::InvalidSignature, "signature", message));
         }
         return Ok(());
@@ -416,7 +434,7 @@ fn check_signature(
         from: &from,
         to: &request.to_agent_id,
         kind: &request.kind,
-        version,
+        version: &version.to_string(),
         dedup_key: request.dedup_key.as_deref(),
         payload: Digest::of_json(&request.payload)?,
     };

@@ -286,9 +286,16 @@ impl Socket {
         let now_ms = self.core.environment.monotonic_ms();
         let rate = self.core.limits.messages_per_socket;
         self.bucket.lock().take(rate, 1, now_ms).map_err(Refusal::rate_limited)?;
-        let (Mount::Main, Some(agent)) = (self.mount, self.principal.agent) else {
-            return Ok(());
-        };
+        if self.mount == Mount::Main { self.take_signed_event() } else { Ok(()) }
+    }
+
+    /// Takes of what an agent may join and sign on the main socket (R60).
+    ///
+    /// # Errors
+    /// `rate_limited`
+    pub fn take_signed_event(&self) -> Result<(), Refusal> {
+        let Some(agent) = self.principal.agent else { return Ok(()) };
+        let now_ms = self.core.environment.monotonic_ms();
         self.core.join_buckets.take(agent, now_ms).map_err(Refusal::rate_limited)
     }
 

@@ -5,11 +5,15 @@ mod cluster;
 mod layers;
 mod store_url;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use muster_actors::settings::StreamSettings;
 use muster_protocol::limits::Limits;
+use muster_protocol::negotiation;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
+use muster_protocol::protocol_version::{Table, Version};
+use muster_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::cluster::{ClusterConfig, RedisUrl, TransportChoice};
@@ -33,6 +37,10 @@ pub struct Config {
     pub log: LogConfig,
     /// Going away.
     pub drain: DrainConfig,
+    /// Versions of the agents' protocol.
+    pub protocol: ProtocolConfig,
+    /// Negotiations.
+    pub negotiation: negotiation::Settings,
     /// Task streams.
     pub stream: StreamSettings,
     /// Other nodes.
@@ -182,6 +190,27 @@ pub struct DrillsConfig {
     pub enabled: bool,
 }
 
+/// `[protocol]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProtocolConfig {
+    /// Versions that are going away, and since when, such as `{"1.0.0" = "2026-01-01T00:00:00Z"}`. Agents are told for 180
+    /// days; then the version is refused, unless it is of one of the newest two majors. An older version than those that
+    /// the server speaks may stand here too: it is served as core messaging until then.
+    pub deprecated: BTreeMap<Version, Timestamp>,
+}
+
+impl ProtocolConfig {
+    /// The versions there are.
+    ///
+    /// # Errors
+    /// One that is above the latest.
+    pub fn table(&self) -> Result<Table, ConfigError> {
+        Table::new(self.deprecated.clone())
+            .map_err(|problem| ConfigError(format!("protocol.deprecated: {problem}")))
+    }
+}
+
 /// The configuration cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -207,6 +236,8 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let named = |name: &str, problem: String| ConfigError(format!("{name}: {problem}"));
         self.origin_policy()?;
+        self.protocol.table()?;
+        self.check_negotiation()?;
         self.cluster.check()?;
         Networks::parse(&self.http.trusted_proxies).map_err(|error| named("http.trusted_proxies", error))?;
         Networks::parse(&self.limits.ip_limit_exempt)
@@ -275,6 +306,18 @@ impl Config {
             }
         }
         self.check_most()
+    }
+
+    fn check_negotiation(&self) -> Result<(), ConfigError> {
+        let negotiation::Settings { rounds_max, timeout_ms, .. } = self.negotiation;
+        // All offers of a negotiation are read and written together.
+        if !(2..=100).contains(&rounds_max) {
+            return Err(ConfigError(format!("negotiation.rounds_max: from 2 to 100, not {rounds_max}")));
+        }
+        if timeout_ms < 1_000 {
+            return Err(ConfigError(format!("negotiation.timeout_ms: at least 1000, not {timeout_ms}")));
+        }
+        Ok(())
     }
 
     fn check_times(&self) -> Result<(), ConfigError> {

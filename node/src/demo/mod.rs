@@ -65,7 +65,7 @@ pub async fn run(arguments: DemoArguments) -> Result<(), RunError> {
     let suffix: String = environment.random::<6>().iter().map(|byte| format!("{byte:02x}")).collect();
     let folder = std::env::temp_dir().join(format!("muster-demo-{suffix}"));
     let operator = format!("op_demo_{suffix}");
-    let node = start(&arguments.listen, folder.clone(), &operator).await?;
+    let node = Box::pin(start(&arguments.listen, folder.clone(), &operator)).await?;
     say(&format!("A node serves at {} (store: {}).\n", node.url, folder.display()));
     let ended = tokio::select! {
         ended = tell(&node, &operator, arguments.exit) => ended,

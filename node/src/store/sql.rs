@@ -15,6 +15,11 @@ pub const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capa
      external_client, hiring, created_at, updated_at, ended_at";
 /// Of a note.
 pub const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
+/// Of a negotiation.
+pub const NEGOTIATION_COLUMNS: &str = "id, listed_as, version, client, client_key, provider, provider_key, opened_by, task, \
+     base_price, terms, terms_sha256, offers, status, created_at, expires_at, updated_at, ended_by, reason, agreement";
+/// Of an agreement.
+pub const AGREEMENT_COLUMNS: &str = "id, negotiation, client, provider, created_at, document";
 
 /// How agents are sorted.
 #[must_use]

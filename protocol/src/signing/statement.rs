@@ -6,10 +6,11 @@ use std::fmt::{self, Display, Write};
 use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
-use super::DOMAIN;
+use super::{DOMAIN, PublicKey};
 use crate::error_code::{ErrorCode, Refusal};
-use crate::json::Json;
+use crate::json::{Json, has_repeated_key};
 use crate::money::Amount;
+use crate::time::Timestamp;
 
 /// A SHA-256, shown as lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,10 +26,16 @@ impl Digest {
     /// Of a document in its canonical form (RFC 8785).
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidPayload`]: it has a number that is none in IEEE 754, so that it has no canonical form.
+    /// [`ErrorCode::InvalidPayload`]: it has a number that is none in IEEE 754, or two fields of one name, so that it has no
+    /// canonical form.
     pub fn of_json(document: &Json) -> Result<Self, Refusal> {
         let none =
             |_| Refusal::invalid("the document has no canonical form (RFC 8785): a number is out of range");
+        if has_repeated_key(document) {
+            return Err(Refusal::invalid(
+                "the document has no canonical form (RFC 8785): a name stands twice",
+            ));
+        }
         let value: serde_json::Value = document.parse().map_err(none)?;
         let mut canonical = Vec::new();
         serde_json_canonicalizer::to_writer(&value, &mut canonical).map_err(none)?;
@@ -112,6 +119,62 @@ pub fn accept(
 ) -> String {
     let (client, provider) = (client_offer.micros(), provider_offer.micros());
     lines("negotiation.accept", &[session, agent, &amount.micros(), &client, &provider, &terms])
+}
+
+/// What the server attests of an agreement: everything in it that its parties have not signed themselves, and that their
+/// three signatures belong to it.
+#[derive(Clone, Copy)]
+pub struct Attested<'a> {
+    /// The agreement.
+    pub agreement: &'a dyn Display,
+    /// The negotiation it came of.
+    pub session: &'a dyn Display,
+    /// The task it is about, if there is one.
+    pub task: Option<&'a dyn Display>,
+    /// Who wants something done, and its key.
+    pub client: (&'a dyn Display, &'a PublicKey),
+    /// Who does it, and its key.
+    pub provider: (&'a dyn Display, &'a PublicKey),
+    /// The provider's.
+    pub base_price: Amount,
+    /// What was agreed.
+    pub amount: Amount,
+    /// Of the terms.
+    pub terms: Digest,
+    /// Of the 64 bytes of the signatures of the client's offer, the provider's offer, and the acceptance.
+    pub signatures: [Digest; 3],
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Attested<'_> {
+    /// What the server signs.
+    #[must_use]
+    pub fn statement(&self) -> String {
+        let task = self.task.unwrap_or(&"-");
+        let keys = [super::hex(self.client.1), super::hex(self.provider.1)];
+        let (base_price, amount) = (self.base_price.micros(), self.amount.micros());
+        let [client_offer, provider_offer, accept] = &self.signatures;
+        lines(
+            "negotiation.agreement",
+            &[
+                self.agreement,
+                self.session,
+                task,
+                self.client.0,
+                self.provider.0,
+                &keys[0],
+                &keys[1],
+                &base_price,
+                &amount,
+                &self.terms,
+                client_offer,
+                provider_offer,
+                accept,
+                &self.created_at,
+            ],
+        )
+    }
 }
 
 /// The two sides of a transfer, in the names under which they sign.

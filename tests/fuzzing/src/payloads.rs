@@ -7,7 +7,10 @@ use muster_protocol::ids::AgentId;
 use muster_protocol::json::{Json, deeper_than, has_poisoned_key, read_object};
 use muster_protocol::limits::Limits;
 use muster_protocol::money::Amount;
+use muster_protocol::negotiation::request::{AcceptRequest, OfferRequest, OpenRequest, RejectRequest};
+use muster_protocol::negotiation::{agreement, check_reason};
 use muster_protocol::presence::Facts;
+use muster_protocol::signing::ServerKey;
 use muster_protocol::task::ChunkRequest;
 use muster_protocol::task_stream::{Read, StreamLog, join_cursor};
 use muster_protocol::time::Timestamp;
@@ -30,6 +33,32 @@ pub fn channel_payloads(data: &[u8]) {
     chunk(text, &limits);
     metadata(&json, &limits);
     registration(text, &limits);
+    negotiation(text, &limits);
+}
+
+/// What agents send to negotiate; and agreements, which anybody may show to anybody.
+fn negotiation(text: &str, limits: &Limits) {
+    let open = |text: &str| {
+        let request: OpenRequest = read_object(text)?;
+        Ok::<_, Refusal>((request.other()?, request.chosen_id()?, request))
+    };
+    never_echoes(text, |text| open(text).err());
+    if let Ok((other, id, request)) = open(text) {
+        assert_eq!(id.map(|id| id.to_string()), request.session_id, "a session has one name");
+        assert!(request.signature.is_none() || id.is_some());
+        assert!(request.to_agent_id.is_none_or(|to| other == Some(to)));
+    }
+    never_echoes(text, |text| read_object::<OfferRequest>(text).err());
+    never_echoes(text, |text| read_object::<AcceptRequest>(text).err());
+    never_echoes(text, |text| {
+        let request: RejectRequest = read_object(text).ok()?;
+        check_reason(request.reason.as_deref(), limits).err()
+    });
+    if let Ok(document) = agreement::read(text) {
+        // Whatever it says, it holds or it does not; and it does not hold of a server that has never signed.
+        let stranger = ServerKey::from_seed([9; 32]).public();
+        assert!(document.verify(Some(&stranger)).is_err() || document.verify(None).is_ok());
+    }
 }
 
 fn view(text: &str) {

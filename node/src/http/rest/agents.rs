@@ -13,6 +13,7 @@ use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, CredentialId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
+use muster_protocol::protocol_version::Version;
 use muster_protocol::signing::{PublicKey, public_key_statement};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -65,6 +66,7 @@ async fn add(app: &App, new: NewAgent, owner: Option<UserId>) -> Handled {
     let now = environment.now();
     let id = AgentId::new(now, environment.id_entropy());
     let agent = new.agent.into_agent(id, owner, now, &app.config.limits)?;
+    app.core.versions.check_declared(&Version::list(&agent.protocol_versions), now)?;
     let (credential, secret) =
         app.auth.issue(CredentialKind::AgentKey, Owner::Agent(agent.id), Terms::default());
     let agents_max = app.config.limits.agents_per_user_max;

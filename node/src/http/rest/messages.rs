@@ -35,7 +35,8 @@ pub async fn send(
     };
     let (waiter, answer) = Waiter::request();
     app.core.messages.send(&caller.principal, request, key, waiter).await;
-    Answer::created(&answer.await.unwrap_or_else(|_| Err(ErrorCode::Internal.into()))?)
+    let receipt = answer.await.unwrap_or_else(|_| Err(ErrorCode::Internal.into()))?;
+    Ok(Answer::created(&receipt)?.deprecated(receipt.deprecation))
 }
 
 /// Messages to send together.

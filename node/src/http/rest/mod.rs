@@ -5,6 +5,7 @@
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`messages`]: what agents tell each other
+//! * [`negotiations`]: what agents agree on
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
 
@@ -15,6 +16,7 @@ pub mod blocks;
 pub mod extract;
 pub mod hirings;
 pub mod messages;
+pub mod negotiations;
 pub mod operations;
 pub mod streams;
 pub mod tasks;
@@ -79,6 +81,13 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(messages::acknowledge))
         .routes(routes!(messages::reject))
         .routes(routes!(messages::redeliver))
+        .routes(routes!(negotiations::create, negotiations::list))
+        .routes(routes!(negotiations::show))
+        .routes(routes!(negotiations::counter))
+        .routes(routes!(negotiations::accept))
+        .routes(routes!(negotiations::reject))
+        .routes(routes!(negotiations::agreement))
+        .routes(routes!(negotiations::server_key))
         .routes(routes!(teams::create, teams::list))
         .routes(routes!(teams::show))
         .routes(routes!(teams::add_member))

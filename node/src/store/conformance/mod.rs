@@ -3,6 +3,7 @@
 
 mod accounts;
 mod messages;
+mod negotiations;
 mod streams;
 mod tasks;
 mod teams;
@@ -233,10 +234,13 @@ macro_rules! conformance_of {
             messages: messages_wait_in_order, messages_are_settled_once, pushes_are_counted_once,
                 what_is_pushed_at_most_once_is_given_once, keys_give_the_first_message, messages_expire_and_are_forgotten,
                 messages_are_listed_by_party;
+            negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
+                negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
             teams: votes_fall_due;
         ], reopened [
             messages: messages_outlive_the_store;
             streams: claims_outlive_the_store;
+            negotiations: the_servers_key_outlives_the_store;
             teams: teams_are_kept_with_what_they_keep;
         ]);
     };

@@ -5,7 +5,8 @@
 //! * [`connect`]: URL and TLS; [`pool`]: connections, and transactions that happen once whatever becomes of them;
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
+//!   connection
 //! * `messages`: the same, and what is a write and what is a read of it
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
@@ -16,6 +17,7 @@ pub mod appends;
 pub mod columns;
 pub mod connect;
 mod messages;
+pub mod negotiations;
 pub mod pool;
 pub mod schema;
 pub mod streams;

@@ -3,7 +3,8 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`]: the SQL of each transaction, over one connection
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
+//!   connection
 //! * `messages`: the same, and what is a write and what is a read of it
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
@@ -13,6 +14,7 @@ pub mod agents;
 pub mod columns;
 pub mod journal;
 mod messages;
+pub mod negotiations;
 pub mod readers;
 pub mod schema;
 pub mod streams;

@@ -148,3 +148,23 @@ fn no_field_of_a_message_can_look_like_two() {
         assert_eq!(message(kind, key).unwrap_err().code, ErrorCode::InvalidPayload, "{kind:?} {key:?}");
     }
 }
+
+/// R137: one document, one hash, whoever writes it; and what would be read in two ways has none.
+#[test]
+fn documents_that_are_read_alike_have_one_hash() {
+    let digest = |text: &str| Digest::of_json(&serde_json::from_str::<Json>(text).unwrap());
+    for (one, other) in [
+        (r#"{"b":1,"a":[true,null]}"#, r#"{ "a": [ true, null ], "b": 1.0 }"#),
+        ("9007199254740993", "9007199254740992"),
+        ("18446744073709551615", "18446744073709552000"),
+        ("12345678901234567890123", "1.2345678901234568e22"),
+        (r#""\u00e9\/""#, "\"é/\""),
+        ("-0", "0"),
+        ("1e2", "100"),
+    ] {
+        assert_eq!(digest(one).unwrap(), digest(other).unwrap(), "{one}");
+    }
+    for none in [r#"{"a":1,"a":2}"#, r#"[{"x":{"a":1,"a":1}}]"#, "1e999"] {
+        assert_eq!(digest(none).unwrap_err().code, ErrorCode::InvalidPayload, "{none}");
+    }
+}
