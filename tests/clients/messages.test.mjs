@@ -540,6 +540,28 @@ onNode("bounds of messages", ["limits.mailbox_messages_max=5", `limits.messages_
   });
 });
 
+const daysAgo = (days) => new Date(Date.now() - days * DAY_MS).toISOString();
+
+onNode("versions of messages", [`protocol.deprecated={"1.1.0"="${daysAgo(100)}","0.9.0"="${daysAgo(181)}"}`], (world) => {
+  test("R133 R131: a message in a version that is going away says so, over REST and on a socket; one that is gone is refused", async () => {
+    const [from, to] = await world.pair();
+    const answer = await world.post(from, to);
+    assert.equal(answer.status, 201, answer.text);
+    const { deprecated_at, sunset_at } = answer.data.deprecation;
+    assert.equal(Date.parse(sunset_at) - Date.parse(deprecated_at), 180 * DAY_MS);
+    assert.equal(answer.headers.get("deprecation"), `@${Math.floor(Date.parse(deprecated_at) / 1_000)}`);
+    assert.equal(Date.parse(answer.headers.get("sunset")), Math.floor(Date.parse(sunset_at) / 1_000) * 1_000);
+    const sender = await world.box(from);
+    assert.deepEqual((await sender.send(to)).response.deprecation, answer.data.deprecation);
+    const older = await world.post(from, to, { protocol_version: "1.0.0" });
+    assert.deepEqual([older.status, older.data.deprecation, older.headers.get("sunset")], [201, undefined, null]);
+    assertRefused(await world.post(from, to, { protocol_version: "0.9.0" }), 426, "PROTOCOL_VERSION_BLOCKED");
+    assertRefused(await world.post(from, to, { protocol_version: "1.1" }), 422, "VALIDATION_ERROR", "protocol_version");
+    const incompatible = await world.post(from, to, { protocol_version: "2.0.0" });
+    assert.deepEqual([incompatible.error.details.reason, incompatible.error.details.yours], ["protocol_version_incompatible", ["1.0.0", "1.1.0"]]);
+  });
+});
+
 describe("messages over restarts and days", () => {
   test("R122 R123 R124: the queue survives kill -9; after 6 days and 23 hours it comes in order; at 7 days it has expired, and senders see it", async () => {
     const open = [];
