@@ -4,17 +4,22 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use muster_protocol::alerts::AlertSettings;
 use muster_protocol::cluster::{Message, NodeKey};
 use muster_protocol::ids::AgentId;
 use muster_protocol::limits::Limits;
 use muster_protocol::negotiation;
 use muster_protocol::protocol_version;
 use muster_protocol::signing::ServerKey;
+use muster_protocol::webhook::WebhookSettings;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::alerts::Alerts;
+use crate::analytics::Analytics;
 use crate::blocks::Blocks;
 use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
+use crate::global_stats::{GlobalStats, Load};
 use crate::mailbox::{self, Mailboxes};
 use crate::messages::Messages;
 use crate::messages::addresses::Addresses;
@@ -28,12 +33,13 @@ use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
 use crate::settings::StreamSettings;
 use crate::socket::Sockets;
-use crate::store::Store;
+use crate::store::{FigureStore, Store};
 use crate::supervisor::{self, Supervisor};
 use crate::task_stream::{Needs, Streams};
 use crate::tasks::Tasks;
 use crate::teams::Teams;
 use crate::usage::ClusterUsage;
+use crate::webhooks::{Caller, Webhooks};
 
 /// Locks that changes of agents' records share.
 const CHANGE_STRIPES: usize = 64;
@@ -70,6 +76,14 @@ pub struct Core {
     pub messages: Messages,
     /// Their way to recipients.
     pub mailboxes: Mailboxes,
+    /// Figures.
+    pub analytics: Arc<Analytics>,
+    /// What is told of them.
+    pub alerts: Alerts,
+    /// What there is in all.
+    pub stats: GlobalStats,
+    /// Webhooks.
+    pub webhooks: Arc<Webhooks>,
     /// Negotiations.
     pub negotiations: Negotiations,
     /// Teams.
@@ -104,6 +118,8 @@ pub struct Parts {
     pub cluster: Arc<dyn Cluster>,
     /// Metrics.
     pub metrics: Metrics,
+    /// Figures, alerts and webhooks.
+    pub reports: ReportParts,
     /// Shards of topics: as many as there are processors.
     pub shards: usize,
     /// Versions of the agents' protocol.
@@ -116,14 +132,54 @@ pub struct Parts {
     pub drills: bool,
 }
 
+/// What figures, alerts and webhooks need.
+pub struct ReportParts {
+    /// Where figures are kept.
+    pub figures: Arc<dyn FigureStore>,
+    /// Thresholds of alerts.
+    pub alerts: AlertSettings,
+    /// How much of the machine is in use.
+    pub load: Load,
+    /// Settings of webhooks.
+    pub webhooks: WebhookSettings,
+    /// Calls their receivers.
+    pub caller: Arc<dyn Caller>,
+}
+
+impl ReportParts {
+    fn analytics(
+        &self,
+        store: &Arc<dyn Store>,
+        environment: &Environment,
+        metrics: &Arc<Metrics>,
+        limits: &Limits,
+    ) -> Arc<Analytics> {
+        let bounds = (limits.analytics_entries_max, limits.agents_per_user_max);
+        Analytics::new((self.figures.clone(), store.clone()), environment.clone(), metrics.clone(), bounds)
+    }
+
+    fn webhooks(
+        &self,
+        (store, pubsub): (&Arc<dyn Store>, &Arc<PubSub>),
+        environment: &Environment,
+        metrics: &Arc<Metrics>,
+        limits: &Limits,
+    ) -> Arc<Webhooks> {
+        let ports = (store.clone(), self.caller.clone(), pubsub.clone());
+        let settings = (self.webhooks.clone(), limits.webhooks_per_owner_max);
+        Webhooks::new(ports, settings, environment.clone(), metrics.clone())
+    }
+}
+
 impl Core {
     /// Starts the actors of a node.
     ///
     /// # Errors
     /// An actor does not start.
+    #[allow(clippy::too_many_lines, reason = "some lines for each part of a node")]
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, shards, versions, drills, .. } =
-            parts;
+        let Parts { environment, limits, streams, store, cluster, metrics, reports, shards, .. } = parts;
+        let (versions, drills) = (parts.versions, parts.drills);
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
         let (supervisor, _) = Actor::spawn(None, Supervisor, arguments).await?;
@@ -133,6 +189,7 @@ impl Core {
         }
         let presence = Presence::new(environment.clone(), metrics.clone(), cluster.clone(), &limits);
         supervisor::start(&supervisor, presence.child()).await?;
+        let analytics = reports.analytics(&store, &environment, &metrics, &limits);
         let online = Online::new(presence.clone(), environment.clone(), metrics.clone());
         let streams = Streams::new(Needs {
             store: store.clone(),
@@ -141,6 +198,7 @@ impl Core {
             limits: limits.clone(),
             settings: streams,
             metrics: metrics.clone(),
+            analytics: analytics.clone(),
         });
         supervisor::start(&supervisor, streams.child()).await?;
         let sockets = Sockets::new(metrics.clone());
@@ -167,6 +225,7 @@ impl Core {
             pubsub: pubsub.clone(),
             online: online.clone(),
             notices: notices.clone(),
+            analytics: analytics.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
         };
@@ -185,6 +244,10 @@ impl Core {
         supervisor::start(&supervisor, teams.child()).await?;
         let usage = ClusterUsage::new(cluster.clone(), connections.clone(), streams.clone(), limits.clone());
         let core = Arc::new(Self {
+            analytics,
+            webhooks: reports.webhooks((&store, &pubsub), &environment, &metrics, &limits),
+            alerts: Alerts::new(reports.alerts),
+            stats: GlobalStats::new(reports.load),
             usage,
             blocks,
             notices,

@@ -8,9 +8,12 @@
 //! * what is shared by task: [`task_stream`], [`tasks`]
 //! * messages between agents: [`messages`] (who may send what), [`mailbox`] (how they get to their recipients)
 //! * what several parties change by turns: [`session`], [`negotiations`], [`teams`]
+//! * what is counted and told of it: [`analytics`], [`alerts`], [`global_stats`], [`webhooks`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
+pub mod alerts;
+pub mod analytics;
 pub mod blocks;
 pub mod channels;
 pub mod cluster;
@@ -19,6 +22,7 @@ pub mod core;
 mod counterpart;
 pub mod egress;
 mod elsewhere;
+pub mod global_stats;
 pub mod inbox;
 pub mod mailbox;
 pub mod messages;
@@ -39,3 +43,4 @@ pub mod task_stream;
 pub mod tasks;
 pub mod teams;
 pub mod usage;
+pub mod webhooks;

@@ -61,6 +61,10 @@ pub struct Metrics {
     pub agent_messages: Family<Label, Counter>,
     /// Broadcasts dropped because their topic's shard is behind.
     pub publications_dropped: Counter,
+    /// Entries of figures dropped because their store is away or behind.
+    pub figures_dropped: Counter,
+    /// Attempts to deliver to webhooks, by what became of the delivery.
+    pub webhook_attempts: Family<Label, Counter>,
     /// Connections closed because what was due to them did not fit their queue.
     pub overloaded: Counter,
 }
@@ -94,11 +98,14 @@ impl Metrics {
             delivered: Counter::default(),
             agent_messages: Family::default(),
             publications_dropped: Counter::default(),
+            figures_dropped: Counter::default(),
+            webhook_attempts: Family::default(),
             overloaded: Counter::default(),
         };
         metrics.register_sockets(registry);
         metrics.register_presence(registry);
         metrics.register_streams(registry);
+        metrics.register_reports(registry);
         metrics
     }
 
@@ -137,6 +144,19 @@ impl Metrics {
             "sockets_overloaded",
             "Sockets closed because what was due to them did not fit their queue",
             self.overloaded.clone(),
+        );
+    }
+
+    fn register_reports(&self, registry: &mut Registry) {
+        registry.register(
+            "figures_dropped",
+            "Entries of figures dropped because their store is away or behind",
+            self.figures_dropped.clone(),
+        );
+        registry.register(
+            "webhook_attempts",
+            "Attempts to deliver to webhooks, by what became of the delivery",
+            self.webhook_attempts.clone(),
         );
     }
 

@@ -2,6 +2,12 @@
 //! compares and sets, and refuses what no longer fits. Time is an argument. Every backend passes the same conformance
 //! suite.
 
+pub mod figures;
+mod webhooks;
+
+pub use self::figures::FigureStore;
+pub use self::webhooks::{AttemptEntry, Claim, Settled, WebhookStore};
+
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
@@ -359,8 +365,10 @@ pub trait StreamStore: Send + Sync + 'static {
 /// The whole store.
 #[async_trait]
 pub trait Store:
-    AccountStore + TaskStore + StreamStore + MessageStore + NegotiationStore + TeamStore
+    AccountStore + TaskStore + StreamStore + MessageStore + NegotiationStore + TeamStore + WebhookStore
 {
+    /// How many agents there are.
+    async fn count_agents(&self) -> StoreResult<u64>;
     /// Writes and reads something: whether the store works.
     async fn check(&self, now: Timestamp) -> StoreResult<()>;
     /// Finishes what is queued and closes. Nothing is written afterwards.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use muster_protocol::agent::Agent;
+use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus, HiringView};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
@@ -13,6 +14,7 @@ use muster_protocol::topic::{agent_topic, event, hirer_topic};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::analytics::Analytics;
 use crate::counterpart::counterpart;
 use crate::notices::Notices;
 use crate::online::Online;
@@ -33,6 +35,8 @@ pub struct Tasks {
     pub online: Arc<Online>,
     /// Who is told of changes.
     pub notices: Arc<Notices>,
+    /// Figures.
+    pub analytics: Arc<Analytics>,
     /// Time and randomness.
     pub environment: Environment,
     /// Bounds.
@@ -155,6 +159,9 @@ impl Tasks {
             self.publish_task(&agent_topic(before.provider), event::TASK_CANCELLED, &task);
         }
         self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, &task);
+        if before.provider != task.provider {
+            self.analytics.record(Event::TaskReassigned(&task));
+        }
         Ok(task)
     }
 
@@ -187,8 +194,12 @@ impl Tasks {
             "protocol_version": NOTE_PROTOCOL_VERSION,
             "inserted_at": note.inserted_at,
         }));
+        if let Some(agent) = agent {
+            self.analytics.record(Event::MessageSent(agent));
+        }
         for party in [task.client, task.provider] {
             if Some(party) != agent {
+                self.analytics.record(Event::MessageReceived(party));
                 self.pubsub.publish(&agent_topic(party), event::NEW_MESSAGE, message.clone());
             }
         }
@@ -252,6 +263,10 @@ impl Tasks {
     }
 
     fn tell_created(&self, task: &Task) {
+        self.analytics.record(Event::TaskCreated(task));
+        if task.status.is_final() {
+            self.analytics.record(Event::TaskEnded(task));
+        }
         if let Some(owner) = task.client_owner {
             self.publish_task(&hirer_topic(owner), event::TASK_SUBMITTED, task);
         }
@@ -276,6 +291,7 @@ impl Tasks {
     }
 
     async fn tell_ended(&self, task: &Task) {
+        self.analytics.record(Event::TaskEnded(task));
         let (task_event, hiring_event) = match task.status {
             TaskStatus::Completed => (event::TASK_COMPLETED, event::HIRING_COMPLETED),
             TaskStatus::Cancelled => (event::TASK_CANCELLED, event::HIRING_CANCELLED),

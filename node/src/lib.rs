@@ -10,6 +10,7 @@
 pub mod agreement;
 pub mod app;
 pub mod auth;
+pub mod background;
 pub mod cli;
 pub mod cluster;
 pub mod config;

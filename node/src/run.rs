@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use muster_actors::cluster::{Alone, Cluster};
-use muster_actors::core::{Core, Parts};
+use muster_actors::core::{Core, Parts, ReportParts};
 use muster_actors::metric_definitions::Metrics;
 use muster_actors::ports::Environment;
-use muster_actors::store::Store;
+use muster_actors::store::{FigureStore, Store};
 use muster_protocol::account::{Secret, SecretHash};
 use muster_protocol::cluster::NodeKey;
 use muster_protocol::signing::ServerKey;
@@ -20,15 +20,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
+use crate::background;
 use crate::cluster;
 use crate::cluster::metric_definitions::ClusterMetrics;
 use crate::cluster::nodes::Nodes;
 use crate::config::{Config, cluster_secret};
 use crate::http::front::Front;
+use crate::http::webhook_client::WebhookClient;
 use crate::http::{listener, tls};
 use crate::metric_definitions::{HttpMetrics, registry};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::figures::SqliteFigures;
 use crate::system_clock;
 
 /// Why a node does not run.
@@ -69,12 +72,19 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     check_plaintext(&config, tls.is_some())?;
     check_cluster(&config)?;
     let environment = system_clock::environment();
-    let store = open_store(&config).await?;
+    let (store, figures) = open_store(&config).await?;
     let (operator, new_operator_token) =
         operator(store.as_ref(), operator_token, environment.random()).await?;
     let server_key = ServerKey::from_seed(store.server_seed(environment.random()).await?);
     let mut registry = registry();
     let (cluster, nodes) = join(&config, &environment, &mut registry).await?;
+    let reports = ReportParts {
+        figures,
+        alerts: config.alerts.clone(),
+        load: Arc::new(background::system_load),
+        webhooks: config.webhooks.clone(),
+        caller: Arc::new(WebhookClient::new(&config.webhooks)?),
+    };
     let parts = Parts {
         environment,
         limits: config.limits.clone(),
@@ -82,6 +92,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         store,
         cluster,
         metrics: Metrics::register(&mut registry),
+        reports,
         shards: std::thread::available_parallelism().map_or(1, usize::from),
         versions: config.protocol.table()?,
         negotiation: config.negotiation.clone(),
@@ -110,19 +121,24 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     tokio::spawn(sweep(app.clone(), stop.clone()));
     tokio::spawn(do_what_is_due(app.clone(), stop.clone()));
     tokio::spawn(look_for_ended(app.clone(), stop.clone()));
+    background::start(&app, &stop);
     app.set_ready();
     let url = format!("{scheme}://{address}");
     tracing::info!(%address, "serving");
     Ok(Node { address, url, new_operator_token, app, stop, connections })
 }
 
-/// The store that the settings name: PostgreSQL by its URL, otherwise the embedded one.
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, RunError> {
+/// The stores that the settings name: PostgreSQL by its URL, otherwise the embedded one.
+async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn FigureStore>), RunError> {
     let (store, limits) = (&config.store, &config.limits);
-    Ok(match &store.url {
-        Some(url) => Arc::new(PostgresStore::open(url.reveal(), store.tls_ca.as_deref(), limits).await?),
-        None => Arc::new(SqliteStore::open(&store.data_dir, limits)?),
-    })
+    let Some(url) = &store.url else {
+        // First the one that locks the folder.
+        let opened = SqliteStore::open(&store.data_dir, limits)?;
+        return Ok((Arc::new(opened), Arc::new(SqliteFigures::open(&store.data_dir)?)));
+    };
+    let opened = PostgresStore::open(url.reveal(), store.tls_ca.as_deref(), limits).await?;
+    let figures = opened.figures(limits)?;
+    Ok((Arc::new(opened), Arc::new(figures)))
 }
 
 /// Plain HTTP beyond this machine shows every credential to whoever listens on the way (agrenting.md R170).
@@ -221,7 +237,11 @@ async fn every_second(app: Arc<App>, stop: CancellationToken) {
 /// Notes when the agents that went were last seen: together, so that those of a node that is gone are few transactions.
 async fn note_gone(core: &Core) {
     let now = core.environment.now();
-    let gone = futures_util::stream::iter(core.online.take_gone());
+    let gone = core.online.take_gone();
+    if let Err(error) = core.alerts.went(core, &gone).await {
+        tracing::warn!(%error, "cannot see what the agents that went were doing");
+    }
+    let gone = futures_util::stream::iter(gone);
     gone.for_each_concurrent(LAST_SEEN_WRITES_MAX, |agent| async move {
         if let Err(error) = core.store.set_last_seen(agent, now).await {
             tracing::warn!(%error, "cannot note when an agent was last seen");
@@ -345,6 +365,10 @@ impl Node {
         if tokio::time::timeout(LAST_SEEN_TIMEOUT, note_gone(&app.core)).await.is_err() {
             tracing::warn!("did not note of all agents when they were last seen");
         }
+        if let Err(error) = app.core.analytics.flush().await {
+            tracing::warn!(%error, "the last figures could not be written");
+        }
+        app.core.analytics.store().close_figures().await;
         app.core.store.close().await;
         if let Some(nodes) = &app.nodes {
             nodes.close().await;

@@ -8,15 +8,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use muster_actors::cluster::{Cluster, Event, Receiver};
-use muster_actors::core::{Core, Parts};
+use muster_actors::core::{Core, Parts, ReportParts};
 use muster_actors::metric_definitions::Metrics;
 use muster_actors::settings::StreamSettings;
-use muster_actors::store::Store;
+use muster_actors::store::{FigureStore, Store};
 use muster_actors::task_stream::ack::Ack;
+use muster_node::http::webhook_client::WebhookClient;
 use muster_node::store::sqlite::SqliteStore;
+use muster_node::store::sqlite::figures::SqliteFigures;
 use muster_node::system_clock;
 use muster_protocol::account::{Credential, CredentialKind, Owner, Principal, Scopes, SecretHash};
 use muster_protocol::agent::{Agent, Registration};
+use muster_protocol::alerts::AlertSettings;
 use muster_protocol::cluster::stream::{StreamMessage, What};
 use muster_protocol::cluster::{Member, Members, Message, NodeKey, owner::owner_of};
 use muster_protocol::error_code::{ErrorCode, Refusal};
@@ -25,6 +28,7 @@ use muster_protocol::json::Json;
 use muster_protocol::limits::Limits;
 use muster_protocol::task::{ChunkRequest, Ending, Task, TaskStatus};
 use muster_protocol::time::Timestamp;
+use muster_protocol::webhook::WebhookSettings;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -144,6 +148,7 @@ fn pairs(keys: &[NodeKey]) -> impl Iterator<Item = (NodeKey, NodeKey)> {
 struct Fleet {
     bus: Arc<Bus>,
     store: Arc<dyn Store>,
+    figures: Arc<dyn FigureStore>,
     cores: Mutex<BTreeMap<String, Arc<Core>>>,
     incarnations: AtomicU64,
     _folder: tempfile::TempDir,
@@ -153,11 +158,13 @@ impl Fleet {
     async fn of(names: &[&str]) -> Arc<Self> {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(folder.path(), &Limits::default()).unwrap());
+        let figures: Arc<dyn FigureStore> = Arc::new(SqliteFigures::open(folder.path()).unwrap());
         let fleet = Arc::new(Self {
             bus: Arc::default(),
             store,
             cores: Mutex::default(),
             incarnations: AtomicU64::new(1),
+            figures,
             _folder: folder,
         });
         for name in names {
@@ -193,6 +200,13 @@ impl Fleet {
             store: self.store.clone(),
             cluster: port.clone(),
             metrics: Metrics::register(&mut prometheus_client::registry::Registry::default()),
+            reports: ReportParts {
+                figures: self.figures.clone(),
+                alerts: AlertSettings::default(),
+                load: Arc::new(|| 0.0),
+                webhooks: WebhookSettings::default(),
+                caller: Arc::new(WebhookClient::new(&WebhookSettings::default()).unwrap()),
+            },
             shards: 1,
             versions: muster_protocol::protocol_version::Table::default(),
             negotiation: muster_protocol::negotiation::Settings::default(),

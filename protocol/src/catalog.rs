@@ -44,6 +44,51 @@ const MESSAGE_STATUS: &str = r#"{"type":"object","required":["id","status","retr
 const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
 const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
 
+const PERIOD: &str = r#"{"type":"object","properties":{"period":{"enum":["1h","24h","7d","30d","90d","all"],"default":"24h"}}}"#;
+const WEBHOOK_DISABLED: &str = r#"{"type":"object","required":["webhook_id","url","disabled_at"],"properties":{"webhook_id":{"type":"string"},"url":{"type":"string"},"disabled_at":{"type":"string","format":"date-time"}}}"#;
+const ALERT: EventEntry = pushed(
+    event::ALERT,
+    "Something began, became worse, or is over (then its severity is info); to those who subscribed.",
+    r#"{"type":"object","required":["id","severity","type","message","agent_id","at"],"properties":{"id":{"type":"string"},"severity":{"enum":["critical","error","warning","info"]},"type":{"enum":["failure_rate","stalled","offline_with_tasks","dead_letters","figures_dropped"]},"message":{"type":"string"},"agent_id":{"type":["string","null"]},"at":{"type":"string","format":"date-time"}}}"#,
+);
+
+const fn asked(
+    name: &'static str,
+    description: &'static str,
+    payload: &'static str,
+    reply: &'static str,
+) -> EventEntry {
+    EventEntry { name, description, payload, reply: Some(reply) }
+}
+
+const ANALYTICS_EVENTS: &[EventEntry] = &[
+    asked(
+        event::REQUEST_METRICS,
+        "Sums of a period.",
+        PERIOD,
+        r#"{"type":"object","required":["period","from","to","tasks_total","tasks_completed","tasks_failed","tasks_cancelled","success_rate","avg_duration_ms","chunks","messages_sent","messages_received","revenue"],"properties":{"success_rate":{"type":["number","null"]},"avg_duration_ms":{"type":["integer","null"]},"revenue":{"type":"string"}}}"#,
+    ),
+    asked(
+        event::REQUEST_TIME_SERIES,
+        "A metric over time: a point for each interval, of which there are at most 1000; the interval is coarser than asked \
+         for if there would be more.",
+        r#"{"type":"object","required":["metric"],"properties":{"metric":{"type":"string"},"opts":{"type":"object","properties":{"period":{"enum":["1h","24h","7d","30d","90d","all"],"default":"24h"},"interval":{"enum":["minute","hour","day"]}}}}}"#,
+        r#"{"type":"object","required":["metric","interval","points"],"properties":{"metric":{"type":"string"},"interval":{"enum":["minute","hour","day"]},"points":{"type":"array","maxItems":1000,"items":{"type":"object","required":["t","v"],"properties":{"t":{"type":"string","format":"date-time"},"v":{"type":["number","string","null"]}}}}}}"#,
+    ),
+    asked(
+        event::REQUEST_REVENUE,
+        "What was earned.",
+        PERIOD,
+        r#"{"type":"object","required":["total","currency","by_day","by_capability"],"properties":{"total":{"type":"string"},"currency":{"type":"string"},"by_day":{"type":"array","items":{"type":"object","required":["day","amount"]}},"by_capability":{"type":"array","items":{"type":"object","required":["capability","amount"]}}}}"#,
+    ),
+    asked(
+        event::REQUEST_HEATMAP,
+        "Tasks created, by day of the week (Monday first) and hour, UTC; of the last 92 days at most.",
+        PERIOD,
+        r#"{"type":"object","required":["period","from","to","days","counts"],"properties":{"days":{"type":"array"},"counts":{"type":"array","minItems":7,"maxItems":7,"items":{"type":"array","minItems":24,"maxItems":24,"items":{"type":"integer"}}}}}"#,
+    ),
+    asked(event::SUBSCRIBE_ALERTS, "Has alerts sent to this join from now on.", NOTHING, NOTHING),
+];
 const SESSION: &str = r#"{"type":"object","required":["session"],"properties":{"session":{"type":"object","required":["id","status","round","client_agent_id","provider_agent_id","base_price","max_amount","terms","terms_sha256","offers","public_keys","expires_at"],"properties":{"id":{"type":"string","format":"uuid"},"status":{"enum":["open","accepted","rejected","expired"]},"round":{"type":"integer"},"base_price":{"type":"string"},"max_amount":{"type":"string"},"terms":{"type":"object"},"terms_sha256":{"type":"string"},"offers":{"type":"array"},"public_keys":{"type":"object","additionalProperties":{"type":["string","null"]}},"expires_at":{"type":"string","format":"date-time"}}}}}"#;
 const OFFER: &str = r#"{"type":"object","required":["amount","signature","agent_id","round","offer_no","statement","at"],"properties":{"amount":{"type":"string"},"signature":{"type":["string","null"]},"agent_id":{"type":"string","format":"uuid"},"round":{"type":"integer","minimum":1},"offer_no":{"type":"integer","minimum":1},"statement":{"type":"string"},"at":{"type":"string","format":"date-time"}}}"#;
 const COMPLETE: &str = r#"{"type":"object","required":["session_id","amount","agreement"],"properties":{"session_id":{"type":"string","format":"uuid"},"agreement_id":{"type":"string","format":"uuid"},"amount":{"type":"string"},"agreement":{"type":"object","required":["id","session_id","client_agent_id","provider_agent_id","amount","terms","terms_sha256","client_offer","provider_offer","accept","public_keys","created_at","server_key","server_statement","server_signature"]}}}"#;
@@ -92,6 +137,11 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::TASK_CANCELLED, "A task of the agent was withdrawn.", TASK),
             pushed(event::TASK_COMPLETED, "A task that the agent gave was completed.", TASK),
             pushed(event::TASK_FAILED, "A task that the agent gave has failed.", TASK),
+            pushed(
+                event::WEBHOOK_DISABLED,
+                "A webhook of the agent was given up: nothing arrived for days.",
+                WEBHOOK_DISABLED,
+            ),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring.", MESSAGE),
             NEGOTIATION_STARTED,
             pushed(event::TEAM_JOINED, "The agent was taken into a team.", TEAM),
@@ -114,6 +164,11 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::HIRING_COMPLETED, "A hiring was completed.", HIRING),
             pushed(event::HIRING_FAILED, "A hiring has failed.", HIRING),
             pushed(event::HIRING_CANCELLED, "A hiring was withdrawn.", HIRING),
+            pushed(
+                event::WEBHOOK_DISABLED,
+                "A webhook of the user was given up: nothing arrived for days.",
+                WEBHOOK_DISABLED,
+            ),
             pushed(event::TASK_SUBMITTED, "A task was created for one of the user's agents.", TASK),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring of the user.", MESSAGE),
             pushed(
@@ -271,6 +326,41 @@ pub const TOPICS: &[TopicEntry] = &[
                 event::NEGOTIATION_EXPIRED,
                 "Its time or its rounds are over.",
                 r#"{"type":"object","required":["session_id","round"],"properties":{"session_id":{"type":"string"},"round":{"type":"integer"}}}"#,
+            ),
+        ],
+    },
+    TopicEntry {
+        pattern: "analytics:agent:{agent_id}",
+        mounts: &[Mount::Main],
+        description: "Figures of an agent, as the provider of tasks. The agent joins, and its owner.",
+        join: NOTHING,
+        joined: NOTHING,
+        inbound: ANALYTICS_EVENTS,
+        outbound: &[ALERT],
+    },
+    TopicEntry {
+        pattern: "analytics:user:{user_id}",
+        mounts: &[Mount::Main],
+        description: "Figures of all agents of a user, together. The user joins, and their agents.",
+        join: NOTHING,
+        joined: NOTHING,
+        inbound: ANALYTICS_EVENTS,
+        outbound: &[ALERT],
+    },
+    TopicEntry {
+        pattern: "analytics:global",
+        mounts: &[Mount::Main],
+        description: "Figures of all agents, together. Any credential joins.",
+        join: NOTHING,
+        joined: NOTHING,
+        inbound: ANALYTICS_EVENTS,
+        outbound: &[
+            ALERT,
+            pushed(
+                event::GLOBAL_STATS,
+                "What there is in all: after the join, and every 10 s. The load is that of the last minute for each \
+                 processor, 1 when all are busy; of a cluster the mean of its nodes.",
+                r#"{"type":"object","required":["total_agents","total_tasks","system_load"],"properties":{"total_agents":{"type":"integer"},"total_tasks":{"type":"integer"},"system_load":{"type":"number"}}}"#,
             ),
         ],
     },

@@ -68,6 +68,8 @@ error_codes! {
     InvalidPayload = "invalid_payload", "VALIDATION_ERROR", 422, false, "A field is missing, has another type than it must, or is out of bounds.";
     InvalidKind = "invalid_kind", "VALIDATION_ERROR", 422, false, "A chunk's kind is \"chat\" or \"artifact\".";
     InvalidContent = "invalid_content", "VALIDATION_ERROR", 422, false, "A chunk's content is a non-empty string within the size limit.";
+    InvalidPeriod = "invalid_period", "VALIDATION_ERROR", 422, false, "There is no such period; `periods` says which there are.";
+    UnknownMetric = "unknown_metric", "VALIDATION_ERROR", 422, false, "There is no such metric; `metrics` says which there are.";
     InvalidAmount = "invalid_amount", "INVALID_AMOUNT", 422, false, "An amount is a decimal number from 0 with at most six fraction digits.";
     NoPublicKey = "no_public_key", "VALIDATION_ERROR", 422, false, "The agent has no public key, so it cannot sign.";
     InvalidSignature = "invalid_signature", "VALIDATION_ERROR", 422, false, "The signature does not match.";

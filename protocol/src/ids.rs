@@ -107,6 +107,14 @@ record_id!(
     /// A payment channel between two agents.
     PaymentChannelId
 );
+record_id!(
+    /// A webhook.
+    WebhookId
+);
+record_id!(
+    /// An event on its way to a webhook: the same for every try, so that its receiver knows it again.
+    DeliveryId
+);
 
 record_id!(
     /// A team.

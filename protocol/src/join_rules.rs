@@ -2,9 +2,9 @@
 
 use crate::account::{CredentialKind, Principal, Scope};
 use crate::error_code::{ErrorCode, Refusal};
-use crate::ids::AgentId;
+use crate::ids::{AgentId, UserId};
 use crate::task::TaskParties;
-use crate::topic::{Mount, Topic};
+use crate::topic::{AnalyticsScope, Mount, Topic};
 
 /// Whether a credential of this kind opens this socket (R24, R30, R57, R109).
 #[must_use]
@@ -35,6 +35,30 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         Topic::Negotiation(id) => id.is_some() && principal.agent.is_some(),
         // R129: members only, which its record says.
         Topic::Team(id) => id.is_some() && principal.agent.is_some(),
+        // What it takes to know is asked with `may_see_figures`.
+        Topic::Analytics(_) => false,
+    };
+    if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
+}
+
+/// Whether a principal may see figures (R101): an agent's are for itself and its owner, a user's for the user and their
+/// agents, those of all for anybody. `owner` is who owns the agent that it turns on: the one whose figures they are, or,
+/// for a user's, the one that asks.
+///
+/// # Errors
+/// `unauthorized`, for what does not exist too (R35).
+pub fn may_see_figures(
+    principal: &Principal,
+    scope: AnalyticsScope,
+    owner: Option<UserId>,
+) -> Result<(), Refusal> {
+    let is_owner = |owner: Option<UserId>| owner.is_some() && owner == principal.user;
+    let allowed = match scope {
+        AnalyticsScope::Agent(agent) => agent.is_some() && (agent == principal.agent || is_owner(owner)),
+        AnalyticsScope::User(user) => {
+            is_owner(user) || user.is_some() && principal.agent.is_some() && owner == user
+        }
+        AnalyticsScope::Global => true,
     };
     if allowed { Ok(()) } else { Err(ErrorCode::Unauthorized.into()) }
 }
@@ -146,6 +170,39 @@ mod tests {
         }
         assert_eq!(may_join(&user, Topic::Messages(Some(agent_id(1))), None), refused);
         assert_eq!(may_join(&user, Topic::Messages(None), None), refused);
+    }
+
+    /// R101
+    #[test]
+    fn figures_are_for_the_agent_and_its_owner() {
+        let agent = |n| principal(CredentialKind::AgentKey, Some(n), None);
+        let user = |n| principal(CredentialKind::UserToken, None, Some(n));
+        let of_agent = AnalyticsScope::Agent(Some(agent_id(1)));
+        let of_user = AnalyticsScope::User(Some(user_id(1)));
+        let may = |who: Principal, scope, owner: Option<u8>| {
+            may_see_figures(&who, scope, owner.map(user_id)).is_ok()
+        };
+        assert!(
+            may(agent(1), of_agent, None)
+                && may(agent(1), of_agent, Some(1))
+                && may(user(1), of_agent, Some(1))
+        );
+        assert!(!may(agent(2), of_agent, Some(1)), "not even another agent of the same owner");
+        assert!(!may(user(2), of_agent, Some(1)) && !may(user(1), of_agent, None), "another's, and nobody's");
+        assert!(may(user(1), of_user, None) && may(agent(1), of_user, Some(1)));
+        assert!(
+            !may(user(2), of_user, None) && !may(agent(1), of_user, Some(2)) && !may(agent(1), of_user, None)
+        );
+        for nothing in [AnalyticsScope::Agent(None), AnalyticsScope::User(None)] {
+            assert!(
+                !may(agent(1), nothing, None)
+                    && !may(user(1), nothing, None)
+                    && !may(user(1), nothing, Some(1))
+            );
+        }
+        assert!(may(agent(1), AnalyticsScope::Global, None) && may(user(1), AnalyticsScope::Global, None));
+        let joined = may_join(&agent(1), Topic::Analytics(of_agent), None);
+        assert_eq!(joined, Err(Refusal::new(ErrorCode::Unauthorized)), "asked elsewhere");
     }
 
     #[test]

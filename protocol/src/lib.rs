@@ -8,12 +8,15 @@
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`message`], [`topic`],
 //!   [`join_rules`], [`protocol_version`]
 //! * state machines: [`presence`], [`task_stream`], [`mailbox`], [`negotiation`], [`rate_limiter`]
+//! * what is counted and told of it: [`analytics`], [`alerts`], [`webhook`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
 
 pub mod account;
 pub mod agent;
+pub mod alerts;
+pub mod analytics;
 pub mod catalog;
 pub mod cluster;
 pub mod discovery;
@@ -38,4 +41,5 @@ pub mod task_stream;
 pub mod team;
 pub mod time;
 pub mod topic;
+pub mod webhook;
 pub mod websocket;

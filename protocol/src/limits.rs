@@ -185,6 +185,11 @@ pub struct Limits {
     pub message_addresses_max: usize,
     /// Messages that wait to be stored; further ones wait where they are.
     pub message_queue_max: usize,
+    /// Entries of figures (an agent's of a minute, by capability) that wait for the analytics store; what needs further ones
+    /// is dropped and counted.
+    pub analytics_entries_max: usize,
+    /// Webhooks of one agent or user.
+    pub webhooks_per_owner_max: usize,
 
     /// Entries of presence that a node takes from one other; further ones are not shown here.
     pub presence_entries_per_peer_max: usize,
@@ -320,6 +325,8 @@ impl Default for Limits {
             message_ids_kept_ms: 30 * DAY_MS,
             message_addresses_max: 65_536,
             message_queue_max: 8_192,
+            analytics_entries_max: 100_000,
+            webhooks_per_owner_max: 20,
 
             presence_entries_per_peer_max: 400_000,
             presence_bytes_per_peer_max: 512 * MIB,

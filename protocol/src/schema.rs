@@ -5,8 +5,8 @@ use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, 
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::ids::{
-    AgentId, AgreementId, CredentialId, EntryId, HiringId, MessageId, NegotiationId, TaskId, TeamId, UserId,
-    VoteId,
+    AgentId, AgreementId, CredentialId, DeliveryId, EntryId, HiringId, MessageId, NegotiationId, TaskId,
+    TeamId, UserId, VoteId, WebhookId,
 };
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
@@ -41,6 +41,8 @@ text_schema! {
     NegotiationId: Some(KnownFormat::Uuid), "A negotiation's id.";
     AgreementId: Some(KnownFormat::Uuid), "An agreement's id.";
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
+    WebhookId: Some(KnownFormat::Uuid), "A webhook's id.";
+    DeliveryId: Some(KnownFormat::Uuid), "The id of an event on its way to a webhook.";
     TeamId: Some(KnownFormat::Uuid), "A team's id.";
     EntryId: Some(KnownFormat::Uuid), "The id of something a team keeps.";
     VoteId: Some(KnownFormat::Uuid), "A vote's id.";

@@ -66,8 +66,42 @@ pub enum Topic {
     Negotiation(Option<NegotiationId>),
     /// `agents:discovery`: who is online.
     Discovery,
+    /// `analytics:…`: figures.
+    Analytics(AnalyticsScope),
     /// `team:<id>`: agents that work on something together.
     Team(Option<TeamId>),
+}
+
+/// Whose figures a topic shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AnalyticsScope {
+    /// `analytics:agent:<id>`: an agent's.
+    Agent(Option<AgentId>),
+    /// `analytics:user:<id>`: those of all agents of a user, together.
+    User(Option<UserId>),
+    /// `analytics:global`: those of all, together.
+    Global,
+}
+
+impl AnalyticsScope {
+    fn parse(name: &str) -> Option<Self> {
+        if name == "global" {
+            return Some(Self::Global);
+        }
+        match name.split_once(':')? {
+            ("agent", id) => Some(Self::Agent(id.parse().ok())),
+            ("user", id) => Some(Self::User(id.parse().ok())),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> Option<String> {
+        match self {
+            Self::Agent(agent) => agent.map(|agent| format!("analytics:agent:{agent}")),
+            Self::User(user) => user.map(|user| format!("analytics:user:{user}")),
+            Self::Global => Some("analytics:global".to_owned()),
+        }
+    }
 }
 
 /// The topic everybody who is online is present on.
@@ -89,6 +123,7 @@ impl Topic {
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
             (Mount::User | Mount::Main, "messages") => Some(Self::Messages(id.parse().ok())),
+            (Mount::Main, "analytics") => AnalyticsScope::parse(id).map(Self::Analytics),
             (Mount::Main, "negotiation") => Some(Self::Negotiation(id.parse().ok())),
             (Mount::Main, "team") => Some(Self::Team(id.parse().ok())),
             _ => None,
@@ -104,6 +139,7 @@ impl Topic {
             Self::TaskStream(id) => id.map(task_stream_topic),
             Self::Messages(id) => id.map(messages_topic),
             Self::Discovery => Some(DISCOVERY.to_owned()),
+            Self::Analytics(scope) => scope.name(),
             Self::Negotiation(id) => id.map(negotiation_topic),
             Self::Team(id) => id.map(team_topic),
         }
@@ -192,6 +228,14 @@ pub mod event {
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
     pub const AGENT_UPDATED: &str = "agent_updated";
+    pub const REQUEST_METRICS: &str = "request_metrics";
+    pub const REQUEST_TIME_SERIES: &str = "request_time_series";
+    pub const REQUEST_REVENUE: &str = "request_revenue";
+    pub const REQUEST_HEATMAP: &str = "request_heatmap";
+    pub const SUBSCRIBE_ALERTS: &str = "subscribe_alerts";
+    pub const ALERT: &str = "alert";
+    pub const GLOBAL_STATS: &str = "global_stats";
+    pub const WEBHOOK_DISABLED: &str = "webhook.disabled";
     pub const OFFER: &str = "offer";
     pub const ACCEPT: &str = "accept";
     pub const REJECT: &str = "reject";
@@ -251,10 +295,6 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in ["negotiation:1", "payment:1", "task:1", "analytics:global", "", "agent", "phoenix"] {
-            assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
-        }
-        assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
         let name = messages_topic(agent);
         for mount in [Mount::Main, Mount::User] {
             assert_eq!(Topic::parse(mount, &name), Some(Topic::Messages(Some(agent))));
@@ -262,9 +302,22 @@ mod tests {
         }
         assert!([Mount::Agent, Mount::Hirer].iter().all(|mount| Topic::parse(*mount, &name).is_none()));
         assert_eq!(Topic::parse(Mount::User, DISCOVERY), None);
-        for name in ["payment:1", "task:1", "analytics:global", "messages:1", "", "agent", "phoenix"] {
+        for name in ["payment:1", "task:1", "analytics:", "analytics:x", "", "agent", "phoenix"] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
+        for scope in [
+            AnalyticsScope::Global,
+            AnalyticsScope::Agent(Some(agent)),
+            AnalyticsScope::User(Some(UserId::new(Timestamp::from_unix_ms(1), [0; 10]))),
+        ] {
+            let name = Topic::Analytics(scope).name().unwrap();
+            assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Analytics(scope)));
+            assert_eq!(Topic::parse(Mount::Agent, &name), None);
+        }
+        assert_eq!(
+            Topic::parse(Mount::Main, "analytics:agent:x"),
+            Some(Topic::Analytics(AnalyticsScope::Agent(None)))
+        );
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
         let id = NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]);
         let name = negotiation_topic(id);

@@ -177,6 +177,20 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
         &[("R129", "Teams: messages, votes with a period, knowledge, escalation; for members only")],
     ),
     (
+        "Analytics",
+        &[
+            ("R101", "Figures for the agent and its owner, a user and their agents, and of all"),
+            ("R102", "Sums of a period, counted as things happen"),
+            ("R103", "Time series of at most 1000 points; unknown metrics are named"),
+            ("R104", "Revenue by day and by capability"),
+            ("R105", "A heatmap of 7 by 24 hours, UTC"),
+            ("R106", "Alerts to those who subscribed, once for each condition"),
+            ("R107", "global_stats after a join and every 10 s"),
+            ("R108", "Periods, and the refusal of others"),
+        ],
+    ),
+    ("Webhooks", &[("R144", "Signed deliveries that are tried again, and reach nothing private")]),
+    (
         "Across everything",
         &[
             ("R166", "State survives kill -9 on the embedded store"),

@@ -4,6 +4,7 @@
 //! read first, in the join of the channel.
 
 mod agent;
+mod analytics;
 mod discovery;
 mod hirer;
 mod messages;
@@ -42,6 +43,8 @@ pub enum Channel {
     Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
     Discovery(discovery::DiscoveryChannel),
+    /// `analytics:…`
+    Analytics(analytics::AnalyticsChannel),
     /// `team:<id>`
     Team(team::TeamChannel),
 }
@@ -73,6 +76,11 @@ impl Channel {
             Topic::TaskStream(Some(task)) => socket.core.streams.parties(task).await?,
             _ => None,
         };
+        if let Topic::Analytics(scope) = topic {
+            // Who may is asked there: it turns on who owns an agent.
+            let channel = analytics::AnalyticsChannel::join(socket, outlet, scope, reference).await?;
+            return Ok(Self::Analytics(channel));
+        }
         join_rules::may_join(&socket.principal, topic, task.as_ref())?;
         match topic {
             Topic::Agent(_) => agent::AgentChannel::join(socket, outlet, reference).await.map(Self::Agent),
@@ -100,6 +108,7 @@ impl Channel {
             Topic::Discovery => discovery::DiscoveryChannel::join(socket, outlet, payload, reference)
                 .await
                 .map(Self::Discovery),
+            Topic::Analytics(_) => Err(ErrorCode::Unauthorized.into()),
         }
     }
 
@@ -125,6 +134,7 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Messages(channel) => channel.push(socket, outlet, event, &payload, reference).await,
+            Self::Analytics(channel) => channel.push(socket, outlet, event, &payload).await,
             Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
             Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_protocol::analytics::Event;
 use muster_protocol::cluster::NodeKey;
 use muster_protocol::cluster::stream::What;
 use muster_protocol::error_code::{ErrorCode, Refusal};
@@ -342,6 +343,7 @@ impl State {
         if !self.shows_what_is_stored() {
             self.show_chunks(&fresh);
         }
+        self.registry.analytics.record(Event::Chunks(&self.task, fresh.len() as u64));
         let now = self.registry.environment.now();
         let upto = fresh.last().map_or(0, |chunk| chunk.seq);
         let append = Append {

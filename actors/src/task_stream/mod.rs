@@ -38,6 +38,7 @@ use self::command::Command;
 pub use self::command::Reading;
 use self::reader::Joining;
 use self::registry::{Registry, StreamsActor};
+use crate::analytics::Analytics;
 use crate::cluster::Cluster;
 use crate::egress::Outlet;
 use crate::inbox::{Inbox, Refused};
@@ -100,6 +101,8 @@ pub struct Needs {
     pub settings: StreamSettings,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Figures.
+    pub analytics: Arc<Analytics>,
 }
 
 impl Handle {
@@ -130,7 +133,7 @@ impl Streams {
     /// None live yet.
     #[must_use]
     pub fn new(needs: Needs) -> Self {
-        let Needs { store, cluster, environment, limits, settings, metrics } = needs;
+        let Needs { store, cluster, environment, limits, settings, metrics, analytics } = needs;
         Self {
             registry: Arc::new(Registry {
                 live: Mutex::default(),
@@ -149,6 +152,7 @@ impl Streams {
                 limits,
                 settings,
                 metrics,
+                analytics,
             }),
         }
     }

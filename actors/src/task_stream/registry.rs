@@ -20,6 +20,7 @@ use super::ack::Peer;
 use super::actor::StreamActor;
 use super::command::{Command, Reading};
 use super::{Handle, INBOX_COMMANDS_MAX, Slot, Tail, refusal_of};
+use crate::analytics::Analytics;
 use crate::cluster::Cluster;
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
@@ -50,6 +51,7 @@ pub(super) struct Registry {
     pub limits: Arc<Limits>,
     pub settings: StreamSettings,
     pub metrics: Arc<Metrics>,
+    pub analytics: Arc<Analytics>,
 }
 
 /// What a node said by which attempt to follow.

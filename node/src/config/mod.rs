@@ -9,11 +9,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use muster_actors::settings::StreamSettings;
+use muster_protocol::alerts::AlertSettings;
 use muster_protocol::limits::Limits;
 use muster_protocol::negotiation;
 use muster_protocol::phoenix::handshake::{OriginPattern, OriginPolicy};
 use muster_protocol::protocol_version::{Table, Version};
 use muster_protocol::time::Timestamp;
+use muster_protocol::webhook::WebhookSettings;
 use serde::{Deserialize, Serialize};
 
 pub use self::cluster::{ClusterConfig, RedisUrl, TransportChoice};
@@ -22,7 +24,7 @@ pub use self::store_url::StoreUrl;
 use crate::http::addresses::Networks;
 
 /// The configuration of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The store.
@@ -43,6 +45,10 @@ pub struct Config {
     pub negotiation: negotiation::Settings,
     /// Task streams.
     pub stream: StreamSettings,
+    /// Webhooks.
+    pub webhooks: WebhookSettings,
+    /// Thresholds of alerts.
+    pub alerts: AlertSettings,
     /// Other nodes.
     pub cluster: ClusterConfig,
     /// Crash drills.
@@ -242,6 +248,8 @@ impl Config {
         Networks::parse(&self.http.trusted_proxies).map_err(|error| named("http.trusted_proxies", error))?;
         Networks::parse(&self.limits.ip_limit_exempt)
             .map_err(|error| named("limits.ip_limit_exempt", error))?;
+        Networks::parse(&self.webhooks.allow_private)
+            .map_err(|error| named("webhooks.allow_private", error))?;
         if self.http.tls_certificate.is_some() != self.http.tls_key.is_some() {
             return Err(named("http.tls_certificate", "needs http.tls_key, and the other way round".into()));
         }
@@ -329,6 +337,8 @@ impl Config {
             ("limits.longpoll_window_ms", self.limits.longpoll_window_ms),
             ("limits.store_statement_timeout_ms", self.limits.store_statement_timeout_ms),
             ("limits.store_call_timeout_ms", self.limits.store_call_timeout_ms),
+            ("webhooks.timeout_ms", self.webhooks.timeout_ms),
+            ("alerts.every_ms", self.alerts.every_ms),
         ];
         for (name, value) in times {
             if value < TIMEOUT_MS_MIN {
@@ -345,6 +355,7 @@ impl Config {
             ("limits.http_requests_in_flight_max", self.limits.http_requests_in_flight_max),
             ("limits.store_queue_writes_max", self.limits.store_queue_writes_max),
             ("limits.store_connections_max", self.limits.store_connections_max),
+            ("webhooks.in_flight_max", self.webhooks.in_flight_max),
             ("limits.cluster_handshakes_max", self.limits.cluster_handshakes_max),
         ];
         for (name, value) in places {

@@ -19,3 +19,4 @@ pub mod phoenix_client;
 pub mod rest;
 pub mod tls;
 pub mod upgrade;
+pub mod webhook_client;

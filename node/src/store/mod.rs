@@ -3,6 +3,7 @@
 mod answer;
 #[cfg(test)]
 mod conformance;
+mod figures;
 mod head;
 pub mod postgres;
 mod queue;

@@ -6,11 +6,13 @@
 //! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`messages`]: what agents tell each other
 //! * [`negotiations`]: what agents agree on
+//! * [`analytics`], [`webhooks`]: what is counted and told of it
 //! * [`operations`]: health, metrics, documents
 //! * [`extract`]: what handlers take; [`views`]: what they give
 
 pub mod admin;
 pub mod agents;
+pub mod analytics;
 pub mod auth;
 pub mod blocks;
 pub mod extract;
@@ -22,6 +24,7 @@ pub mod streams;
 pub mod tasks;
 pub mod teams;
 pub mod views;
+pub mod webhooks;
 
 use std::sync::Arc;
 
@@ -81,6 +84,14 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(messages::acknowledge))
         .routes(routes!(messages::reject))
         .routes(routes!(messages::redeliver))
+        .routes(routes!(analytics::metrics))
+        .routes(routes!(analytics::time_series))
+        .routes(routes!(analytics::revenue))
+        .routes(routes!(analytics::heatmap))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::show, webhooks::remove))
+        .routes(routes!(webhooks::deliveries))
+        .routes(routes!(webhooks::test))
         .routes(routes!(negotiations::create, negotiations::list))
         .routes(routes!(negotiations::show))
         .routes(routes!(negotiations::counter))

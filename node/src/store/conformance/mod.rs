@@ -2,11 +2,13 @@
 //! an empty store: see the end of this file.
 
 mod accounts;
+mod figures;
 mod messages;
 mod negotiations;
 mod streams;
 mod tasks;
 mod teams;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -234,6 +236,8 @@ macro_rules! conformance_of {
             messages: messages_wait_in_order, messages_are_settled_once, pushes_are_counted_once,
                 what_is_pushed_at_most_once_is_given_once, keys_give_the_first_message, messages_expire_and_are_forgotten,
                 messages_are_listed_by_party;
+            webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
+                one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
             negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
                 negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
             teams: votes_fall_due;

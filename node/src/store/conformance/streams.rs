@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{Fixture, add_agent, append, append_of, at, task};
 
-fn chunk(seq: u64) -> Chunk {
+pub fn chunk(seq: u64) -> Chunk {
     let body = Json::of(&serde_json::json!({ "seq": seq, "content": "x" }));
     Chunk { seq, body, idempotency_key: seq.is_multiple_of(2).then(|| format!("k{seq}").into()) }
 }

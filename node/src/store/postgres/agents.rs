@@ -11,11 +11,13 @@ use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
 use muster_protocol::signing::PublicKey;
 use muster_protocol::time::Timestamp;
+use muster_protocol::webhook::Happening;
 use tokio_postgres::Row;
 
 use super::accounts::{insert_credential, lock_user};
 use super::columns::{Id, broken, id, id_bytes, json, number, optional_id, optional_time, time};
 use super::pool::{Connection, Failure};
+use super::webhooks;
 use crate::store::sql::{AGENT_COLUMNS, before, longest, order_by, page, page_rows, whole};
 
 fn read_agent(row: &Row) -> Result<Agent, Failure> {
@@ -209,7 +211,9 @@ pub async fn set_agent_status(
         &[&status.as_str(), &now.unix_ms(), &id!(id)],
     )
     .await?;
-    agent(c, id).await
+    let agent = agent(c, id).await?;
+    webhooks::queue(c, &Happening::of_agent(&agent)).await?;
+    Ok(agent)
 }
 
 /// Agents that may not connect and were changed from a time on, oldest first.

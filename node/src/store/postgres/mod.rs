@@ -8,6 +8,7 @@
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
 //!   connection
 //! * `messages`: the same, and what is a write and what is a read of it
+//! * [`webhooks`]: what waits for them; [`figures`]: over connections of their own
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -16,6 +17,7 @@ pub mod agents;
 pub mod appends;
 pub mod columns;
 pub mod connect;
+pub mod figures;
 mod messages;
 pub mod negotiations;
 pub mod pool;
@@ -25,6 +27,7 @@ pub mod tasks;
 pub mod teams;
 #[cfg(test)]
 mod tests;
+pub mod webhooks;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -49,6 +52,7 @@ use smol_str::SmolStr;
 
 use self::appends::{APPENDERS, Appends};
 use self::connect::Target;
+use self::figures::PostgresFigures;
 use self::pool::{Pool, Tickets};
 use super::answer::AppendAnswer;
 
@@ -62,7 +66,11 @@ pub struct PostgresStore {
     append_pool: Arc<Pool>,
     appends: Appends,
     tickets: Arc<Tickets>,
+    target: Target,
 }
+
+/// Connections for figures.
+const FIGURE_CONNECTIONS: usize = 2;
 
 impl PostgresStore {
     /// Connects to a database and brings it to the newest version. `tls_ca` names a PEM file with the certificates to trust.
@@ -81,7 +89,16 @@ impl PostgresStore {
         tickets.begin_life(life);
         let append_pool = Arc::new(Pool::new(&target, APPENDERS, tickets.clone(), limits)?);
         let appends = Appends::start(&append_pool, limits);
-        Ok(Self { pool, append_pool, appends, tickets })
+        Ok(Self { pool, append_pool, appends, tickets, target })
+    }
+
+    /// The figures in the same database, over connections of their own.
+    ///
+    /// # Errors
+    /// The pool cannot be built.
+    pub fn figures(&self, limits: &Limits) -> StoreResult<PostgresFigures> {
+        let pool = Pool::new(&self.target, FIGURE_CONNECTIONS, self.tickets.clone(), limits)?;
+        Ok(PostgresFigures::new(pool))
     }
 }
 
@@ -368,6 +385,10 @@ impl StreamStore for PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
+    async fn count_agents(&self) -> StoreResult<u64> {
+        self.pool.read(|c| async move { c.count("SELECT count(*) FROM agents", &[]).await }).await
+    }
+
     async fn check(&self, now: Timestamp) -> StoreResult<()> {
         let check = self.pool.write(|c| async move { accounts::check(&c, now).await });
         let late = |_| Err(StoreError::Unavailable("the database does not answer".into()));

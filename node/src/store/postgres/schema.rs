@@ -11,6 +11,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0002_stopped_agents.sql"),
     include_str!("../migrations/postgres/0004_negotiations.sql"),
     include_str!("../migrations/postgres/0005_messages.sql"),
+    include_str!("../migrations/postgres/0008_webhooks.sql"),
     include_str!("../migrations/postgres/0009_teams.sql"),
 ];
 /// Of the lock that is held while migrating: `muster` in ASCII.

@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use super::agents::count_outcome;
 use super::columns::{Id, broken, id, id_bytes, json, optional_id, optional_json, optional_time, time};
 use super::pool::{Connection, Failure};
-use super::streams;
+use super::{streams, webhooks};
 use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row) -> Result<Task, Failure> {
@@ -44,6 +44,7 @@ pub async fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -
     if task.status == TaskStatus::Failed {
         add_timeline(c, task.id, "task_failed", task.created_at, None).await?;
     }
+    webhooks::queue_task(c, task, true).await?;
     let Some(hiring) = hiring else { return Ok(()) };
     c.execute(
         "INSERT INTO hirings (id, user_id, client, agent, agent_did, task, created_at, updated_at)
@@ -153,7 +154,9 @@ pub async fn finish_task(c: &Connection, finish: &Finish) -> Result<Task, Failur
         count_outcome(c, before.provider, finish.ending.status == TaskStatus::Completed).await?;
     }
     add_timeline(c, finish.task, finish.ending.timeline_event(), finish.now, finish.by).await?;
-    task(c, finish.task).await
+    let ended = task(c, finish.task).await?;
+    webhooks::queue_task(c, &ended, false).await?;
+    Ok(ended)
 }
 
 /// Gives a pending task to another provider.
@@ -201,7 +204,10 @@ pub async fn begin(c: &Connection, begun: &[(TaskId, Timestamp)]) -> Result<Vec<
             &[&ids, &times],
         )
         .await?;
-    rows.iter().map(|row| id_bytes(row, 0).map(TaskId::from_bytes)).collect()
+    let begun = rows.iter().map(|row| id_bytes(row, 0).map(TaskId::from_bytes));
+    let begun = begun.collect::<Result<Vec<_>, _>>()?;
+    webhooks::queue_begun(c, &begun).await?;
+    Ok(begun)
 }
 
 async fn touch_hiring(c: &Connection, id: HiringId, now: Timestamp) -> Result<(), Failure> {

@@ -11,11 +11,13 @@ use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
 use muster_protocol::signing::PublicKey;
 use muster_protocol::time::Timestamp;
+use muster_protocol::webhook::Happening;
 use rusqlite::{Connection, Row, params};
 
 use super::accounts::insert_credential;
 use super::columns::{count, id_bytes, json, optional_id, optional_time, rows, time};
 use super::sql_error;
+use super::webhooks;
 use crate::store::sql::{AGENT_COLUMNS, before, longest, order_by, page, page_rows, whole};
 
 fn read_agent(row: &Row<'_>) -> rusqlite::Result<Agent> {
@@ -193,7 +195,9 @@ pub fn set_agent_status(
     c.prepare_cached("UPDATE agents SET status = ?1, updated_at = max(?2, updated_at + 1) WHERE id = ?3")
         .and_then(|mut s| s.execute(params![status.as_str(), now.unix_ms(), id.as_bytes()]))
         .map_err(sql_error)?;
-    agent(c, id)
+    let agent = agent(c, id)?;
+    webhooks::queue(c, &Happening::of_agent(&agent))?;
+    Ok(agent)
 }
 
 /// Agents that may not connect and were changed from a time on, oldest first.

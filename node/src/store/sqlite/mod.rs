@@ -6,12 +6,14 @@
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
 //!   connection
 //! * `messages`: the same, and what is a write and what is a read of it
+//! * [`webhooks`]: what waits for them; [`figures`]: a database of its own
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
 pub mod accounts;
 pub mod agents;
 pub mod columns;
+pub mod figures;
 pub mod journal;
 mod messages;
 pub mod negotiations;
@@ -20,6 +22,7 @@ pub mod schema;
 pub mod streams;
 pub mod tasks;
 pub mod teams;
+pub mod webhooks;
 pub mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -455,6 +458,10 @@ impl StreamStore for SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
+    async fn count_agents(&self) -> StoreResult<u64> {
+        self.read(move |c| columns::count(c, "SELECT count(*) FROM agents", &[])).await
+    }
+
     async fn check(&self, now: Timestamp) -> StoreResult<()> {
         self.write(move |c| accounts::check(c, now)).await
     }

@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0004_stopped_agents.sql"),
     include_str!("../migrations/sqlite/0006_negotiations.sql"),
     include_str!("../migrations/sqlite/0007_messages.sql"),
+    include_str!("../migrations/sqlite/0010_webhooks.sql"),
     include_str!("../migrations/sqlite/0011_teams.sql"),
 ];
 

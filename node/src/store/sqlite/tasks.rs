@@ -13,7 +13,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::agents::count_outcome;
 use super::columns::{count, exists, id_bytes, json, optional_id, optional_json, optional_time, rows, time};
-use super::{sql_error, streams};
+use super::{sql_error, streams, webhooks};
 use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
@@ -46,6 +46,7 @@ pub fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -> Stor
     if task.status == TaskStatus::Failed {
         add_timeline(c, task.id, "task_failed", task.created_at, None)?;
     }
+    webhooks::queue_task(c, task, true)?;
     let Some(hiring) = hiring else { return Ok(()) };
     c.prepare_cached(
         "INSERT INTO hirings (id, user, client, agent, agent_did, task, created_at, updated_at)
@@ -158,7 +159,9 @@ pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
         count_outcome(c, before.provider, finish.ending.status == TaskStatus::Completed)?;
     }
     add_timeline(c, finish.task, finish.ending.timeline_event(), finish.now, finish.by)?;
-    task(c, finish.task)
+    let ended = task(c, finish.task)?;
+    webhooks::queue_task(c, &ended, false)?;
+    Ok(ended)
 }
 
 /// Gives a pending task to another provider.
@@ -197,6 +200,7 @@ pub fn begin(c: &Connection, id: TaskId, now: Timestamp) -> StoreResult<()> {
     if let Some(hiring) = begun.hiring {
         touch_hiring(c, hiring, now)?;
     }
+    webhooks::queue_task(c, &begun, false)?;
     add_timeline(c, id, "task_started", now, Some(begun.provider))
 }
 

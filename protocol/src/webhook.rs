@@ -1,0 +1,399 @@
+//! Webhooks (agrenting.md R144): what may be subscribed to, what is sent, when it is tried again, and which addresses may
+//! be called. Pure: whoever carries it out gives time and chance.
+
+pub mod address;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::account::Owner;
+use crate::agent::Agent;
+use crate::error_code::{ErrorCode, Refusal};
+use crate::ids::{AgentId, DeliveryId, UserId, WebhookId};
+use crate::json::Json;
+use crate::task::{Task, TaskStatus, TaskView};
+use crate::time::Timestamp;
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// What a webhook can be told of.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum EventKind {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl EventKind {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Its name.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+events! {
+    /// A task was created.
+    TaskCreated = "task.created",
+    /// Its provider took it on, which is when it begins.
+    TaskClaimed = "task.claimed",
+    /// It has begun: told with `task.claimed`.
+    TaskInProgress = "task.in_progress",
+    /// It was completed.
+    TaskCompleted = "task.completed",
+    /// It has failed.
+    TaskFailed = "task.failed",
+    /// Its client withdrew it.
+    TaskCancelled = "task.cancelled",
+    /// Its payment is disputed.
+    TaskDisputed = "task.disputed",
+    /// A payment was made.
+    PaymentConfirmed = "payment.confirmed",
+    /// Money came in.
+    PaymentDeposited = "payment.deposited",
+    /// Money went out.
+    WithdrawalProcessed = "withdrawal.processed",
+    /// The operator changed an agent's status.
+    AgentStatusChanged = "agent.status_changed",
+    /// A message was given up.
+    MessageDeadLetter = "message.dead_letter",
+    /// Its owner tries it out; sent whatever it is subscribed to.
+    Test = "webhook.test",
+}
+
+impl EventKind {
+    /// Reads a name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == name)
+    }
+
+    /// Its bit in a set of them.
+    #[must_use]
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
+    const fn of_status(status: TaskStatus) -> Self {
+        match status {
+            TaskStatus::Pending => Self::TaskCreated,
+            TaskStatus::InProgress => Self::TaskInProgress,
+            TaskStatus::Completed => Self::TaskCompleted,
+            TaskStatus::Failed => Self::TaskFailed,
+            TaskStatus::Cancelled => Self::TaskCancelled,
+        }
+    }
+}
+
+/// A set of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Events(u32);
+
+impl Events {
+    /// Reads names; without any, all there are.
+    ///
+    /// # Errors
+    /// One is unknown.
+    pub fn of(names: &[String]) -> Result<Self, Refusal> {
+        if names.is_empty() {
+            return Ok(Self(u32::MAX));
+        }
+        let mut bits = 0;
+        for name in names {
+            let known = EventKind::parse(name).filter(|kind| *kind != EventKind::Test).ok_or_else(|| {
+                let names: Vec<_> = Self(u32::MAX).names();
+                Refusal::field(ErrorCode::InvalidPayload, "events", "an event that there is")
+                    .with("events", &names)
+            })?;
+            bits |= known.bit();
+        }
+        Ok(Self(bits))
+    }
+
+    /// As a store column.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Reads what [`Self::bits`] gave.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// Their names.
+    #[must_use]
+    pub fn names(self) -> Vec<&'static str> {
+        let named =
+            EventKind::ALL.iter().filter(|kind| **kind != EventKind::Test && self.0 & kind.bit() != 0);
+        named.map(|kind| kind.as_str()).collect()
+    }
+}
+
+/// A webhook.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Webhook {
+    /// Id.
+    pub id: WebhookId,
+    /// Whose it is: it is told what concerns them.
+    pub owner: Owner,
+    /// Where to.
+    pub url: String,
+    /// What its deliveries are signed with. Kept as it is, because signing needs it.
+    pub secret: String,
+    /// What of.
+    pub events: Events,
+    /// Creation.
+    pub created_at: Timestamp,
+    /// Since when nothing has arrived.
+    pub failing_since: Option<Timestamp>,
+    /// When it was given up.
+    pub disabled_at: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Neither the secret, nor the URL, which may hold one.
+        f.debug_struct("Webhook").field("id", &self.id).field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+/// Deliveries that wait for one webhook; of what comes while there are as many, it is told nothing.
+pub const WAITING_MAX: usize = 10_000;
+/// Attempts that are remembered of one webhook.
+pub const ATTEMPTS_KEPT: usize = 100;
+/// Bytes of a task's output that is sent along.
+pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
+/// Characters of a secret that its owner chose, at most and at least.
+pub const SECRET_CHARS: std::ops::RangeInclusive<usize> = 8..=256;
+/// Bytes of a URL.
+pub const URL_BYTES_MAX: usize = 2_048;
+
+/// Something that webhooks are told of.
+#[derive(Clone, Debug)]
+pub struct Happening {
+    /// What.
+    pub event: EventKind,
+    /// The id of what it happened to: with the event and the time it makes the delivery's id.
+    pub subject: [u8; 16],
+    /// The agents it concerns, and through them their owners.
+    pub agents: Vec<AgentId>,
+    /// Users it concerns.
+    pub users: Vec<UserId>,
+    /// What is told.
+    pub data: Json,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl Happening {
+    /// What a change of a task is: one event, or two when it begins or is created failed.
+    #[must_use]
+    pub fn of_task(task: &Task, is_new: bool) -> Vec<Self> {
+        let kinds = match (is_new, task.status) {
+            (true, TaskStatus::Pending) => vec![EventKind::TaskCreated],
+            (true, status) => vec![EventKind::TaskCreated, EventKind::of_status(status)],
+            (false, TaskStatus::InProgress) => vec![EventKind::TaskClaimed, EventKind::TaskInProgress],
+            (false, status) => vec![EventKind::of_status(status)],
+        };
+        let data = task_data(task);
+        let happening = |event| Self {
+            event,
+            subject: *task.id.as_bytes(),
+            agents: vec![task.client, task.provider],
+            users: task.client_owner.into_iter().collect(),
+            data: data.clone(),
+            at: task.updated_at,
+        };
+        kinds.into_iter().map(happening).collect()
+    }
+
+    /// An agent's status was changed.
+    #[must_use]
+    pub fn of_agent(agent: &Agent) -> Self {
+        let data = serde_json::json!({
+            "agent": { "id": agent.id, "did": agent.did, "name": agent.name, "status": agent.status.as_str() },
+        });
+        Self {
+            event: EventKind::AgentStatusChanged,
+            subject: *agent.id.as_bytes(),
+            agents: vec![agent.id],
+            users: Vec::new(),
+            data: Json::of(&data),
+            at: agent.updated_at,
+        }
+    }
+
+    /// The id of its delivery to a webhook: the same whenever it is worked out, so that nothing is queued twice.
+    #[must_use]
+    pub fn delivery(&self, webhook: WebhookId) -> DeliveryId {
+        let mut hash = Sha256::new();
+        hash.update(webhook.as_bytes());
+        hash.update(self.event.as_str().as_bytes());
+        hash.update(self.subject);
+        hash.update(self.at.unix_ms().to_be_bytes());
+        let mut id = [0; 16];
+        id.copy_from_slice(hash.finalize().get(..16).unwrap_or(&[0; 16]));
+        DeliveryId::from_bytes(id)
+    }
+}
+
+/// A task without its input, which whoever gave it knows, and with its output if that is short.
+fn task_data(task: &Task) -> Json {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        task: TaskView<'a>,
+        output_omitted: bool,
+    }
+    let is_long = task.output.as_ref().is_some_and(|output| output.as_bytes().len() > OUTPUT_BYTES_MAX);
+    let null = Json::null();
+    let view = task.view();
+    let output = view.output.filter(|_| !is_long);
+    Json::of(&Data { task: TaskView { input: &null, output, ..view }, output_omitted: is_long })
+}
+
+/// An event on its way to a webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The same for every try.
+    pub id: DeliveryId,
+    /// Name of the event.
+    pub event: String,
+    /// What is told.
+    pub data: Json,
+    /// When it happened.
+    pub created_at: Timestamp,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+impl Delivery {
+    /// The body, which is what is signed.
+    #[must_use]
+    pub fn body(&self) -> Json {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            id: DeliveryId,
+            event: &'a str,
+            created_at: Timestamp,
+            data: &'a Json,
+        }
+        Json::of(&Body { id: self.id, event: &self.event, created_at: self.created_at, data: &self.data })
+    }
+}
+
+/// Settings of webhooks, under `[webhooks]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WebhookSettings {
+    /// Networks (CIDR) that are not public and may be called all the same.
+    pub allow_private: Vec<String>,
+    /// How long one attempt may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// Pause after the first attempt that failed, in milliseconds; each further one is twice as long, give or take a quarter.
+    pub retry_base_ms: u64,
+    /// The longest pause, in milliseconds.
+    pub retry_max_ms: u64,
+    /// Attempts of one delivery at most.
+    pub attempts_max: u32,
+    /// How long one delivery is tried, in milliseconds.
+    pub keep_trying_ms: i64,
+    /// A webhook at which nothing has arrived for this long is disabled, in milliseconds.
+    pub disable_after_ms: i64,
+    /// How often it is looked for what is due, in milliseconds.
+    pub poll_ms: u64,
+    /// Deliveries this node sends at once; to each webhook one at a time, whichever node sends it.
+    pub in_flight_max: usize,
+}
+
+impl Default for WebhookSettings {
+    fn default() -> Self {
+        Self {
+            allow_private: Vec::new(),
+            timeout_ms: 10_000,
+            retry_base_ms: 1_000,
+            retry_max_ms: 3_600_000,
+            attempts_max: 12,
+            keep_trying_ms: 86_400_000,
+            disable_after_ms: 3 * 86_400_000,
+            poll_ms: 500,
+            in_flight_max: 64,
+        }
+    }
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempted {
+    /// When it began.
+    pub at: Timestamp,
+    /// The status that was answered, if one was.
+    pub status: Option<u16>,
+    /// Why there was none.
+    pub error: Option<String>,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+}
+
+impl Attempted {
+    /// Whether it has arrived: any 2xx. A redirect is none, and is not followed.
+    #[must_use]
+    pub fn arrived(&self) -> bool {
+        self.status.is_some_and(|status| (200..300).contains(&status))
+    }
+}
+
+/// What becomes of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It has arrived.
+    Delivered,
+    /// It is tried again then.
+    Retry(Timestamp),
+    /// It is given up.
+    Dead,
+}
+
+impl Next {
+    /// As it is shown.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Retry(_) => "retry",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// What becomes of a delivery after an attempt, and since when its webhook has been failing, and whether it is disabled for
+/// that. `chance` spreads the pauses.
+#[must_use]
+pub fn after_attempt(
+    settings: &WebhookSettings,
+    (webhook, delivery): (&Webhook, &Delivery),
+    attempted: &Attempted,
+    (now, chance): (Timestamp, u8),
+) -> (Next, Option<Timestamp>, bool) {
+    if attempted.arrived() {
+        return (Next::Delivered, None, false);
+    }
+    let since = webhook.failing_since.unwrap_or(attempted.at);
+    let disabled = now.ms_since(since) >= settings.disable_after_ms;
+    let attempts = delivery.attempts.saturating_add(1);
+    let pause = settings.retry_base_ms.saturating_mul(1 << (attempts - 1).min(40)).min(settings.retry_max_ms);
+    // From three quarters to five.
+    let pause = (pause / 4).saturating_mul(3) + (pause / 2).saturating_mul(u64::from(chance)) / 255;
+    let due = now.plus_ms(i64::try_from(pause.max(1)).unwrap_or(i64::MAX));
+    let over =
+        attempts >= settings.attempts_max || due.ms_since(delivery.created_at) >= settings.keep_trying_ms;
+    let next = if over || disabled { Next::Dead } else { Next::Retry(due) };
+    (next, Some(since), disabled)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,354 @@
+// Webhooks against a real receiver on loopback.
+
+import assert from "node:assert/strict";
+import { createHmac } from "node:crypto";
+import http from "node:http";
+import { after, afterEach, before, describe, test } from "node:test";
+import { onCluster } from "./lib/cluster.mjs";
+import { listen } from "./lib/events.mjs";
+import { Server, sleep, until } from "./lib/server.mjs";
+import { Connections, ROOMY } from "./lib/streams.mjs";
+
+const LOOPBACK = 'webhooks.allow_private=["127.0.0.0/8"]';
+const UNKNOWN_ID = "01a00000-0000-7000-8000-000000000000";
+
+/** An HTTP server that notes what it is sent, and answers what it is told to. */
+class Receiver {
+  requests = [];
+  answer = () => 200;
+  atOnce = 0;
+  mostAtOnce = 0;
+
+  static async start() {
+    const receiver = new Receiver();
+    receiver.http = http.createServer(async (request, response) => {
+      receiver.mostAtOnce = Math.max(receiver.mostAtOnce, (receiver.atOnce += 1));
+      const parts = [];
+      for await (const part of request) parts.push(part);
+      const raw = Buffer.concat(parts);
+      const got = { at: Date.now(), method: request.method, path: request.url, headers: request.headers, raw, body: JSON.parse(raw) };
+      receiver.requests.push(got);
+      const answer = await receiver.answer(got, receiver.requests.length);
+      receiver.atOnce -= 1;
+      if (typeof answer === "number") response.writeHead(answer).end();
+      else if (answer) response.writeHead(answer.status, answer.headers).end(answer.body);
+      else request.socket.destroy();
+    });
+    await new Promise((resolve) => receiver.http.listen(0, "127.0.0.1", resolve));
+    receiver.port = receiver.http.address().port;
+    receiver.url = `http://127.0.0.1:${receiver.port}/hook`;
+    return receiver;
+  }
+
+  events = () => this.requests.map(({ body }) => body.event);
+
+  /** Waits for an event, and gives its request. */
+  next = (event, fits = () => true) => until(`${event} at the receiver, not ${this.events()}`, () => this.requests.find((one) => one.body.event === event && fits(one)));
+
+  end() {
+    this.http.closeAllConnections();
+    return new Promise((resolve) => this.http.close(resolve));
+  }
+}
+
+function verify(request, secret) {
+  assert.equal(request.method, "POST");
+  assert.equal(request.headers["content-type"], "application/json");
+  assert.equal(request.headers["x-webhook-signature"], createHmac("sha256", secret).update(request.raw).digest("base64"));
+  assert.equal(request.headers["x-webhook-id"], request.body.id);
+  assert.equal(request.headers["x-webhook-event"], request.body.event);
+  assert.match(request.headers["x-webhook-timestamp"], /^\d{10}$/);
+}
+
+function onNode(title, set, define) {
+  describe(title, () => {
+    const world = { connections: new Connections(), open: [] };
+    before(async () => {
+      world.server = await Server.start({ set: [...ROOMY, "drills.enabled=true", "webhooks.poll_ms=50", "webhooks.retry_base_ms=100", ...set] });
+      world.as = (who) => (who.token ? { token: who.token, agent: who.agent } : { key: who.key });
+      world.ask = (method, path, who, body) => world.server.request(method, `/api/v1${path}`, { ...world.as(who), body });
+      world.ok = (method, path, who, body) => world.server.ok(method, `/api/v1${path}`, { ...world.as(who), body });
+      world.receiver = async () => {
+        const receiver = await Receiver.start();
+        world.open.push(receiver);
+        return receiver;
+      };
+    });
+    afterEach(async () => {
+      for (const receiver of world.open.splice(0)) await receiver.end();
+    });
+    after(async () => {
+      await world.connections.close();
+      await world.server?.end();
+    });
+    define(world);
+  });
+}
+
+onNode("webhooks", [LOOPBACK], (world) => {
+  test("R144: a webhook is added under either names, shown under both, and its secret is shown once", async () => {
+    const { server } = world;
+    const agent = await server.agent();
+    const answer = await world.ask("POST", "/webhooks", agent, { url: "http://127.0.0.1:49999/a", events: ["task.created", "task.failed"], secret: "a secret of mine" });
+    assert.equal(answer.status, 201, answer.text);
+    const { id, ...shown } = answer.data;
+    assert.deepEqual(
+      [shown.url, shown.callback_url, shown.events, shown.event_types, shown.secret, shown.status],
+      ["http://127.0.0.1:49999/a", "http://127.0.0.1:49999/a", ["task.created", "task.failed"], ["task.created", "task.failed"], "a secret of mine", "active"],
+    );
+    const other = await world.ok("POST", "/webhooks", agent, { callback_url: "http://127.0.0.1:49999/b", event_types: ["payment.confirmed"] });
+    assert.deepEqual([other.url, other.events], ["http://127.0.0.1:49999/b", ["payment.confirmed"]]);
+    assert.match(other.secret, /^whsec_[0-9a-f]{64}$/);
+    const list = await world.ok("GET", "/webhooks", agent);
+    assert.deepEqual(list.map((one) => one.id), [id, other.id]);
+    assert.ok(list.every((one) => !("secret" in one)));
+    assert.ok(!("secret" in (await world.ok("GET", `/webhooks/${id}`, agent))));
+    await world.ok("DELETE", `/webhooks/${id}`, agent);
+    assert.deepEqual((await world.ok("GET", "/webhooks", agent)).map((one) => one.id), [other.id]);
+    assert.equal((await world.ask("DELETE", `/webhooks/${id}`, agent)).status, 404);
+    assert.ok(!server.logs.includes("a secret of mine") && !server.logs.includes(other.secret), "no secret in a log");
+  });
+
+  test("R144: what does not fit is refused, and there are so many", async () => {
+    const agent = await world.server.agent();
+    const url = "http://127.0.0.1:49999/";
+    for (const [body, field] of [
+      [{}, "url"],
+      [{ url: "no url" }, "url"],
+      [{ url: "ftp://example.com/" }, "url"],
+      [{ url: "http://user:password@127.0.0.1/" }, "url"],
+      [{ url: "http://127.0.0.1:25/" }, "url"],
+      [{ url: `http://127.0.0.1/${"x".repeat(3_000)}` }, "url"],
+      [{ url, callback_url: "http://127.0.0.1:49999/other" }, "callback_url"],
+      [{ url, events: ["task.exploded"] }, "events"],
+      [{ url, events: ["task.created"], event_types: ["task.failed"] }, "event_types"],
+      [{ url, secret: "short" }, "secret"],
+    ]) {
+      const answer = await world.ask("POST", "/webhooks", agent, body);
+      assert.deepEqual([answer.status, answer.error?.code, answer.error?.field], [422, "VALIDATION_ERROR", field], JSON.stringify(body).slice(0, 100));
+    }
+    for (let n = 0; n < 20; n++) await world.ok("POST", "/webhooks", agent, { url });
+    const answer = await world.ask("POST", "/webhooks", agent, { url });
+    assert.deepEqual([answer.status, answer.error.code], [409, "LIMIT_REACHED"]);
+  });
+
+  test("R144: a webhook is its owner's alone: other agents, other users and who has nothing see none of it", async () => {
+    const { server } = world;
+    const [owner, other] = [await server.user("Owner"), await server.user("Other")];
+    const [agent, sibling] = [await server.agent({ owner }), await server.agent({ owner })];
+    const stranger = await server.agent();
+    const { id } = await world.ok("POST", "/webhooks", agent, { url: "http://127.0.0.1:49999/" });
+    for (const who of [owner, other, sibling, stranger]) {
+      assert.deepEqual(await world.ok("GET", "/webhooks", who), []);
+      for (const [method, path] of [["GET", ""], ["DELETE", ""], ["GET", "/deliveries"], ["POST", "/test"]]) {
+        const [mine, none] = [await world.ask(method, `/webhooks/${id}${path}`, who), await world.ask(method, `/webhooks/${UNKNOWN_ID}${path}`, who)];
+        assert.deepEqual([mine.status, none.status], [404, 404], `${method} ${path} by ${who.name}`);
+      }
+    }
+    // The owner acting as the agent is the agent.
+    assert.equal((await world.ok("GET", "/webhooks", { token: owner.token, agent: agent.id })).length, 1);
+    assert.equal((await server.request("GET", "/api/v1/webhooks")).status, 401);
+    const reader = await server.ok("POST", `/api/v1/agents/${agent.id}/credentials`, { key: agent.key, body: { scopes: ["read"] } });
+    assert.equal((await world.ask("POST", "/webhooks", { key: reader.api_key }, { url: "http://127.0.0.1:49999/" })).status, 403);
+    await server.ok("POST", "/api/v1/auth/rotate-key", { key: agent.key, body: {} });
+    assert.equal((await world.ask("GET", "/webhooks", agent)).status, 401, "by a key that was replaced");
+  });
+
+  test("R144: what happens to tasks reaches those it concerns, signed, and no others", async () => {
+    const { server } = world;
+    const [clientOwner, providerOwner] = [await server.user("A"), await server.user("B")];
+    const client = await server.agent({ owner: clientOwner, name: "Client" });
+    const provider = await server.agent({ owner: providerOwner, name: "Provider" });
+    const stranger = await server.agent({ name: "Stranger" });
+    const hooks = {};
+    for (const [name, who, events] of [
+      ["client", client, undefined],
+      ["provider", provider, ["task.created", "task.cancelled"]],
+      ["owner", providerOwner, ["task.in_progress", "task.completed", "agent.status_changed"]],
+      ["stranger", stranger, undefined],
+    ]) {
+      const receiver = await world.receiver();
+      const { secret } = await world.ok("POST", "/webhooks", who, { url: `${receiver.url}?of=${name}`, events });
+      hooks[name] = { receiver, secret };
+    }
+    const task = await server.task(client, provider, { private: "input" });
+    await hooks.provider.receiver.next("task.created");
+    await server.emit(task, provider, "x");
+    await hooks.client.receiver.next("task.in_progress");
+    await server.ok("PUT", `/api/v1/tasks/${task.id}/complete`, { key: provider.key, body: { output: { answer: 42 } } });
+    const done = await hooks.client.receiver.next("task.completed");
+    verify(done, hooks.client.secret);
+    assert.equal(done.path, "/hook?of=client");
+    assert.deepEqual(Object.keys(done.body).sort(), ["created_at", "data", "event", "id"]);
+    assert.deepEqual([done.body.data.task.id, done.body.data.task.status, done.body.data.task.output], [task.id, "completed", { answer: 42 }]);
+    assert.equal(done.body.data.task.input, null, "whoever gave it knows it");
+    const withdrawn = await server.task(client, provider);
+    await server.ok("POST", `/api/v1/tasks/${withdrawn.id}/cancel`, { key: client.key, body: {} });
+    await hooks.provider.receiver.next("task.cancelled");
+    const failed = await server.task(client, provider);
+    await server.ok("PUT", `/api/v1/tasks/${failed.id}/fail`, { key: provider.key, body: { error_reason: "no" } });
+    await hooks.client.receiver.next("task.failed");
+    await server.ok("PUT", `/api/v1/admin/agents/${provider.id}/status`, { token: server.adminToken, body: { status: "suspended" } });
+    const status = await hooks.owner.receiver.next("agent.status_changed");
+    assert.deepEqual([status.body.data.agent.id, status.body.data.agent.status], [provider.id, "suspended"]);
+    const ofFirst = (name) => hooks[name].receiver.requests.filter(({ body }) => body.data.task?.id === task.id).map(({ body }) => body.event).sort();
+    assert.deepEqual(ofFirst("client"), ["task.claimed", "task.completed", "task.created", "task.in_progress"]);
+    assert.deepEqual(ofFirst("provider"), ["task.created"]);
+    assert.deepEqual(ofFirst("owner"), ["task.completed", "task.in_progress"]);
+    assert.deepEqual(hooks.stranger.receiver.requests, []);
+    for (const { receiver, secret } of Object.values(hooks)) for (const request of receiver.requests) verify(request, secret);
+    const ids = hooks.client.receiver.requests.map(({ body }) => body.id);
+    assert.equal(new Set(ids).size, ids.length, "each once");
+  });
+
+  test("R144: what does not arrive is tried again under the same id, with pauses that grow, and the log tells", async () => {
+    const agent = await world.server.agent();
+    const receiver = await world.receiver();
+    // The third time the connection breaks.
+    const answers = [500, { status: 302, headers: { location: `http://127.0.0.1:${receiver.port}/elsewhere` } }, null, 204];
+    receiver.answer = (_, count) => answers[count - 1];
+    const { id, secret } = await world.ok("POST", "/webhooks", agent, { url: receiver.url });
+    const { delivery_id } = await world.ok("POST", `/webhooks/${id}/test`, agent);
+    await until("four attempts", () => receiver.requests.length === 4);
+    for (const request of receiver.requests) {
+      verify(request, secret);
+      assert.deepEqual([request.body.id, request.body.event, request.path], [delivery_id, "webhook.test", "/hook"], "no redirect is followed");
+      assert.deepEqual(request.raw, receiver.requests[0].raw);
+    }
+    const at = receiver.requests.map((request) => request.at);
+    assert.ok(at[1] - at[0] >= 70 && at[2] - at[1] >= 145 && at[3] - at[2] >= 295, `pauses: ${at}`);
+    const log = await until("the log", async () => {
+      const entries = await world.ok("GET", `/webhooks/${id}/deliveries`, agent);
+      return entries.length === 4 && entries;
+    });
+    assert.deepEqual(log.map((entry) => [entry.id, entry.attempt, entry.outcome, entry.status]), [
+      [delivery_id, 4, "delivered", 204],
+      [delivery_id, 3, "retry", null],
+      [delivery_id, 2, "retry", 302],
+      [delivery_id, 1, "retry", 500],
+    ]);
+    assert.ok(log[1].error && log.every((entry) => entry.duration_ms >= 0 && entry.event === "webhook.test"));
+    await sleep(300);
+    assert.equal(receiver.requests.length, 4, "what has arrived is not sent again");
+  });
+
+  test("R144: one delivery of a webhook at a time, and a slow one holds up no other", async () => {
+    const { server } = world;
+    const [client, provider] = [await server.agent(), await server.agent()];
+    const [slow, quick] = [await world.receiver(), await world.receiver()];
+    slow.answer = async () => {
+      await sleep(100);
+      return 200;
+    };
+    await world.ok("POST", "/webhooks", client, { url: slow.url, events: ["task.created"] });
+    await world.ok("POST", "/webhooks", provider, { url: quick.url, events: ["task.created"] });
+    for (let n = 0; n < 12; n++) await server.task(client, provider);
+    await until("all at the quick one", () => quick.requests.length === 12);
+    assert.ok(slow.requests.length < 12, "the slow one is not done yet");
+    await until("all at the slow one", () => slow.requests.length === 12);
+    assert.equal(slow.mostAtOnce, 1);
+  });
+
+  test("R144 R166: what was queued survives kill -9, and arrives once the node is back", async () => {
+    const { server } = world;
+    const [client, provider] = [await server.agent(), await server.agent()];
+    const receiver = await world.receiver();
+    receiver.answer = () => 503;
+    await world.ok("POST", "/webhooks", client, { url: receiver.url, events: ["task.created"] });
+    const task = await server.task(client, provider);
+    await server.kill();
+    const before = receiver.requests.length;
+    receiver.answer = () => 200;
+    await server.startAgain();
+    // A claim that the killed node held ends by itself: nobody waits for that here.
+    await server.ok("POST", "/api/v1/admin/drills/clock", { token: server.adminToken, body: { advance_ms: 60_000 } });
+    await until("it arrives", () => receiver.requests.length > before);
+    assert.equal(receiver.requests.at(-1).body.data.task.id, task.id);
+  });
+
+  test("R144: a webhook that was removed is told nothing any more, and one at which nothing arrives for days is disabled", async () => {
+    const { server } = world;
+    const [client, provider] = [await server.agent(), await server.agent()];
+    const [gone, broken] = [await world.receiver(), await world.receiver()];
+    const removed = await world.ok("POST", "/webhooks", client, { url: gone.url });
+    const failing = await world.ok("POST", "/webhooks", client, { url: broken.url });
+    await world.ok("DELETE", `/webhooks/${removed.id}`, client);
+    broken.answer = () => 500;
+    await server.task(client, provider);
+    await until("it has failed", async () => (await world.ok("GET", `/webhooks/${failing.id}`, client)).failing_since);
+    const events = await listen(world.connections, server, client);
+    await server.ok("POST", "/api/v1/admin/drills/clock", { token: server.adminToken, body: { advance_ms: 3 * 86_400_000 } });
+    const told = await events.next("webhook.disabled");
+    assert.deepEqual([told.webhook_id, told.url], [failing.id, broken.url]);
+    const shown = await world.ok("GET", `/webhooks/${failing.id}`, client);
+    assert.deepEqual([shown.status, shown.disabled_at], ["disabled", told.disabled_at]);
+    const count = broken.requests.length;
+    await server.task(client, provider);
+    await sleep(300);
+    assert.deepEqual([broken.requests.length, gone.requests.length], [count, 0]);
+  });
+});
+
+onNode("webhooks without exceptions", [], (world) => {
+  test("R144: private and loopback targets are refused, by address and by name", async () => {
+    const agent = await world.server.agent();
+    const receiver = await world.receiver();
+    for (const url of [
+      receiver.url,
+      `http://localhost:${receiver.port}/`,
+      `http://127.1:${receiver.port}/`,
+      `http://[::1]:${receiver.port}/`,
+      `http://[::ffff:127.0.0.1]:${receiver.port}/`,
+      "http://10.0.0.1/",
+      "http://192.168.0.1/",
+      "https://169.254.169.254/latest/meta-data",
+      "http://100.64.0.1/",
+      "http://[fd00::1]/",
+      "http://0.0.0.0/",
+    ]) {
+      const answer = await world.ask("POST", "/webhooks", agent, { url });
+      assert.deepEqual([answer.status, answer.error?.field], [422, "url"], url);
+    }
+    assert.equal((await world.ask("POST", "/webhooks", agent, { url: "https://1.1.1.1/hook" })).status, 201);
+    assert.deepEqual(receiver.requests, []);
+  });
+});
+
+onNode("webhooks that give up", [LOOPBACK, "webhooks.attempts_max=2"], (world) => {
+  test("R144: after so many attempts a delivery is dead, and the next ones go on", async () => {
+    const agent = await world.server.agent();
+    const receiver = await world.receiver();
+    receiver.answer = (_, count) => (count <= 2 ? 500 : 200);
+    const { id } = await world.ok("POST", "/webhooks", agent, { url: receiver.url });
+    await world.ok("POST", `/webhooks/${id}/test`, agent);
+    const outcomes = async () => (await world.ok("GET", `/webhooks/${id}/deliveries`, agent)).map(({ outcome }) => outcome);
+    await until("it is dead", async () => (await outcomes()).join() === "dead,retry");
+    await world.ok("POST", `/webhooks/${id}/test`, agent);
+    await until("the next arrives", async () => (await outcomes()).join() === "delivered,dead,retry");
+    assert.equal(receiver.requests.length, 3);
+  });
+});
+
+describe("webhooks of a cluster", () => {
+  const world = onCluster({ set: [LOOPBACK, "webhooks.poll_ms=20"] });
+  let receiver;
+  before(async () => {
+    receiver = await Receiver.start();
+  });
+  after(() => receiver.end());
+
+  test("R144: whichever node it happens at, one node delivers it, once and one at a time", { timeout: 240_000 }, async () => {
+    receiver.answer = async () => {
+      await sleep(5);
+      return 200;
+    };
+    const [client, provider] = [await world.one.agent(), await world.two.agent()];
+    await world.one.ok("POST", "/api/v1/webhooks", { key: client.key, body: { url: receiver.url, events: ["task.created"] } });
+    const tasks = [];
+    for (let n = 0; n < 10; n++) for (const node of world.nodes) tasks.push((await node.task(client, provider)).id);
+    await until("all have arrived", () => receiver.requests.length >= tasks.length);
+    await sleep(500);
+    assert.deepEqual(receiver.requests.map(({ body }) => body.data.task.id).sort(), tasks.sort());
+    assert.equal(receiver.mostAtOnce, 1);
+  });
+});
