@@ -21,6 +21,9 @@ use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
 use crate::global_stats::{GlobalStats, Load};
 use crate::ledger::Ledger;
+use crate::mailbox::{self, Mailboxes};
+use crate::messages::Messages;
+use crate::messages::addresses::Addresses;
 use crate::metric_definitions::Metrics;
 use crate::negotiations::{Needs as NegotiationNeeds, Negotiations};
 use crate::notices::Notices;
@@ -74,6 +77,10 @@ pub struct Core {
     pub task_channels: TaskChannels,
     /// Tasks and hirings.
     pub tasks: Tasks,
+    /// Messages between agents.
+    pub messages: Messages,
+    /// Their way to recipients.
+    pub mailboxes: Mailboxes,
     /// Figures.
     pub analytics: Arc<Analytics>,
     /// What is told of them.
@@ -216,8 +223,19 @@ impl Core {
         let blocks = Arc::new(Blocks::new(store.clone(), presence.clone(), environment.clone()));
         let connections = Arc::new(Connections::default());
         let ports = (cluster.clone(), store.clone());
-        let notices =
-            Notices::new(ports, connections.clone(), (online.clone(), blocks.clone()), streams.clone());
+        let addresses = Arc::new(Addresses::new(store.clone(), environment.clone(), &limits));
+        let watched = (online.clone(), blocks.clone(), addresses.clone());
+        let notices = Notices::new(ports, connections.clone(), watched, streams.clone());
+        let mailboxes = Mailboxes::new(mailbox::Needs {
+            store: store.clone(),
+            cluster: cluster.clone(),
+            pubsub: pubsub.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            metrics: metrics.clone(),
+        });
+        supervisor::start(&supervisor, mailboxes.child()).await?;
+        let messages = Messages::new(addresses, &mailboxes, &versions);
         let tasks = Tasks {
             store: store.clone(),
             streams: streams.clone(),
@@ -265,6 +283,8 @@ impl Core {
             usage,
             blocks,
             notices,
+            messages,
+            mailboxes,
             cluster,
             changing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             join_buckets: Buckets::new(limits.joins_per_agent),
@@ -391,6 +411,7 @@ impl Core {
             Message::Notice(notice) => self.notices.receive(notice),
             Message::Usage(usage) => self.usage.receive(&node, usage, self.environment.monotonic_ms()),
             Message::Stream(message) => self.streams.hear(node, message),
+            Message::Mail(mail) => self.mailboxes.hear(mail),
             Message::Presence(message) => self.presence.node_said(node, message),
         }
     }
@@ -401,6 +422,7 @@ impl Core {
         self.streams.node_changed(node);
         self.task_channels.missed();
         self.notices.missed();
+        self.mailboxes.missed();
         self.usage.node_up();
     }
 }

@@ -6,6 +6,7 @@
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
+//! * messages between agents: [`messages`] (who may send what), [`mailbox`] (how they get to their recipients)
 //! * what is counted and told of it: [`analytics`], [`alerts`], [`global_stats`], [`webhooks`]
 //! * what several parties change by turns: [`session`], [`negotiations`], [`payments`], [`teams`]
 //! * money: [`ledger`]
@@ -25,6 +26,8 @@ mod elsewhere;
 pub mod global_stats;
 pub mod inbox;
 pub mod ledger;
+pub mod mailbox;
+pub mod messages;
 pub mod metric_definitions;
 pub mod negotiations;
 pub mod notices;

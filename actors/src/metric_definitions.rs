@@ -57,6 +57,8 @@ pub struct Metrics {
     pub published: Counter,
     /// Broadcasts written to connections.
     pub delivered: Counter,
+    /// Messages between agents, by what was done with them.
+    pub agent_messages: Family<Label, Counter>,
     /// Broadcasts dropped because their topic's shard is behind.
     pub publications_dropped: Counter,
     /// Entries of figures dropped because their store is away or behind.
@@ -94,6 +96,7 @@ impl Metrics {
             presence_refused: Family::default(),
             published: Counter::default(),
             delivered: Counter::default(),
+            agent_messages: Family::default(),
             publications_dropped: Counter::default(),
             figures_dropped: Counter::default(),
             webhook_attempts: Family::default(),
@@ -126,6 +129,11 @@ impl Metrics {
             "broadcasts_delivered",
             "Broadcasts written to connections",
             self.delivered.clone(),
+        );
+        registry.register(
+            "agent_messages",
+            "Messages between agents that were accepted, pushed, pushed again, or given up",
+            self.agent_messages.clone(),
         );
         registry.register(
             "broadcasts_dropped",

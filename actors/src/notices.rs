@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::blocks::Blocks;
 use crate::cluster::Cluster;
 use crate::connections::Connections;
+use crate::messages::addresses::Addresses;
 use crate::online::Online;
 use crate::store::{Store, StoreError};
 use crate::task_stream::Streams;
@@ -29,6 +30,7 @@ pub struct Notices {
     connections: Arc<Connections>,
     online: Arc<Online>,
     blocks: Arc<Blocks>,
+    addresses: Arc<Addresses>,
     streams: Streams,
     store: Arc<dyn Store>,
     /// What the store told of lately.
@@ -79,13 +81,22 @@ impl Notices {
     pub fn new(
         (cluster, store): (Arc<dyn Cluster>, Arc<dyn Store>),
         connections: Arc<Connections>,
-        (online, blocks): (Arc<Online>, Arc<Blocks>),
+        (online, blocks, addresses): (Arc<Online>, Arc<Blocks>, Arc<Addresses>),
         streams: Streams,
     ) -> Arc<Self> {
         let (reading, mut readings) = mpsc::channel(NOTICES_MAX);
         let known_ended = Mutex::default();
-        let notices =
-            Arc::new(Self { cluster, connections, online, blocks, streams, store, known_ended, reading });
+        let notices = Arc::new(Self {
+            cluster,
+            connections,
+            online,
+            blocks,
+            addresses,
+            streams,
+            store,
+            known_ended,
+            reading,
+        });
         let weak = Arc::downgrade(&notices);
         tokio::spawn(async move {
             while let Some(reading) = readings.recv().await {
@@ -150,6 +161,7 @@ impl Notices {
 
     /// An agent's record has changed: everybody who watches it is told.
     pub fn agent_changed(&self, agent: &Arc<Agent>) {
+        self.addresses.forget(agent.id);
         self.online.refresh(agent);
         self.tell(Notice::AgentChanged { agent: agent.id });
     }
@@ -159,18 +171,31 @@ impl Notices {
     /// # Errors
     /// The store cannot be read.
     pub async fn blocks_changed(&self, agents: [AgentId; 2]) -> Result<(), Refusal> {
+        agents.iter().for_each(|agent| self.addresses.forget(*agent));
         self.tell(Notice::BlocksChanged { agents });
         self.blocks.changed(agents).await
     }
 
     /// A client agent has come to belong to a user.
     pub fn claimed(&self, agent: AgentId, owner: UserId) {
+        self.addresses.forget(agent);
         self.tell(Notice::Claimed { agent, owner });
         self.streams.owned(agent, owner);
     }
 
     /// Takes note of what another node tells.
     pub fn receive(&self, notice: Notice) {
+        match &notice {
+            Notice::AgentChanged { agent }
+            | Notice::AgentEnded { agent, .. }
+            | Notice::Claimed { agent, .. } => {
+                self.addresses.forget(*agent);
+            }
+            Notice::BlocksChanged { agents } => {
+                agents.iter().for_each(|agent| self.addresses.forget(*agent));
+            }
+            Notice::CredentialsEnded { .. } => {}
+        }
         match notice {
             Notice::CredentialsEnded { credentials, reason } => {
                 self.end_credentials(&credentials, &reason);
@@ -186,6 +211,7 @@ impl Notices {
 
     /// Notices of other nodes may have been missed.
     pub fn missed(&self) {
+        self.addresses.forget_all();
         self.read_soon(Reading::Everything);
     }
 

@@ -202,6 +202,12 @@ impl PubSub {
         self.metrics.publications_dropped.inc_by(dropped as u64);
     }
 
+    /// The other nodes that want a topic.
+    #[must_use]
+    pub fn wanted_by(&self, topic: &str) -> Vec<NodeKey> {
+        if self.is_clustered { self.interests.lock().interests.wanted_by(topic).to_vec() } else { Vec::new() }
+    }
+
     /// A node is up, or may have missed something: it is told everything.
     pub fn node_up(&self, node: &NodeKey) {
         let mut table = self.interests.lock();

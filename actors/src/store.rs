@@ -5,13 +5,12 @@
 pub mod figures;
 mod idempotency;
 mod ledger;
+mod messages;
 mod negotiations;
 mod payments;
 mod task_channel;
 mod teams;
 mod webhooks;
-
-use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use muster_protocol::account::{Credential, Owner, SecretHash, User};
@@ -24,10 +23,14 @@ use muster_protocol::task::{Ending, Note, Task, TaskStatus, TimelineEntry};
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
+use std::collections::{HashMap, HashSet};
 
 pub use self::figures::FigureStore;
 pub use self::idempotency::{IdempotencyStore, KeyedRequest};
 pub use self::ledger::LedgerStore;
+pub use self::messages::{
+    Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Party, Settle,
+};
 pub use self::negotiations::{NegotiationFilter, NegotiationStore};
 pub use self::payments::PaymentStore;
 pub use self::task_channel::{ChannelState, ChunkRange, CloseStream, StoredChunk, TaskChannelStore};
@@ -378,6 +381,7 @@ pub trait Store:
     + PaymentStore
     + TaskChannelStore
     + IdempotencyStore
+    + MessageStore
     + NegotiationStore
     + TeamStore
     + WebhookStore

@@ -121,6 +121,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
     }
     tokio::spawn(every_second(app.clone(), stop.clone()));
     tokio::spawn(purge(app.clone(), stop.clone()));
+    tokio::spawn(sweep(app.clone(), stop.clone()));
     tokio::spawn(do_what_is_due(app.clone(), stop.clone()));
     tokio::spawn(look_for_ended(app.clone(), stop.clone()));
     background::start(&app, &stop);
@@ -257,6 +258,21 @@ async fn look_for_ended(app: Arc<App>, stop: CancellationToken) {
     let mut timer = tokio::time::interval(Duration::from_secs(1));
     while stop.run_until_cancelled(timer.tick()).await.is_some() {
         app.core.notices.look_for_ended(app.core.environment.now()).await;
+    }
+}
+
+/// How often it is looked for messages that are not kept any longer, whose senders are told.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Ends and forgets messages that are not kept any longer.
+async fn sweep(app: Arc<App>, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(SWEEP_EVERY);
+    while stop.run_until_cancelled(timer.tick()).await.is_some() {
+        match app.core.messages.sweep().await {
+            Ok((0, 0)) => {}
+            Ok((ended, forgotten)) => tracing::info!(ended, forgotten, "messages are not kept any longer"),
+            Err(refusal) => tracing::warn!(%refusal, "cannot end messages that are not kept any longer"),
+        }
     }
 }
 

@@ -42,6 +42,7 @@ const HIRING: &str = r#"{"type":"object","required":["hiring"],"properties":{"hi
 const MESSAGE: &str = r#"{"type":"object","required":["id","type","payload","from_agent_id","protocol_version","inserted_at"],"properties":{"id":{"type":"string"},"type":{"type":"string"},"payload":{"type":"object"},"from_agent_id":{"type":["string","null"]},"protocol_version":{"type":"string"},"inserted_at":{"type":"string","format":"date-time"}}}"#;
 const CHANNEL: &str = r#"{"type":"object","required":["channel"],"properties":{"channel":{"type":"object","required":["id","agent_a","agent_b","balance_a","balance_b","nonce","status","pending","public_keys"]}}}"#;
 const SIGNED_TRANSFER: &str = r#"{"type":"object","required":["amount","nonce","signature"],"properties":{"amount":{},"nonce":{"type":"integer","minimum":1},"signature":{"type":"string"}}}"#;
+const MESSAGE_STATUS: &str = r#"{"type":"object","required":["id","status","retry_count"],"properties":{"id":{"type":"string"},"status":{"enum":["queued","delivered","acknowledged","rejected","failed","expired"]},"reason":{"type":"string"},"retry_count":{"type":"integer","minimum":0}}}"#;
 const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
 const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
 
@@ -361,6 +362,48 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::CHANNEL_TASK_COMPLETED, "The task was completed, by whatever way; to both.", TASK),
             pushed(event::CHANNEL_TASK_FAILED, "The task has failed, by whatever way; to both.", TASK),
             pushed(event::CHANNEL_TASK_CANCELLED, "The task was withdrawn, by whatever way; to both.", TASK),
+        ],
+    },
+    TopicEntry {
+        pattern: "messages:{agent_id}",
+        mounts: &[Mount::User, Mount::Main],
+        description: "Messages from other agents, those that have waited first, and what became of one's own. Only the agent \
+                      itself joins, or its owner as that agent. At most 100 wait for an acknowledgement at once.",
+        join: NOTHING,
+        joined: NOTHING,
+        inbound: &[
+            EventEntry {
+                name: event::SEND_MESSAGE,
+                description: "Sends a message, as POST /api/v1/messages does. Answered when the message is durable.",
+                payload: r#"{"type":"object","required":["to_agent_id","type","payload"],"properties":{"from_agent_id":{"type":"string","format":"uuid"},"to_agent_id":{"type":"string","format":"uuid"},"type":{"type":"string","minLength":1,"maxLength":64},"payload":{"type":"object"},"protocol_version":{"type":"string"},"delivery_guarantee":{"enum":["at_most_once","at_least_once","exactly_once"]},"dedup_key":{"type":"string"},"signature":{"type":"string"}}}"#,
+                reply: Some(
+                    r#"{"type":"object","required":["id","status","protocol_version","delivery_guarantee","from_agent_id","to_agent_id","type","inserted_at","deduplicated"],"properties":{"id":{"type":"string"},"status":{"type":"string"},"deduplicated":{"type":"boolean"}}}"#,
+                ),
+            },
+            EventEntry {
+                name: event::ACKNOWLEDGE,
+                description: "Acknowledges a message: it is not pushed any more. Doing so again changes nothing.",
+                payload: r#"{"type":"object","required":["message_id"],"properties":{"message_id":{"type":"string","format":"uuid"}}}"#,
+                reply: Some(MESSAGE_STATUS),
+            },
+            EventEntry {
+                name: event::REJECT,
+                description: "Rejects a message; its sender sees why. Doing so again changes nothing.",
+                payload: r#"{"type":"object","required":["message_id"],"properties":{"message_id":{"type":"string","format":"uuid"},"reason":{"type":"string","maxLength":1000}}}"#,
+                reply: Some(MESSAGE_STATUS),
+            },
+        ],
+        outbound: &[
+            pushed(
+                event::NEW_MESSAGE,
+                "A message. It comes again, with a higher retry_count, until it is acknowledged or rejected.",
+                r#"{"type":"object","required":["id","type","payload","from_agent_id","protocol_version","inserted_at","delivery_guarantee","retry_count"],"properties":{"id":{"type":"string"},"type":{"type":"string"},"payload":{"type":"object"},"from_agent_id":{"type":"string"},"protocol_version":{"type":"string"},"inserted_at":{"type":"string","format":"date-time"},"delivery_guarantee":{"enum":["at_most_once","at_least_once","exactly_once"]},"retry_count":{"type":"integer","minimum":0},"dedup_key":{"type":"string"},"signature":{"type":"string"}}}"#,
+            ),
+            pushed(
+                event::MESSAGE_STATUS,
+                "A message that the agent has sent was acknowledged or rejected, or was given up, or has expired.",
+                MESSAGE_STATUS,
+            ),
         ],
     },
     TopicEntry {

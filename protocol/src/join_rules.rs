@@ -25,8 +25,8 @@ pub fn may_connect(mount: Mount, principal: &Principal) -> bool {
 /// `unauthorized`, and nothing else: somebody else's topic and one that does not exist give the same answer (R35).
 pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>) -> Result<(), Refusal> {
     let allowed = match topic {
-        // R25: only the own id.
-        Topic::Agent(id) => id.is_some() && id == principal.agent,
+        // R25, R110: only the own id.
+        Topic::Agent(id) | Topic::Messages(id) => id.is_some() && id == principal.agent,
         // R31: only the own id.
         Topic::Hirer(id) => id.is_some() && id == principal.user,
         Topic::TaskStream(_) => task.is_some_and(|task| may_read_stream(principal, task)),
@@ -183,6 +183,22 @@ mod tests {
             assert_eq!(may_join(&who, topic, Some(&task)).is_ok(), joins, "{who:?}");
             assert_eq!(may_join(&who, topic, None), refused, "unknown task");
         }
+    }
+
+    /// R110: an agent's messages are for itself, and for its owner who acts as it.
+    #[test]
+    fn messages_are_for_the_agent_alone() {
+        let session = principal(CredentialKind::Session, Some(1), None);
+        let owner = principal(CredentialKind::UserToken, Some(1), Some(1));
+        let user = principal(CredentialKind::UserToken, None, Some(1));
+        let refused = Err(Refusal::new(ErrorCode::Unauthorized));
+        for who in [&session, &owner] {
+            assert_eq!(may_join(who, Topic::Messages(Some(agent_id(1))), None), Ok(()));
+            assert_eq!(may_join(who, Topic::Messages(Some(agent_id(2))), None), refused);
+            assert_eq!(may_join(who, Topic::Messages(None), None), refused);
+        }
+        assert_eq!(may_join(&user, Topic::Messages(Some(agent_id(1))), None), refused);
+        assert_eq!(may_join(&user, Topic::Messages(None), None), refused);
     }
 
     /// R101

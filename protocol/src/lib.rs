@@ -5,12 +5,12 @@
 //!
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
-//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`topic`], [`join_rules`],
-//!   [`protocol_version`]
+//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`message`], [`topic`],
+//!   [`join_rules`], [`protocol_version`]
 //! * what is counted and told of it: [`analytics`], [`alerts`], [`webhook`]
 //! * money: [`money`], [`ledger`], [`escrow`]
-//! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`negotiation`], [`payment_channel`],
-//!   [`rate_limiter`], [`idempotency`]
+//! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`mailbox`], [`negotiation`],
+//!   [`payment_channel`], [`rate_limiter`], [`idempotency`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -31,6 +31,8 @@ pub mod join_rules;
 pub mod json;
 pub mod ledger;
 pub mod limits;
+pub mod mailbox;
+pub mod message;
 pub mod money;
 pub mod negotiation;
 pub mod payment_channel;

@@ -7,6 +7,7 @@ use crate::rate_limiter::Rate;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
+const DAY_MS: u64 = 86_400_000;
 
 /// The bounds of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +182,31 @@ pub struct Limits {
     /// Items of a page at most.
     pub page_items_max: usize,
 
+    /// Bytes of a message's payload, as JSON.
+    pub message_payload_bytes_max: usize,
+    /// Characters of a message's type.
+    pub message_type_chars_max: usize,
+    /// Characters of the reason for which a message is rejected.
+    pub message_reason_chars_max: usize,
+    /// Messages in one request.
+    pub message_batch_max: usize,
+    /// Messages that one agent sends.
+    pub messages_per_agent: Rate,
+    /// Messages that wait for one recipient, about: several nodes at once, or requests at the same moment, may exceed it a
+    /// little. A further one is refused.
+    pub mailbox_messages_max: usize,
+    /// Messages pushed to one recipient that it has not acknowledged.
+    pub mailbox_window_max: usize,
+    /// Delay before a message is pushed again for the first time, in milliseconds; each further delay is twice as long.
+    pub message_retry_ms: u64,
+    /// How long a message is kept, in milliseconds; then it expires.
+    pub message_retention_ms: u64,
+    /// How long what became of a message is known after it has expired, in milliseconds.
+    pub message_ids_kept_ms: u64,
+    /// Agents that a node remembers as senders and recipients.
+    pub message_addresses_max: usize,
+    /// Messages that wait to be stored; further ones wait where they are.
+    pub message_queue_max: usize,
     /// Entries of figures (an agent's of a minute, by capability) that wait for the analytics store; what needs further ones
     /// is dropped and counted.
     pub analytics_entries_max: usize,
@@ -320,6 +346,18 @@ impl Default for Limits {
             page_items_default: 20,
             page_items_max: 100,
 
+            message_payload_bytes_max: 256 * KIB,
+            message_type_chars_max: 64,
+            message_reason_chars_max: 1_000,
+            message_batch_max: 500,
+            messages_per_agent: Rate::per_second(5_000, 10_000),
+            mailbox_messages_max: 100_000,
+            mailbox_window_max: 100,
+            message_retry_ms: 1_000,
+            message_retention_ms: 7 * DAY_MS,
+            message_ids_kept_ms: 30 * DAY_MS,
+            message_addresses_max: 65_536,
+            message_queue_max: 8_192,
             analytics_entries_max: 100_000,
             webhooks_per_owner_max: 20,
 

@@ -90,7 +90,7 @@ pub const DECLARED_MAX: usize = 16;
 const MAJORS_KEPT: usize = 2;
 
 /// That a version is going away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Deprecation {
     /// Since when it is not to be used for anything new.
     pub deprecated_at: Timestamp,

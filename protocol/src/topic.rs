@@ -64,6 +64,8 @@ pub enum Topic {
     Payment(Option<PaymentChannelId>),
     /// `task:<task id>`: what a task's two agents send each other.
     Task(Option<TaskId>),
+    /// `messages:<agent id>`: messages from other agents.
+    Messages(Option<AgentId>),
     /// `negotiation:<id>`: what two agents offer each other.
     Negotiation(Option<NegotiationId>),
     /// `agents:discovery`: who is online.
@@ -126,6 +128,7 @@ impl Topic {
             (Mount::Main, "payment") => Some(Self::Payment(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
             (Mount::Main, "task") => Some(Self::Task(id.parse().ok())),
+            (Mount::User | Mount::Main, "messages") => Some(Self::Messages(id.parse().ok())),
             (Mount::Main, "analytics") => AnalyticsScope::parse(id).map(Self::Analytics),
             (Mount::Main, "negotiation") => Some(Self::Negotiation(id.parse().ok())),
             (Mount::Main, "team") => Some(Self::Team(id.parse().ok())),
@@ -141,6 +144,7 @@ impl Topic {
             Self::Hirer(id) => id.map(hirer_topic),
             Self::TaskStream(id) => id.map(task_stream_topic),
             Self::Task(id) => id.map(task_topic),
+            Self::Messages(id) => id.map(messages_topic),
             Self::Discovery => Some(DISCOVERY.to_owned()),
             Self::Analytics(scope) => scope.name(),
             Self::Negotiation(id) => id.map(negotiation_topic),
@@ -176,6 +180,12 @@ pub fn agent_topic(agent: AgentId) -> String {
 #[must_use]
 pub fn hirer_topic(user: UserId) -> String {
     format!("hirer:{user}")
+}
+
+/// The topic of an agent's messages.
+#[must_use]
+pub fn messages_topic(agent: AgentId) -> String {
+    format!("messages:{agent}")
 }
 
 /// The topic of a task's output.
@@ -236,6 +246,9 @@ pub mod event {
     pub const TASK_FAILED: &str = "task.failed";
     pub const TASK_SUBMITTED: &str = "task.submitted";
     pub const NEW_MESSAGE: &str = "new_message";
+    pub const SEND_MESSAGE: &str = "send_message";
+    pub const ACKNOWLEDGE: &str = "acknowledge";
+    pub const MESSAGE_STATUS: &str = "message_status";
     pub const DISCOVER: &str = "discover";
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";
@@ -330,7 +343,14 @@ mod tests {
         }
         assert_eq!(Topic::parse(Mount::Main, DISCOVERY), Some(Topic::Discovery));
         assert_eq!(Topic::parse(Mount::Agent, DISCOVERY), None);
-        for name in ["task_channel:1", "analytics:", "analytics:x", "messages:1", "", "agent", "phoenix"] {
+        let name = messages_topic(agent);
+        for mount in [Mount::Main, Mount::User] {
+            assert_eq!(Topic::parse(mount, &name), Some(Topic::Messages(Some(agent))));
+            assert_eq!(Topic::parse(mount, "messages:1"), Some(Topic::Messages(None)));
+        }
+        assert!([Mount::Agent, Mount::Hirer].iter().all(|mount| Topic::parse(*mount, &name).is_none()));
+        assert_eq!(Topic::parse(Mount::User, DISCOVERY), None);
+        for name in ["task_channel:1", "analytics:", "analytics:x", "", "agent", "phoenix"] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         for scope in [

@@ -135,6 +135,32 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
         ],
     ),
     (
+        "Messages",
+        &[
+            ("R109", "The user socket takes the session of the agent it names, or its owner's token"),
+            ("R110", "messages:<id> only for the own id"),
+            ("R111", "new_message with its fields"),
+            (
+                "R112",
+                "acknowledge and reject: by the recipient alone, idempotent, the reason visible to the sender",
+            ),
+            ("R113", "What waits is pushed at the join, oldest first, at most 100 unacknowledged"),
+            ("R114", "Sending over REST"),
+            ("R115", "Who may send to whom, and the bounds of a message"),
+            ("R116", "What became of a message"),
+            ("R117", "Messages over REST: acknowledging, listing one's own, showing to parties"),
+            ("R118", "Three guarantees"),
+            ("R119", "Five retries with doubling delays, then failed, and the sender is told"),
+            ("R120", "Time without a connection counts no retry"),
+            ("R121", "exactly_once: keys for seven days, and an acknowledgement that is a fence"),
+            ("R122", "After seven days expired without a payload, after thirty more forgotten"),
+            ("R123", "Messages survive a restart"),
+            ("R124", "Order between two agents"),
+            ("R126", "Four types of messages have a form"),
+            ("R132", "1.0.0 has at_most_once alone; 2.0.0 is signed"),
+        ],
+    ),
+    (
         "Tasks and hirings",
         &[
             ("R140", "Tasks and hirings over REST, each for its parties"),

@@ -7,6 +7,7 @@ mod agent;
 mod analytics;
 mod discovery;
 mod hirer;
+mod messages;
 mod negotiation;
 mod payment;
 mod task;
@@ -42,6 +43,8 @@ pub enum Channel {
     Payment(payment::PaymentChannel),
     /// `task:<id>`
     Task(task::TaskChannel),
+    /// `messages:<id>`
+    Messages(messages::MessagesChannel),
     /// `negotiation:<id>`
     Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
@@ -100,6 +103,10 @@ impl Channel {
                 let task = task.ok_or(ErrorCode::Unauthorized)?;
                 task::TaskChannel::join(socket, outlet, task, payload, reference).await.map(Self::Task)
             }
+            Topic::Messages(agent) => {
+                let agent = agent.ok_or(ErrorCode::Unauthorized)?;
+                messages::MessagesChannel::join(socket, outlet, agent, reference).await.map(Self::Messages)
+            }
             Topic::Negotiation(id) => {
                 let id = id.ok_or(ErrorCode::Unauthorized)?;
                 negotiation::NegotiationChannel::join(socket, outlet, id, reference)
@@ -143,6 +150,7 @@ impl Channel {
             Self::Agent(_) => agent::push(socket, outlet, event, &payload, reference).await,
             Self::Task(channel) => channel.push(socket, outlet, event, &payload, reference).await,
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
+            Self::Messages(channel) => channel.push(socket, outlet, event, &payload, reference).await,
             Self::Analytics(channel) => channel.push(socket, outlet, event, &payload).await,
             Self::Payment(channel) => channel.push(socket, event, &payload).await,
             Self::Negotiation(channel) => channel.push(socket, event, &payload).await,

@@ -9,6 +9,7 @@ use http::{Response, StatusCode};
 use muster_actors::store::{Page, StoreError};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::json::Json;
+use muster_protocol::protocol_version::Deprecation;
 use muster_protocol::time::Timestamp;
 use serde::Serialize;
 
@@ -23,6 +24,7 @@ pub struct Answer {
 struct Content {
     data: Json,
     pagination: Option<Pagination>,
+    deprecation: Option<Deprecation>,
 }
 
 /// Where a list goes on.
@@ -102,12 +104,24 @@ impl Answer {
         };
         Ok(Self {
             status: StatusCode::OK,
-            content: Ok(Content { data: Json::of(&items), pagination: Some(pagination) }),
+            content: Ok(Content { data: Json::of(&items), pagination: Some(pagination), deprecation: None }),
         })
     }
 
+    /// The same, and in its headers that what was used is going away, if it is.
+    #[must_use]
+    pub fn deprecated(mut self, by: Option<Deprecation>) -> Self {
+        if let Ok(content) = &mut self.content {
+            content.deprecation = by;
+        }
+        self
+    }
+
     fn with(status: StatusCode, data: &impl Serialize) -> Handled {
-        Ok(Self { status, content: Ok(Content { data: Json::of(data), pagination: None }) })
+        Ok(Self {
+            status,
+            content: Ok(Content { data: Json::of(data), pagination: None, deprecation: None }),
+        })
     }
 
     /// A refusal.
@@ -161,6 +175,15 @@ impl Answer {
         };
         let mut response = Response::new(Body::from(body.bytes()));
         *response.status_mut() = self.status;
+        if let Some(deprecation) = self.content.as_ref().ok().and_then(|content| content.deprecation) {
+            for (name, text) in
+                [("deprecation", deprecation.deprecation_header()), ("sunset", deprecation.sunset_header())]
+            {
+                if let Ok(value) = HeaderValue::try_from(text) {
+                    response.headers_mut().insert(name, value);
+                }
+            }
+        }
         response
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));

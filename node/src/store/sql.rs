@@ -101,3 +101,48 @@ pub fn check_version(current: usize, newest: usize) -> StoreResult<()> {
         "the database has version {current}, this program knows versions up to {newest}: use a newer one"
     )))
 }
+
+/// Of a message: place, then what is in it, then whether it is open.
+pub const MESSAGE_COLUMNS: &str = "seq, id, from_agent, to_agent, kind, version, guarantee, status, retries, inserted_at, \
+     expires_at, delivered_at, acknowledged_at, reason, dedup_key, signature, payload, open";
+
+/// Lists of messages: how they are counted, up to `counted_max`, and how a part of them is read, newest first. `own` compares a
+/// column with the agents whose messages they are, `conditions` is what else they must be; both have `values` values, and a
+/// part two more: the place it goes on from, and how many. Each side has an index in the order of places; a query for
+/// both at once would read all there are.
+#[must_use]
+pub fn message_lists(
+    own: &str,
+    conditions: &str,
+    counted_max: u64,
+    value: impl Fn(usize) -> String,
+    values: usize,
+) -> (String, String) {
+    let sides = [format!("from_agent {own}"), format!("to_agent {own} AND NOT (from_agent {own})")];
+    let [sent, received] = &sides;
+    let counting = format!(
+        "SELECT count(*) FROM (SELECT 1 FROM (SELECT seq FROM messages WHERE {sent}{conditions}
+             UNION ALL SELECT seq FROM messages WHERE {received}{conditions}) AS sides LIMIT {counted_max}) AS counted"
+    );
+    let (after, rows) = (value(values + 1), value(values + 2));
+    let part = |side: &str| {
+        format!(
+            "SELECT * FROM (SELECT {MESSAGE_COLUMNS} FROM messages WHERE {side}{conditions} AND seq < {after}
+             ORDER BY seq DESC LIMIT {rows}) AS side"
+        )
+    };
+    let listing = format!("{} UNION ALL {} ORDER BY seq DESC LIMIT {rows}", part(sent), part(received));
+    (counting, listing)
+}
+
+/// A place as the cursor of a list.
+#[must_use]
+pub fn place_bytes(seq: u64) -> [u8; 16] {
+    u128::from(seq).to_be_bytes()
+}
+
+/// Newest first: places below the cursor.
+#[must_use]
+pub fn place_after(request: &PageRequest) -> i64 {
+    request.after.map_or(i64::MAX, |after| whole(u128::from_be_bytes(after)))
+}

@@ -29,7 +29,7 @@ pub mod usage;
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
-use crate::ids::{AgentId, CredentialId, UserId};
+use crate::ids::{AgentId, CredentialId, MessageId, UserId};
 use crate::json::{Json, as_bytes};
 
 /// Names a process of a node: a node that starts again is another one, of a higher incarnation.
@@ -100,6 +100,17 @@ pub enum Message {
     Presence(presence::Message),
     /// What is used of limits that hold for the whole cluster.
     Usage(usage::Usage),
+    /// What happened to messages of agents that have connections at the receiver.
+    Mail(Mail),
+}
+
+/// See [`Message::Mail`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mail {
+    /// There is something for these.
+    pub news: Vec<AgentId>,
+    /// Messages that are not pushed to these any more.
+    pub settled: Vec<(AgentId, MessageId)>,
 }
 
 /// See [`Message::Interest`].

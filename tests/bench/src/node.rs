@@ -129,6 +129,7 @@ impl Node {
             "chunks_per_stream",
             "chunks_per_agent",
             "messages_per_socket",
+            "messages_per_agent",
             "joins_per_agent",
             "requests_per_credential",
         ] {

@@ -6,6 +6,7 @@
 //! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`ledger`], [`payments`]: money
 //! * [`idempotency`]: requests that are done once
+//! * [`messages`]: what agents tell each other
 //! * [`negotiations`]: what agents agree on
 //! * [`analytics`], [`webhooks`]: what is counted and told of it
 //! * [`operations`]: health, metrics, documents
@@ -20,6 +21,7 @@ pub mod extract;
 pub mod hirings;
 pub mod idempotency;
 pub mod ledger;
+pub mod messages;
 pub mod negotiations;
 pub mod operations;
 pub mod payments;
@@ -79,6 +81,14 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(hirings::cancel))
         .routes(routes!(hirings::retry))
         .routes(routes!(hirings::list_messages, hirings::add_message))
+        .routes(routes!(messages::send, messages::list))
+        .routes(routes!(messages::send_batch))
+        .routes(routes!(messages::dead_letters))
+        .routes(routes!(messages::show))
+        .routes(routes!(messages::status))
+        .routes(routes!(messages::acknowledge))
+        .routes(routes!(messages::reject))
+        .routes(routes!(messages::redeliver))
         .routes(routes!(analytics::metrics))
         .routes(routes!(analytics::time_series))
         .routes(routes!(analytics::revenue))

@@ -5,6 +5,7 @@ mod accounts;
 mod figures;
 mod idempotency;
 mod ledger;
+mod messages;
 mod negotiations;
 mod payments;
 mod streams;
@@ -247,12 +248,16 @@ macro_rules! conformance_of {
                 channel_chunks_are_purged_after_their_time;
             idempotency: a_key_is_used_once, a_key_is_free_again_after_a_passing_failure_or_its_lease,
                 of_many_at_once_one_runs, old_keys_are_forgotten;
+            messages: messages_wait_in_order, messages_are_settled_once, pushes_are_counted_once,
+                what_is_pushed_at_most_once_is_given_once, keys_give_the_first_message, messages_expire_and_are_forgotten,
+                messages_are_listed_by_party;
             webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
                 one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
             negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
                 negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
             teams: votes_fall_due;
         ], reopened [
+            messages: messages_outlive_the_store;
             streams: claims_outlive_the_store;
             task_channels: checkpoints_outlive_the_store;
             negotiations: the_servers_key_outlives_the_store;

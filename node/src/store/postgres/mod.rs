@@ -6,6 +6,7 @@
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
 //! * [`task_channels`], [`idempotency`]: the same with its part of the port
+//! * `messages`: the same, and what is a write and what is a read of it
 //! * [`webhooks`]: what waits for them; [`figures`]: over connections of their own
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
 //!   each transaction, over one connection
@@ -20,6 +21,7 @@ pub mod connect;
 pub mod figures;
 pub mod idempotency;
 pub mod ledger;
+mod messages;
 pub mod negotiations;
 pub mod payments;
 pub mod pool;

@@ -11,6 +11,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0002_stopped_agents.sql"),
     include_str!("../migrations/postgres/0003_ledger.sql"),
     include_str!("../migrations/postgres/0004_negotiations.sql"),
+    include_str!("../migrations/postgres/0005_messages.sql"),
     include_str!("../migrations/postgres/0006_task_channel.sql"),
     include_str!("../migrations/postgres/0007_idempotency.sql"),
     include_str!("../migrations/postgres/0008_webhooks.sql"),

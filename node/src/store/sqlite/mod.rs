@@ -4,6 +4,7 @@
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
 //! * [`task_channels`], [`idempotency`]: the same with its part of the port
+//! * `messages`: the same, and what is a write and what is a read of it
 //! * [`webhooks`]: what waits for them; [`figures`]: a database of its own
 //! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
 //!   each transaction, over one connection
@@ -17,6 +18,7 @@ pub mod figures;
 pub mod idempotency;
 pub mod journal;
 pub mod ledger;
+mod messages;
 pub mod negotiations;
 pub mod payments;
 pub mod readers;

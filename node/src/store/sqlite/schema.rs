@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0004_stopped_agents.sql"),
     include_str!("../migrations/sqlite/0005_ledger.sql"),
     include_str!("../migrations/sqlite/0006_negotiations.sql"),
+    include_str!("../migrations/sqlite/0007_messages.sql"),
     include_str!("../migrations/sqlite/0008_task_channel.sql"),
     include_str!("../migrations/sqlite/0009_idempotency.sql"),
     include_str!("../migrations/sqlite/0010_webhooks.sql"),

@@ -3,6 +3,7 @@
 //! # Layout
 //! * this file: which there are, and what they share
 //! * [`fan_out`], [`streams`], [`rest`], [`slow_reader`]: chunks
+//! * [`messages`]: messages between agents
 //! * [`presence`]: who is told of whom
 //! * [`cluster`]: the same across nodes
 //! * [`sockets`]: connecting, being idle, storms; [`leak`]: what is left after much coming and going
@@ -10,6 +11,7 @@
 mod cluster;
 mod fan_out;
 mod leak;
+mod messages;
 mod presence;
 mod rest;
 mod slow_reader;
@@ -69,6 +71,7 @@ pub const ALL: &[Scenario] = &[
     ("streams", streams::streams),
     ("ping", streams::ping),
     ("rest", rest::rest),
+    ("messages", messages::messages),
     ("slow-reader", slow_reader::slow_reader),
     ("presence-1000", |scale| presence::everybody(scale, 1_000)),
     ("presence-5000", |scale| presence::everybody(scale, 5_000)),
