@@ -321,7 +321,7 @@ fn print(text: &str) {
 async fn serve(config: Config) -> Result<(), RunError> {
     logging::start(&config.log)?;
     raise_descriptors(config.limits.connections_max);
-    let node = run::start(config, config::operator_token()).await?;
+    let node = Box::pin(run::start(config, config::operator_token())).await?;
     if let Some(token) = &node.new_operator_token {
         print(&format!("operator token, shown this once: {}", token.reveal()));
     }

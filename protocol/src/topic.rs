@@ -366,7 +366,6 @@ mod tests {
             Topic::parse(Mount::Main, "analytics:agent:x"),
             Some(Topic::Analytics(AnalyticsScope::Agent(None)))
         );
-        for name in ["task:1", "analytics:global", "messages:1", "", "agent", "phoenix"] {}
         let channel = PaymentChannelId::new(Timestamp::from_unix_ms(1), [0; 10]);
         let name = payment_topic(channel);
         assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Payment(Some(channel))));

@@ -97,7 +97,7 @@ async fn start(listen: &str, folder: PathBuf, operator: &str) -> Result<Node, Ru
     config.drain.timeout_ms = 3_000;
     logging::start(&config.log)?;
     config.http.listen = free_address(listen)?;
-    run::start(config, Some(operator.to_owned())).await
+    Box::pin(run::start(config, Some(operator.to_owned()))).await
 }
 
 /// The address, or the same with another port where that one is in use.

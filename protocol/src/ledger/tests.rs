@@ -31,6 +31,7 @@ fn task(price: &str, fee: &str) -> Task {
         external_client: None,
         hiring: None,
         payment: Payment { price: Some(amount(price)), fee: amount(fee), escrow: Escrow::Held },
+        progress: None,
         created_at: at(),
         updated_at: at(),
         ended_at: None,

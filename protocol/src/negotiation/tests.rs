@@ -1,7 +1,7 @@
 //! The rules one by one, what no signer can write, and every way in which two parties can come to an end.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Mutex;
 
 use ed25519_dalek::{Signer, SigningKey};
 
@@ -33,16 +33,18 @@ fn public(n: u8) -> PublicKey {
     PublicKey::from_bytes(signer(n).verifying_key().to_bytes()).unwrap()
 }
 
-/// What was signed before, by whom and what: the model signs the same again and again.
-static SIGNED: Mutex<BTreeMap<(u8, String), String>> = Mutex::new(BTreeMap::new());
+thread_local! {
+    /// What was signed before, by whom and what: the model signs the same again and again.
+    static SIGNED: RefCell<BTreeMap<(u8, String), String>> = const { RefCell::new(BTreeMap::new()) };
+}
 
 /// As hex, which is one of the spellings a client may use.
 fn sign(n: u8, text: &str) -> Option<String> {
-    let mut signed = SIGNED.lock().unwrap();
-    let signature = signed.entry((n, text.to_owned())).or_insert_with(|| {
-        signer(n).sign(text.as_bytes()).to_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
-    });
-    Some(signature.clone())
+    let made =
+        || signer(n).sign(text.as_bytes()).to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let signature =
+        SIGNED.with_borrow_mut(|signed| signed.entry((n, text.to_owned())).or_insert_with(made).clone());
+    Some(signature)
 }
 
 fn server() -> ServerKey {

@@ -44,6 +44,8 @@ fn task(status: TaskStatus, output: Option<Json>) -> Task {
         max_price: None,
         external_client: None,
         hiring: None,
+        payment: crate::escrow::Payment::default(),
+        progress: None,
         created_at: at(0),
         updated_at: at(5),
         ended_at: None,

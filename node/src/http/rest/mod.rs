@@ -41,6 +41,10 @@ use utoipa_axum::routes;
 use crate::app::App;
 
 fn routes() -> OpenApiRouter<Arc<App>> {
+    accounts_and_work().merge(dealings()).merge(node())
+}
+
+fn accounts_and_work() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(admin::create_user, admin::list_users))
         .routes(routes!(admin::create_token, admin::list_tokens))
@@ -81,6 +85,11 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(hirings::cancel))
         .routes(routes!(hirings::retry))
         .routes(routes!(hirings::list_messages, hirings::add_message))
+}
+
+/// What agents tell each other, agree on and pay, and what is told of it.
+fn dealings() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
         .routes(routes!(messages::send, messages::list))
         .routes(routes!(messages::send_batch))
         .routes(routes!(messages::dead_letters))
@@ -121,6 +130,10 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(teams::add_member))
         .routes(routes!(teams::remove_member))
         .routes(routes!(teams::entries))
+}
+
+fn node() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
         .routes(routes!(operations::openapi))
         .routes(routes!(operations::asyncapi))
         .routes(routes!(operations::errors))
