@@ -20,6 +20,7 @@ use crate::blocks::Blocks;
 use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
 use crate::global_stats::{GlobalStats, Load};
+use crate::ledger::Ledger;
 use crate::mailbox::{self, Mailboxes};
 use crate::messages::Messages;
 use crate::messages::addresses::Addresses;
@@ -27,11 +28,12 @@ use crate::metric_definitions::Metrics;
 use crate::negotiations::{Needs as NegotiationNeeds, Negotiations};
 use crate::notices::Notices;
 use crate::online::Online;
+use crate::payments::Payments;
 use crate::ports::Environment;
 use crate::presence::Presence;
 use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
-use crate::settings::StreamSettings;
+use crate::settings::{LedgerSettings, StreamSettings};
 use crate::socket::Sockets;
 use crate::store::{FigureStore, Store};
 use crate::supervisor::{self, Supervisor};
@@ -84,6 +86,10 @@ pub struct Core {
     pub stats: GlobalStats,
     /// Webhooks.
     pub webhooks: Arc<Webhooks>,
+    /// Money.
+    pub ledger: Ledger,
+    /// Payment channels.
+    pub payments: Payments,
     /// Negotiations.
     pub negotiations: Negotiations,
     /// Teams.
@@ -112,6 +118,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Settings of streams.
     pub streams: StreamSettings,
+    /// Settings of the ledger.
+    pub ledger: LedgerSettings,
     /// Store.
     pub store: Arc<dyn Store>,
     /// The other nodes.
@@ -178,7 +186,8 @@ impl Core {
     /// An actor does not start.
     #[allow(clippy::too_many_lines, reason = "some lines for each part of a node")]
     pub async fn start(parts: Parts) -> Result<Arc<Self>, ActorProcessingErr> {
-        let Parts { environment, limits, streams, store, cluster, metrics, reports, shards, .. } = parts;
+        let Parts { environment, limits, streams, ledger, store, cluster, metrics, reports, shards, .. } =
+            parts;
         let (versions, drills) = (parts.versions, parts.drills);
         let (limits, metrics) = (Arc::new(limits), Arc::new(metrics));
         let arguments = (environment.clone(), metrics.clone());
@@ -228,7 +237,22 @@ impl Core {
             analytics: analytics.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
+            ledger: ledger.clone(),
         };
+        let ledger = Ledger {
+            store: store.clone(),
+            environment: environment.clone(),
+            limits: limits.clone(),
+            settings: ledger,
+        };
+        let payments = Payments::new(
+            store.clone(),
+            pubsub.clone(),
+            environment.clone(),
+            limits.clone(),
+            metrics.clone(),
+        );
+        supervisor::start(&supervisor, payments.child()).await?;
         let negotiations = Negotiations::new(NegotiationNeeds {
             store: store.clone(),
             pubsub: pubsub.clone(),
@@ -267,6 +291,8 @@ impl Core {
             online,
             streams,
             tasks,
+            ledger,
+            payments,
             negotiations,
             teams,
             sockets,
@@ -302,6 +328,9 @@ impl Core {
 
     /// Does what is due by the time.
     pub async fn sweep(&self) {
+        if let Err(refusal) = self.payments.sweep().await {
+            tracing::warn!(%refusal, "cannot see which payment channels have something due");
+        }
         if let Err(refusal) = self.negotiations.sweep().await {
             tracing::warn!(%refusal, "cannot see which negotiations are over");
         }

@@ -7,8 +7,9 @@
 //! * what changed, for every node: [`notices`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
 //! * messages between agents: [`messages`] (who may send what), [`mailbox`] (how they get to their recipients)
-//! * what several parties change by turns: [`session`], [`negotiations`], [`teams`]
 //! * what is counted and told of it: [`analytics`], [`alerts`], [`global_stats`], [`webhooks`]
+//! * what several parties change by turns: [`session`], [`negotiations`], [`payments`], [`teams`]
+//! * money: [`ledger`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
@@ -24,12 +25,14 @@ pub mod egress;
 mod elsewhere;
 pub mod global_stats;
 pub mod inbox;
+pub mod ledger;
 pub mod mailbox;
 pub mod messages;
 pub mod metric_definitions;
 pub mod negotiations;
 pub mod notices;
 pub mod online;
+pub mod payments;
 pub mod ports;
 pub mod presence;
 pub mod pubsub;

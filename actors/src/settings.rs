@@ -13,6 +13,25 @@ pub enum Acknowledge {
     Memory,
 }
 
+/// Settings of the ledger, under `[ledger]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LedgerSettings {
+    /// What amounts are in: shown with balances, and nothing else.
+    pub currency: String,
+    /// The platform's part of what is released to a provider, in hundredths of a percent; at most 10000.
+    pub platform_fee_bps: u16,
+    /// Whether every task with a price needs that much in its client's account. When false, a client agent that never had
+    /// an account here settles prices elsewhere, and nothing is held.
+    pub required: bool,
+}
+
+impl Default for LedgerSettings {
+    fn default() -> Self {
+        Self { currency: "USD".into(), platform_fee_bps: 0, required: false }
+    }
+}
+
 /// Settings of streams, under `[stream]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -3,10 +3,12 @@
 //! suite.
 
 pub mod figures;
+mod ledger;
+mod messages;
+mod negotiations;
+mod payments;
+mod teams;
 mod webhooks;
-
-pub use self::figures::FigureStore;
-pub use self::webhooks::{AttemptEntry, Claim, Settled, WebhookStore};
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,20 +18,21 @@ use muster_protocol::agent::{Agent, AgentStatus};
 use muster_protocol::discovery::Query;
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
+use muster_protocol::money::Amount;
 use muster_protocol::task::{Ending, Note, Task, TaskStatus, TimelineEntry};
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
 use smol_str::SmolStr;
 
-mod messages;
-mod negotiations;
-mod teams;
-
+pub use self::figures::FigureStore;
+pub use self::ledger::LedgerStore;
 pub use self::messages::{
     Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Party, Settle,
 };
 pub use self::negotiations::{NegotiationFilter, NegotiationStore};
+pub use self::payments::PaymentStore;
 pub use self::teams::TeamStore;
+pub use self::webhooks::{AttemptEntry, Claim, Settled, WebhookStore};
 
 /// Why a transaction did not happen. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +52,9 @@ pub enum StoreError {
     /// The record changed since it was read.
     #[error("changed since it was read")]
     Conflict,
+    /// An account has only so much, which is less than is to be taken from it.
+    #[error("insufficient balance")]
+    InsufficientBalance(Amount),
     /// Another owner has claimed the stream since: this one's epoch or seq is old.
     #[error("fenced off by a newer owner")]
     Fenced,
@@ -301,13 +307,13 @@ pub trait AccountStore: Send + Sync + 'static {
 /// Tasks, hirings and their notes.
 #[async_trait]
 pub trait TaskStore: Send + Sync + 'static {
-    /// Adds a task and, if it is hired, its hiring, at once.
+    /// Adds a task and, if it is hired, its hiring, and posts what is held for it (`Task::entries_at_creation`), at once.
     async fn create_task(&self, task: Task, hiring: Option<Hiring>) -> StoreResult<()>;
     /// A task.
     async fn task(&self, id: TaskId) -> StoreResult<Task>;
     /// Tasks.
     async fn tasks(&self, filter: TaskFilter, page: PageRequest) -> StoreResult<Page<Task>>;
-    /// Ends a task that is pending or in progress, and counts it for its provider. Fenced: its stream was claimed by
+    /// Ends a task that is pending or in progress, settles what is held for it, and counts it for its provider. Fenced: its stream was claimed by
     /// another since, or the store has not every chunk that was given out.
     async fn finish_task(&self, finish: Finish) -> StoreResult<Task>;
     /// Gives a pending task, and its hiring, to another provider. Fenced: its stream was claimed by another since.
@@ -365,7 +371,15 @@ pub trait StreamStore: Send + Sync + 'static {
 /// The whole store.
 #[async_trait]
 pub trait Store:
-    AccountStore + TaskStore + StreamStore + MessageStore + NegotiationStore + TeamStore + WebhookStore
+    AccountStore
+    + TaskStore
+    + StreamStore
+    + MessageStore
+    + LedgerStore
+    + PaymentStore
+    + NegotiationStore
+    + TeamStore
+    + WebhookStore
 {
     /// How many agents there are.
     async fn count_agents(&self) -> StoreResult<u64>;

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use muster_protocol::agent::Agent;
 use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::escrow::Payment;
 use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus, HiringView};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
+use muster_protocol::ledger::Account;
 use muster_protocol::limits::Limits;
+use muster_protocol::money::Amount;
 use muster_protocol::task::{Ending, Note, Task, TaskRequest, TaskStatus, TaskView, check_note};
 use muster_protocol::topic::{agent_topic, event, hirer_topic};
 use serde::Serialize;
@@ -20,6 +23,7 @@ use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
+use crate::settings::LedgerSettings;
 use crate::store::{Store, StoreError};
 use crate::task_stream::{Streams, refusal_of};
 
@@ -41,17 +45,21 @@ pub struct Tasks {
     pub environment: Environment,
     /// Bounds.
     pub limits: Arc<Limits>,
+    /// Who pays here, and the platform's part.
+    pub ledger: LedgerSettings,
 }
 
 impl Tasks {
     /// Creates a task for a client agent.
     ///
     /// # Errors
-    /// A field that does not fit; the provider is unknown, not active, or blocks or is blocked by the client.
+    /// A field that does not fit; the provider is unknown, not active, or blocks or is blocked by the client; the price is
+    /// above what the client would pay at most, or than it has.
     pub async fn create(&self, client: &Agent, request: TaskRequest) -> Result<Task, Refusal> {
         request.check(&self.limits)?;
         let provider = self.provider(client, request.provider_agent_id).await?;
-        let task = self.new_task(client, provider.id, request);
+        let payment = self.payment(client, request.price, request.max_price).await?;
+        let task = Task { payment, ..self.new_task(client, provider.id, request) };
         self.store.create_task(task.clone(), None).await.map_err(refusal_of)?;
         self.tell_created(&task);
         Ok(task)
@@ -61,7 +69,7 @@ impl Tasks {
     /// the request says to wait (agrenting.md R143).
     ///
     /// # Errors
-    /// As for [`Self::create`].
+    /// As for [`Self::create`]; the price is the agent's, unless the request names one.
     pub async fn hire(
         &self,
         user: Option<UserId>,
@@ -71,12 +79,14 @@ impl Tasks {
     ) -> Result<(Hiring, Task), Refusal> {
         let queue = request.queue;
         let capability = agent.capabilities.first().map_or("task", String::as_str);
-        let request = request.task(agent.id, capability);
+        let price = request.price.or(Some(agent.base_price));
+        let request = TaskRequest { price, ..request.task(agent.id, capability) };
         request.check(&self.limits)?;
         let agent = self.provider(client, agent.id).await?;
         let now = self.environment.now();
         let id = HiringId::new(now, self.environment.id_entropy());
-        let mut task = Task { hiring: Some(id), ..self.new_task(client, agent.id, request) };
+        let payment = self.payment(client, request.price, request.max_price).await?;
+        let mut task = Task { hiring: Some(id), payment, ..self.new_task(client, agent.id, request) };
         self.fail_if_absent(&mut task, queue)?;
         let hiring = Hiring {
             id,
@@ -107,12 +117,14 @@ impl Tasks {
         hiring.status.check_retry()?;
         let old = self.store.task(hiring.task).await.map_err(refusal_of)?;
         self.provider(client, hiring.agent).await?;
+        let payment = self.payment(client, old.payment.price, old.max_price).await?;
         let now = self.environment.now();
         let mut task = Task {
             id: TaskId::new(now, self.environment.id_entropy()),
             status: TaskStatus::Pending,
             output: None,
             error: None,
+            payment,
             created_at: now,
             updated_at: now,
             ended_at: None,
@@ -215,6 +227,25 @@ impl Tasks {
         counterpart(self.store.as_ref(), self.environment.now(), client.id, field).await
     }
 
+    /// What a task of a client costs, and whether that is held here: of a client that has an account, or if all must have
+    /// one.
+    async fn payment(
+        &self,
+        client: &Agent,
+        price: Option<Amount>,
+        price_max: Option<Amount>,
+    ) -> Result<Payment, Refusal> {
+        let is_held = match price {
+            None => false,
+            Some(_) if self.ledger.required => true,
+            Some(_) => {
+                let account = Account::Agent(client.id);
+                self.store.balance(account).await.map_err(refusal_of)?.exists
+            }
+        };
+        Payment::new(price, price_max, self.ledger.platform_fee_bps, is_held)
+    }
+
     fn new_task(&self, client: &Agent, provider: AgentId, request: TaskRequest) -> Task {
         let now = self.environment.now();
         Task {
@@ -230,6 +261,7 @@ impl Tasks {
             max_price: request.max_price,
             external_client: request.external_client,
             hiring: None,
+            payment: Payment::default(),
             created_at: now,
             updated_at: now,
             ended_at: None,
@@ -241,6 +273,7 @@ impl Tasks {
             task.status = TaskStatus::Failed;
             task.error = Some(hiring::failure(FailureReason::AgentUnresponsive, None, &self.limits)?);
             task.ended_at = Some(task.created_at);
+            task.payment = task.payment.given_back();
         }
         Ok(())
     }

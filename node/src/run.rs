@@ -89,6 +89,7 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         environment,
         limits: config.limits.clone(),
         streams: config.stream.clone(),
+        ledger: config.ledger.clone(),
         store,
         cluster,
         metrics: Metrics::register(&mut registry),

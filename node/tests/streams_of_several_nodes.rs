@@ -10,7 +10,7 @@ use std::time::Duration;
 use muster_actors::cluster::{Cluster, Event, Receiver};
 use muster_actors::core::{Core, Parts, ReportParts};
 use muster_actors::metric_definitions::Metrics;
-use muster_actors::settings::StreamSettings;
+use muster_actors::settings::{LedgerSettings, StreamSettings};
 use muster_actors::store::{FigureStore, Store};
 use muster_actors::task_stream::ack::Ack;
 use muster_node::http::webhook_client::WebhookClient;
@@ -23,6 +23,7 @@ use muster_protocol::alerts::AlertSettings;
 use muster_protocol::cluster::stream::{StreamMessage, What};
 use muster_protocol::cluster::{Member, Members, Message, NodeKey, owner::owner_of};
 use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::escrow::Payment;
 use muster_protocol::ids::{AgentId, CredentialId, TaskId};
 use muster_protocol::json::Json;
 use muster_protocol::limits::Limits;
@@ -197,6 +198,7 @@ impl Fleet {
             environment: system_clock::environment(),
             limits,
             streams: StreamSettings::default(),
+            ledger: LedgerSettings::default(),
             store: self.store.clone(),
             cluster: port.clone(),
             metrics: Metrics::register(&mut prometheus_client::registry::Registry::default()),
@@ -287,6 +289,7 @@ impl Fleet {
             max_price: None,
             external_client: None,
             hiring: None,
+            payment: Payment::default(),
             created_at: at,
             updated_at: at,
             ended_at: None,

@@ -40,6 +40,8 @@ const NOTHING: &str = r#"{"type":"object"}"#;
 const TASK: &str = r#"{"type":"object","required":["task"],"properties":{"task":{"type":"object","required":["id","status","client_agent_id","provider_agent_id","capability"]}}}"#;
 const HIRING: &str = r#"{"type":"object","required":["hiring"],"properties":{"hiring":{"type":"object","required":["id","status","agent_id","agent_did","task_id","created_at","updated_at"]}}}"#;
 const MESSAGE: &str = r#"{"type":"object","required":["id","type","payload","from_agent_id","protocol_version","inserted_at"],"properties":{"id":{"type":"string"},"type":{"type":"string"},"payload":{"type":"object"},"from_agent_id":{"type":["string","null"]},"protocol_version":{"type":"string"},"inserted_at":{"type":"string","format":"date-time"}}}"#;
+const CHANNEL: &str = r#"{"type":"object","required":["channel"],"properties":{"channel":{"type":"object","required":["id","agent_a","agent_b","balance_a","balance_b","nonce","status","pending","public_keys"]}}}"#;
+const SIGNED_TRANSFER: &str = r#"{"type":"object","required":["amount","nonce","signature"],"properties":{"amount":{},"nonce":{"type":"integer","minimum":1},"signature":{"type":"string"}}}"#;
 const MESSAGE_STATUS: &str = r#"{"type":"object","required":["id","status","retry_count"],"properties":{"id":{"type":"string"},"status":{"enum":["queued","delivered","acknowledged","rejected","failed","expired"]},"reason":{"type":"string"},"retry_count":{"type":"integer","minimum":0}}}"#;
 const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
 const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
@@ -201,6 +203,80 @@ pub const TOPICS: &[TopicEntry] = &[
                 event::STREAM_ERROR,
                 "The task failed, or was withdrawn; nothing follows.",
                 r#"{"type":"object","required":["error"],"properties":{"error":{"type":"object","required":["type"],"properties":{"type":{"type":"string"},"message":{"type":"string"},"details":{}}}}}"#,
+            ),
+        ],
+    },
+    TopicEntry {
+        pattern: "payment:{channel_id}",
+        mounts: &[Mount::Main],
+        description: "A payment channel. Its two agents join, and nobody else. What is signed, with which fields, is said \
+                      in the specification's annex on signatures.",
+        join: NOTHING,
+        joined: CHANNEL,
+        inbound: &[
+            EventEntry {
+                name: event::PROPOSE_TRANSFER,
+                description: "Pays the other side, once it has signed too. The nonce is one more than the last.",
+                payload: SIGNED_TRANSFER,
+                reply: Some(
+                    r#"{"type":"object","required":["nonce","lapses_at"],"properties":{"nonce":{"type":"integer"},"lapses_at":{"type":"string","format":"date-time"}}}"#,
+                ),
+            },
+            EventEntry {
+                name: event::ACKNOWLEDGE_TRANSFER,
+                description: "Signs what the other side pays: it is executed. Sent again it changes nothing.",
+                payload: SIGNED_TRANSFER,
+                reply: Some(
+                    r#"{"type":"object","required":["nonce","balance_a","balance_b"],"properties":{"nonce":{"type":"integer"},"balance_a":{"type":"string"},"balance_b":{"type":"string"},"duplicate":{"type":"boolean"}}}"#,
+                ),
+            },
+            EventEntry {
+                name: event::REJECT_TRANSFER,
+                description: "Does not take the pending transfer, or takes it back. Its nonce is used up.",
+                payload: r#"{"type":"object","properties":{"reason":{"type":"string"},"nonce":{"type":"integer"}}}"#,
+                reply: Some(
+                    r#"{"type":"object","required":["nonce"],"properties":{"nonce":{"type":"integer"}}}"#,
+                ),
+            },
+            EventEntry {
+                name: event::DISPUTE,
+                description: "Has the operator decide; until then nothing moves.",
+                payload: r#"{"type":"object","required":["reason"],"properties":{"reason":{"type":"string"},"evidence":{}}}"#,
+                reply: Some(r#"{"type":"object","required":["status"]}"#),
+            },
+            EventEntry {
+                name: event::CLOSE,
+                description: "Closes the channel, with both signatures over the same bytes, and pays out.",
+                payload: r#"{"type":"object","required":["final_balance_a","final_balance_b","signature_a","signature_b"],"properties":{"final_balance_a":{},"final_balance_b":{},"signature_a":{"type":"string"},"signature_b":{"type":"string"}}}"#,
+                reply: Some(r#"{"type":"object","required":["status","balance_a","balance_b"]}"#),
+            },
+        ],
+        outbound: &[
+            pushed(event::CHANNEL_OPENED, "The other side has accepted.", CHANNEL),
+            pushed(
+                event::TRANSFER_PROPOSED,
+                "The other side wants to pay; for the one that is paid alone.",
+                r#"{"type":"object","required":["channel_id","nonce","amount","from","to","balance_a","balance_b","signature","statement","lapses_at"]}"#,
+            ),
+            pushed(
+                event::TRANSFER_COMPLETE,
+                "A transfer was executed.",
+                r#"{"type":"object","required":["channel_id","nonce","amount","from","to","balance_a","balance_b"]}"#,
+            ),
+            pushed(
+                event::TRANSFER_REJECTED,
+                "A transfer was rejected, taken back, or has lapsed (`agent_id` is null); its nonce is used up.",
+                r#"{"type":"object","required":["channel_id","nonce","reason","agent_id"]}"#,
+            ),
+            pushed(
+                event::DISPUTE_OPENED,
+                "A side disputes; nothing moves until the operator has resolved it.",
+                r#"{"type":"object","required":["channel_id","agent_id","reason","evidence","nonce","balance_a","balance_b"]}"#,
+            ),
+            pushed(
+                event::CHANNEL_CLOSED,
+                "Paid out: closed by both, resolved by the operator (`resolved`), or never accepted (`expired`).",
+                r#"{"type":"object","required":["channel_id","status","nonce","balance_a","balance_b","resolved"]}"#,
             ),
         ],
     },

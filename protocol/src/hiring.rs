@@ -138,6 +138,9 @@ pub struct HireRequest {
     /// What the hirer would pay at most.
     #[serde(default)]
     pub max_price: Option<Amount>,
+    /// What the hirer pays; the agent's base price when absent.
+    #[serde(default)]
+    pub price: Option<Amount>,
     /// The hirer's agent in whose name this is, when the credential does not say.
     #[serde(default)]
     pub client_agent_id: Option<AgentId>,
@@ -155,6 +158,7 @@ impl HireRequest {
             capability: self.capability.unwrap_or_else(|| capability_default.to_owned()),
             input: self.input,
             max_price: self.max_price,
+            price: self.price,
             external_client: None,
         }
     }

@@ -115,6 +115,10 @@ record_id!(
     /// An event on its way to a webhook: the same for every try, so that its receiver knows it again.
     DeliveryId
 );
+record_id!(
+    /// An entry of the ledger.
+    LedgerEntryId
+);
 
 record_id!(
     /// A team.

@@ -33,6 +33,8 @@ pub fn may_join(principal: &Principal, topic: Topic, task: Option<&TaskParties>)
         Topic::Discovery => true,
         // R80: its two agents only, which its record says: see `may_join_between`.
         Topic::Negotiation(id) => id.is_some() && principal.agent.is_some(),
+        // R93: the same.
+        Topic::Payment(id) => id.is_some() && principal.agent.is_some(),
         // R129: members only, which its record says.
         Topic::Team(id) => id.is_some() && principal.agent.is_some(),
         // What it takes to know is asked with `may_see_figures`.
@@ -100,7 +102,7 @@ pub fn may_emit(principal: &Principal, task: Option<&TaskParties>) -> Result<(),
 mod tests {
     use super::*;
     use crate::account::Scopes;
-    use crate::ids::{CredentialId, NegotiationId, TaskId, UserId};
+    use crate::ids::{CredentialId, NegotiationId, PaymentChannelId, TaskId, UserId};
     use crate::time::Timestamp;
 
     fn agent_id(n: u8) -> AgentId {
@@ -221,6 +223,11 @@ mod tests {
         let topic = Topic::Negotiation(Some(NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10])));
         assert_eq!(may_join(&owner(), topic, None), refused);
         assert_eq!(may_join(&agent(1), Topic::Negotiation(None), None), refused);
+        let channel = PaymentChannelId::new(Timestamp::from_unix_ms(1), [0; 10]);
+        assert_eq!(may_join(&agent(1), Topic::Payment(Some(channel)), None), Ok(()));
+        assert_eq!(may_join(&agent(1), Topic::Payment(None), None), refused);
+        let user = principal(CredentialKind::UserToken, None, Some(1));
+        assert_eq!(may_join(&user, Topic::Payment(Some(channel)), None), refused);
     }
 
     #[test]

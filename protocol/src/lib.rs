@@ -7,8 +7,10 @@
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
 //! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`message`], [`topic`],
 //!   [`join_rules`], [`protocol_version`]
-//! * state machines: [`presence`], [`task_stream`], [`mailbox`], [`negotiation`], [`rate_limiter`]
 //! * what is counted and told of it: [`analytics`], [`alerts`], [`webhook`]
+//! * money: [`money`], [`ledger`], [`escrow`]
+//! * state machines: [`presence`], [`task_stream`], [`mailbox`], [`negotiation`], [`payment_channel`],
+//!   [`rate_limiter`]
 //! * between nodes: [`cluster`]
 //! * bounds: [`limits`]
 //! * what is documented from code: [`catalog`]
@@ -21,15 +23,18 @@ pub mod catalog;
 pub mod cluster;
 pub mod discovery;
 pub mod error_code;
+pub mod escrow;
 pub mod hiring;
 pub mod ids;
 pub mod join_rules;
 pub mod json;
+pub mod ledger;
 pub mod limits;
 pub mod mailbox;
 pub mod message;
 pub mod money;
 pub mod negotiation;
+pub mod payment_channel;
 pub mod phoenix;
 pub mod presence;
 pub mod protocol_version;

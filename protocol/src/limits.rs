@@ -107,6 +107,14 @@ pub struct Limits {
     pub stream_memory_bytes_max: usize,
     /// Bytes one reader takes from a log at a time.
     pub stream_read_bytes_max: usize,
+    /// Payment channels live in memory at once; a further one answers `overloaded`.
+    pub payment_channels_live_max: usize,
+    /// How long a payment channel that was opened can be accepted, in milliseconds.
+    pub payment_channel_accept_ms: u64,
+    /// How long a transfer that was proposed can be acknowledged, in milliseconds.
+    pub payment_proposal_ms: u64,
+    /// Bytes of the evidence of a dispute, as JSON.
+    pub dispute_evidence_bytes_max: usize,
     /// Streams live in memory at once; a further one answers `overloaded`.
     pub streams_live_max: usize,
 
@@ -286,6 +294,10 @@ impl Default for Limits {
             stream_memory_bytes_max: 512 * MIB,
             stream_read_bytes_max: 256 * KIB,
             streams_live_max: 100_000,
+            payment_channels_live_max: 100_000,
+            payment_channel_accept_ms: 3_600_000,
+            payment_proposal_ms: 300_000,
+            dispute_evidence_bytes_max: 16 * KIB,
 
             capabilities_max: 100,
             capability_chars_max: 64,

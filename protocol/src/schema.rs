@@ -5,8 +5,8 @@ use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, 
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::ids::{
-    AgentId, AgreementId, CredentialId, DeliveryId, EntryId, HiringId, MessageId, NegotiationId, TaskId,
-    TeamId, UserId, VoteId, WebhookId,
+    AgentId, AgreementId, CredentialId, DeliveryId, EntryId, HiringId, LedgerEntryId, MessageId,
+    NegotiationId, PaymentChannelId, TaskId, TeamId, UserId, VoteId, WebhookId,
 };
 use crate::json::{Json, LossyString};
 use crate::money::Amount;
@@ -43,6 +43,8 @@ text_schema! {
     MessageId: Some(KnownFormat::Uuid), "A message's id.";
     WebhookId: Some(KnownFormat::Uuid), "A webhook's id.";
     DeliveryId: Some(KnownFormat::Uuid), "The id of an event on its way to a webhook.";
+    PaymentChannelId: Some(KnownFormat::Uuid), "A payment channel's id.";
+    LedgerEntryId: Some(KnownFormat::Uuid), "An entry of the ledger.";
     TeamId: Some(KnownFormat::Uuid), "A team's id.";
     EntryId: Some(KnownFormat::Uuid), "The id of something a team keeps.";
     VoteId: Some(KnownFormat::Uuid), "A vote's id.";

@@ -5,6 +5,7 @@ use smol_str::SmolStr;
 
 use crate::agent::text_forms;
 use crate::error_code::{ErrorCode, Refusal};
+use crate::escrow::{Escrow, Payment};
 use crate::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use crate::json::{Json, LossyString};
 use crate::limits::Limits;
@@ -103,6 +104,8 @@ pub struct Task {
     pub external_client: Option<String>,
     /// The hiring it belongs to.
     pub hiring: Option<HiringId>,
+    /// What it costs.
+    pub payment: Payment,
     /// Creation.
     pub created_at: Timestamp,
     /// Last change.
@@ -147,6 +150,8 @@ impl Task {
             max_price: self.max_price,
             external_client: self.external_client.as_deref(),
             hiring_id: self.hiring,
+            price: self.payment.price,
+            escrow: self.payment.escrow,
             created_at: self.created_at,
             updated_at: self.updated_at,
             completed_at: self.ended_at,
@@ -172,6 +177,9 @@ pub struct TaskView<'a> {
     pub max_price: Option<Amount>,
     pub external_client: Option<&'a str>,
     pub hiring_id: Option<HiringId>,
+    pub price: Option<Amount>,
+    /// Where the price is: `none` when nothing was held here.
+    pub escrow: Escrow,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub completed_at: Option<Timestamp>,
@@ -287,6 +295,9 @@ pub struct TaskRequest {
     /// What the client would pay at most.
     #[serde(default)]
     pub max_price: Option<Amount>,
+    /// What the client pays: held until the task ends. Nothing is held when absent.
+    #[serde(default)]
+    pub price: Option<Amount>,
     /// A name the client uses for whoever it works for.
     #[serde(default)]
     pub external_client: Option<String>,

@@ -1,6 +1,6 @@
 //! Sockets, their topics, and the names of events.
 
-use crate::ids::{AgentId, NegotiationId, TaskId, TeamId, UserId};
+use crate::ids::{AgentId, NegotiationId, PaymentChannelId, TaskId, TeamId, UserId};
 
 /// Where a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +62,8 @@ pub enum Topic {
     TaskStream(Option<TaskId>),
     /// `messages:<agent id>`: messages from other agents.
     Messages(Option<AgentId>),
+    /// `payment:<channel id>`: a payment channel.
+    Payment(Option<PaymentChannelId>),
     /// `negotiation:<id>`: what two agents offer each other.
     Negotiation(Option<NegotiationId>),
     /// `agents:discovery`: who is online.
@@ -121,6 +123,7 @@ impl Topic {
         match (mount, sort) {
             (Mount::Agent, "agent") => Some(Self::Agent(id.parse().ok())),
             (Mount::Hirer, "hirer") => Some(Self::Hirer(id.parse().ok())),
+            (Mount::Main, "payment") => Some(Self::Payment(id.parse().ok())),
             (Mount::Agent | Mount::Hirer, "task_stream") => Some(Self::TaskStream(id.parse().ok())),
             (Mount::User | Mount::Main, "messages") => Some(Self::Messages(id.parse().ok())),
             (Mount::Main, "analytics") => AnalyticsScope::parse(id).map(Self::Analytics),
@@ -141,6 +144,7 @@ impl Topic {
             Self::Discovery => Some(DISCOVERY.to_owned()),
             Self::Analytics(scope) => scope.name(),
             Self::Negotiation(id) => id.map(negotiation_topic),
+            Self::Payment(id) => id.map(payment_topic),
             Self::Team(id) => id.map(team_topic),
         }
     }
@@ -184,6 +188,12 @@ pub fn messages_topic(agent: AgentId) -> String {
 #[must_use]
 pub fn task_stream_topic(task: TaskId) -> String {
     format!("task_stream:{task}")
+}
+
+/// The topic of a payment channel.
+#[must_use]
+pub fn payment_topic(channel: PaymentChannelId) -> String {
+    format!("payment:{channel}")
 }
 
 /// The topic of a negotiation.
@@ -236,6 +246,17 @@ pub mod event {
     pub const ALERT: &str = "alert";
     pub const GLOBAL_STATS: &str = "global_stats";
     pub const WEBHOOK_DISABLED: &str = "webhook.disabled";
+    pub const PROPOSE_TRANSFER: &str = "propose_transfer";
+    pub const ACKNOWLEDGE_TRANSFER: &str = "acknowledge_transfer";
+    pub const REJECT_TRANSFER: &str = "reject_transfer";
+    pub const DISPUTE: &str = "dispute";
+    pub const CLOSE: &str = "close";
+    pub const CHANNEL_OPENED: &str = "channel_opened";
+    pub const TRANSFER_PROPOSED: &str = "transfer_proposed";
+    pub const TRANSFER_COMPLETE: &str = "transfer_complete";
+    pub const TRANSFER_REJECTED: &str = "transfer_rejected";
+    pub const DISPUTE_OPENED: &str = "dispute_opened";
+    pub const CHANNEL_CLOSED: &str = "channel_closed";
     pub const OFFER: &str = "offer";
     pub const ACCEPT: &str = "accept";
     pub const REJECT: &str = "reject";
@@ -318,6 +339,13 @@ mod tests {
             Topic::parse(Mount::Main, "analytics:agent:x"),
             Some(Topic::Analytics(AnalyticsScope::Agent(None)))
         );
+        for name in ["task:1", "analytics:global", "messages:1", "", "agent", "phoenix"] {}
+        let channel = PaymentChannelId::new(Timestamp::from_unix_ms(1), [0; 10]);
+        let name = payment_topic(channel);
+        assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Payment(Some(channel))));
+        assert_eq!(Topic::parse(Mount::Agent, &name), None);
+        let side = part(&name, &agent.to_string());
+        assert_eq!(Topic::parse(Mount::Main, &side), Some(Topic::Payment(None)), "nobody joins a side");
         assert_eq!(Topic::parse(Mount::Hirer, "task_stream:"), Some(Topic::TaskStream(None)));
         let id = NegotiationId::new(Timestamp::from_unix_ms(1), [0; 10]);
         let name = negotiation_topic(id);

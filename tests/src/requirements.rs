@@ -129,10 +129,25 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
         ],
     ),
     (
+        "Payment channels",
+        &[
+            ("R92", "Opened by one, accepted by the other, each with its deposit; given back after an hour"),
+            ("R93", "Only the two agents join, and see the channel"),
+            ("R94", "Transfers are numbered without a gap, and bounded by the balance"),
+            ("R95", "One pending proposal, told to the counterparty, for five minutes"),
+            ("R96", "The counterparty signs the resulting balances, and the transfer happens once"),
+            ("R97", "A rejected or withdrawn transfer is burnt"),
+            ("R98", "The total stays, nothing is negative, the ledger survives kill -9"),
+            ("R99", "A dispute stops everything until the operator resolves it"),
+            ("R100", "Closing takes both signatures over the same bytes"),
+        ],
+    ),
+    (
         "Tasks and hirings",
         &[
             ("R140", "Tasks and hirings over REST, each for its parties"),
-            ("R141", "A hiring and its task in one transaction (money comes with the ledger)"),
+            ("R141", "A hiring, its task and its price in one transaction; released or refunded once"),
+            ("R142", "A double-entry ledger in integer micro-units; the operator credits"),
             ("R143", "Hiring an offline agent fails unless it is queued"),
         ],
     ),

@@ -9,6 +9,7 @@ mod discovery;
 mod hirer;
 mod messages;
 mod negotiation;
+mod payment;
 mod task_stream;
 mod team;
 
@@ -39,6 +40,8 @@ pub enum Channel {
     TaskStream(task_stream::TaskStreamChannel),
     /// `messages:<id>`
     Messages(messages::MessagesChannel),
+    /// `payment:<id>`
+    Payment(payment::PaymentChannel),
     /// `negotiation:<id>`
     Negotiation(negotiation::NegotiationChannel),
     /// `agents:discovery`
@@ -101,6 +104,10 @@ impl Channel {
                     .await
                     .map(Self::Negotiation)
             }
+            Topic::Payment(id) => {
+                let id = id.ok_or(ErrorCode::Unauthorized)?;
+                payment::PaymentChannel::join(socket, outlet, id, reference).await.map(Self::Payment)
+            }
             Topic::Team(team) => {
                 let team = team.ok_or(ErrorCode::Unauthorized)?;
                 team::TeamChannel::join(socket, outlet, team, reference).await.map(Self::Team)
@@ -135,6 +142,7 @@ impl Channel {
             Self::Discovery(channel) => channel.push(socket, event, &payload).await,
             Self::Messages(channel) => channel.push(socket, outlet, event, &payload, reference).await,
             Self::Analytics(channel) => channel.push(socket, outlet, event, &payload).await,
+            Self::Payment(channel) => channel.push(socket, event, &payload).await,
             Self::Negotiation(channel) => channel.push(socket, event, &payload).await,
             Self::Team(channel) => channel.push(socket, event, &payload).await,
             Self::Hirer(_) | Self::TaskStream(_) => Err(ErrorCode::UnknownEvent.into()),

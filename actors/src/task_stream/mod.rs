@@ -121,6 +121,9 @@ pub(crate) fn refusal_of(error: StoreError) -> Refusal {
         StoreError::NotFound => ErrorCode::NotFound.into(),
         StoreError::AlreadyExists => ErrorCode::AlreadyExists.into(),
         StoreError::LimitReached => ErrorCode::LimitReached.into(),
+        StoreError::InsufficientBalance(available) => {
+            Refusal::new(ErrorCode::InsufficientBalance).with("available", &available)
+        }
         StoreError::WrongStatus(status) => Refusal::wrong_status(ErrorCode::TaskNotActive, status.as_str()),
         StoreError::Conflict | StoreError::Fenced | StoreError::Unavailable(_) => {
             tracing::error!(%error, "store");

@@ -8,7 +8,7 @@ mod store_url;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use muster_actors::settings::StreamSettings;
+use muster_actors::settings::{LedgerSettings, StreamSettings};
 use muster_protocol::alerts::AlertSettings;
 use muster_protocol::limits::Limits;
 use muster_protocol::negotiation;
@@ -49,6 +49,8 @@ pub struct Config {
     pub webhooks: WebhookSettings,
     /// Thresholds of alerts.
     pub alerts: AlertSettings,
+    /// Money.
+    pub ledger: LedgerSettings,
     /// Other nodes.
     pub cluster: ClusterConfig,
     /// Crash drills.
@@ -228,6 +230,9 @@ const PLACES_MAX: usize = tokio::sync::Semaphore::MAX_PERMITS;
 /// Most that one message to another node may take: a link ends over a frame of 16 MiB.
 const CLUSTER_MESSAGE_BYTES_MAX: usize = 15 * 1_024 * 1_024;
 
+/// A fee of everything, in hundredths of a percent.
+const FEE_BPS_MAX: u16 = 10_000;
+
 /// Shortest time limit that makes sense: below it a client on a slow line never gets in.
 const TIMEOUT_MS_MIN: u64 = 100;
 
@@ -280,6 +285,7 @@ impl Config {
             ("limits.topics_per_socket_max", self.limits.topics_per_socket_max, 1),
             ("limits.topic_bytes_max", self.limits.topic_bytes_max, 64),
             ("limits.streams_live_max", self.limits.streams_live_max, 1),
+            ("limits.payment_channels_live_max", self.limits.payment_channels_live_max, 1),
             ("limits.stream_read_bytes_max", self.limits.stream_read_bytes_max, 1_024),
             ("limits.http_head_bytes_max", self.limits.http_head_bytes_max, 8_192),
             ("limits.longpoll_sessions_max", self.limits.longpoll_sessions_max, 1),
@@ -335,6 +341,8 @@ impl Config {
             ("limits.reader_stall_timeout_ms", self.limits.reader_stall_timeout_ms),
             ("limits.mcp_session_idle_ms", self.limits.mcp_session_idle_ms),
             ("limits.longpoll_window_ms", self.limits.longpoll_window_ms),
+            ("limits.payment_channel_accept_ms", self.limits.payment_channel_accept_ms),
+            ("limits.payment_proposal_ms", self.limits.payment_proposal_ms),
             ("limits.store_statement_timeout_ms", self.limits.store_statement_timeout_ms),
             ("limits.store_call_timeout_ms", self.limits.store_call_timeout_ms),
             ("webhooks.timeout_ms", self.webhooks.timeout_ms),
@@ -367,6 +375,14 @@ impl Config {
             return Err(ConfigError(format!(
                 "limits.cluster_message_bytes_max: at most {CLUSTER_MESSAGE_BYTES_MAX}, which is what a link takes at once"
             )));
+        }
+        if self.ledger.platform_fee_bps > FEE_BPS_MAX {
+            let fee = self.ledger.platform_fee_bps;
+            return Err(ConfigError(format!("ledger.platform_fee_bps: at most {FEE_BPS_MAX}, not {fee}")));
+        }
+        let currency = &self.ledger.currency;
+        if currency.is_empty() || currency.len() > 16 || currency.chars().any(char::is_control) {
+            return Err(ConfigError("ledger.currency: 1 to 16 bytes without control characters".into()));
         }
         if self.accounts.session_ttl_ms < 1 {
             return Err(ConfigError("accounts.session_ttl_ms: at least 1".into()));

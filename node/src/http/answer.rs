@@ -63,6 +63,9 @@ impl From<StoreError> for Refused {
             StoreError::NotFound => ErrorCode::NotFound,
             StoreError::AlreadyExists => ErrorCode::AlreadyExists,
             StoreError::LimitReached => ErrorCode::LimitReached,
+            StoreError::InsufficientBalance(available) => {
+                return Self(Refusal::new(ErrorCode::InsufficientBalance).with("available", &available));
+            }
             StoreError::WrongStatus(status) => {
                 return Self(Refusal::wrong_status(ErrorCode::TaskNotActive, status.as_str()));
             }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use muster_actors::store::{Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::discovery::SortBy;
 use muster_protocol::ids::AgentId;
+use muster_protocol::ledger::Entry;
 use muster_protocol::time::Timestamp;
 
 /// Of an agent, in the order in which they are read.
@@ -12,7 +13,7 @@ pub const AGENT_COLUMNS: &str = "id, owner, name, did, capabilities, pricing_mod
      protocol_versions, metadata, status, tasks_completed, tasks_failed, created_at, updated_at, last_seen_at";
 /// Of a task.
 pub const TASK_COLUMNS: &str = "id, status, client, client_owner, provider, capability, input, output, error, max_price, \
-     external_client, hiring, created_at, updated_at, ended_at";
+     external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow";
 /// Of a note.
 pub const NOTE_COLUMNS: &str = "id, from_agent, from_user, content, inserted_at";
 /// Of a negotiation.
@@ -20,6 +21,18 @@ pub const NEGOTIATION_COLUMNS: &str = "id, listed_as, version, client, client_ke
      base_price, terms, terms_sha256, offers, status, created_at, expires_at, updated_at, ended_by, reason, agreement";
 /// Of an agreement.
 pub const AGREEMENT_COLUMNS: &str = "id, negotiation, client, provider, created_at, document";
+
+/// An entry that must not be posted: a fault of this program, and money stays where it is.
+#[must_use]
+pub fn unbalanced(entry: &Entry) -> StoreError {
+    StoreError::Unavailable(format!("{} does not add up", entry.operation))
+}
+
+/// A record as a document.
+#[must_use]
+pub fn written<T: serde::Serialize>(record: &T) -> String {
+    serde_json::to_string(record).unwrap_or_default()
+}
 
 /// How agents are sorted.
 #[must_use]

@@ -5,6 +5,7 @@
 //! * [`admin`], [`agents`], [`auth`], [`blocks`]: accounts
 //! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`messages`]: what agents tell each other
+//! * [`ledger`], [`payments`]: money
 //! * [`negotiations`]: what agents agree on
 //! * [`analytics`], [`webhooks`]: what is counted and told of it
 //! * [`operations`]: health, metrics, documents
@@ -17,9 +18,11 @@ pub mod auth;
 pub mod blocks;
 pub mod extract;
 pub mod hirings;
+pub mod ledger;
 pub mod messages;
 pub mod negotiations;
 pub mod operations;
+pub mod payments;
 pub mod streams;
 pub mod tasks;
 pub mod teams;
@@ -92,6 +95,18 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(webhooks::show, webhooks::remove))
         .routes(routes!(webhooks::deliveries))
         .routes(routes!(webhooks::test))
+        .routes(routes!(ledger::credit))
+        .routes(routes!(ledger::debit))
+        .routes(routes!(ledger::audit))
+        .routes(routes!(ledger::transfer))
+        .routes(routes!(ledger::balance))
+        .routes(routes!(ledger::transactions))
+        .routes(routes!(ledger::of_task))
+        .routes(routes!(payments::open, payments::list))
+        .routes(routes!(payments::show))
+        .routes(routes!(payments::accept))
+        .routes(routes!(payments::list_all))
+        .routes(routes!(payments::resolve))
         .routes(routes!(negotiations::create, negotiations::list))
         .routes(routes!(negotiations::show))
         .routes(routes!(negotiations::counter))
@@ -127,7 +142,7 @@ pub fn document() -> OpenApi {
     document.info.title = "Muster".into();
     document.info.version = env!("CARGO_PKG_VERSION").into();
     document.info.description = Some(
-        "Users, agents, tasks, hirings and task streams. Every answer is an envelope of data, meta and errors; \
+        "Users, agents, tasks, hirings, task streams and money. Every answer is an envelope of data, meta and errors; \
          agents authenticate with X-API-Key, users and sessions with Authorization: Bearer."
             .into(),
     );

@@ -3,8 +3,10 @@
 
 mod accounts;
 mod figures;
+mod ledger;
 mod messages;
 mod negotiations;
+mod payments;
 mod streams;
 mod tasks;
 mod teams;
@@ -16,6 +18,7 @@ use futures_util::future::BoxFuture;
 use muster_actors::store::{Append, Store, StoreResult};
 use muster_protocol::account::{Credential, CredentialKind, Owner, Scopes, SecretHash, User};
 use muster_protocol::agent::{Agent, Registration};
+use muster_protocol::escrow::Payment;
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
@@ -117,6 +120,7 @@ pub fn task(n: u8, client: &Agent, provider: &Agent) -> Task {
         max_price: None,
         external_client: None,
         hiring: None,
+        payment: Payment::default(),
         created_at,
         updated_at: created_at,
         ended_at: None,
@@ -228,6 +232,9 @@ macro_rules! conformance_of {
                 agents_are_found_in_order, names_sort_by_their_bytes, blocks_work_both_ways_and_end;
             tasks: tasks_begin_and_end_once, tasks_are_listed_by_party, tasks_are_reassigned_while_pending,
                 hirings_are_where_their_task_is, hirings_follow_who_does_and_who_owns, notes_are_bounded, documents_come_back_byte_for_byte, outcomes_count_for_the_provider;
+            ledger: entries_are_posted_once_and_whole, accounts_are_listed_newest_first, escrows_follow_their_task,
+                hirings_hold_or_do_not_happen, much_at_once_adds_up;
+            payments: channels_change_by_compare_and_set, what_moves_moves_with_the_channel, what_is_due_is_found;
             streams: chunks_are_appended_in_order, a_task_begins_once, old_writers_are_fenced_off, a_claim_gives_where_the_stream_stands,
                 a_claim_stands_without_a_chunk, old_owners_do_not_end_tasks, ended_tasks_take_no_chunks,
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,

@@ -5,10 +5,10 @@
 //! * [`connect`]: URL and TLS; [`pool`]: connections, and transactions that happen once whatever becomes of them;
 //!   [`schema`]: migrations
 //! * [`appends`]: group commit of chunks
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
-//!   connection
 //! * `messages`: the same, and what is a write and what is a read of it
 //! * [`webhooks`]: what waits for them; [`figures`]: over connections of their own
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
+//!   each transaction, over one connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -18,8 +18,10 @@ pub mod appends;
 pub mod columns;
 pub mod connect;
 pub mod figures;
+pub mod ledger;
 mod messages;
 pub mod negotiations;
+pub mod payments;
 pub mod pool;
 pub mod schema;
 pub mod streams;

@@ -9,6 +9,7 @@ use crate::store::sql::{check_version, whole};
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0001_initial.sql"),
     include_str!("../migrations/postgres/0002_stopped_agents.sql"),
+    include_str!("../migrations/postgres/0003_ledger.sql"),
     include_str!("../migrations/postgres/0004_negotiations.sql"),
     include_str!("../migrations/postgres/0005_messages.sql"),
     include_str!("../migrations/postgres/0008_webhooks.sql"),

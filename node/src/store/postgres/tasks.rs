@@ -2,6 +2,7 @@
 //! first.
 
 use muster_actors::store::{Finish, HiringFilter, Page, PageRequest, Reassign, StoreError, TaskFilter};
+use muster_protocol::escrow::{Escrow, Payment};
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
@@ -13,11 +14,12 @@ use tokio_postgres::Row;
 use super::agents::count_outcome;
 use super::columns::{Id, broken, id, id_bytes, json, optional_id, optional_json, optional_time, time};
 use super::pool::{Connection, Failure};
-use super::{streams, webhooks};
+use super::{ledger, streams, webhooks};
 use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row) -> Result<Task, Failure> {
-    let max_price: Option<i64> = row.try_get(9)?;
+    let amount =
+        |micros: Option<i64>| micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose();
     Ok(Task {
         id: TaskId::from_bytes(id_bytes(row, 0)?),
         status: TaskStatus::parse(row.try_get(1)?).ok_or_else(broken)?,
@@ -28,12 +30,17 @@ fn read_task(row: &Row) -> Result<Task, Failure> {
         input: json(row, 6)?,
         output: optional_json(row, 7)?,
         error: optional_json(row, 8)?,
-        max_price: max_price.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose()?,
+        max_price: amount(row.try_get(9)?)?,
         external_client: row.try_get(10)?,
         hiring: optional_id(row, 11)?.map(HiringId::from_bytes),
         created_at: time(row, 12)?,
         updated_at: time(row, 13)?,
         ended_at: optional_time(row, 14)?,
+        payment: Payment {
+            price: amount(row.try_get(15)?)?,
+            fee: amount(Some(row.try_get(16)?))?.unwrap_or_default(),
+            escrow: Escrow::parse(row.try_get(17)?).ok_or_else(broken)?,
+        },
     })
 }
 
@@ -45,7 +52,16 @@ pub async fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -
         add_timeline(c, task.id, "task_failed", task.created_at, None).await?;
     }
     webhooks::queue_task(c, task, true).await?;
-    let Some(hiring) = hiring else { return Ok(()) };
+    if let Some(hiring) = hiring {
+        insert_hiring(c, hiring).await?;
+    }
+    for entry in task.entries_at_creation() {
+        ledger::post(c, &entry).await?;
+    }
+    Ok(())
+}
+
+async fn insert_hiring(c: &Connection, hiring: &Hiring) -> Result<(), Failure> {
     c.execute(
         "INSERT INTO hirings (id, user_id, client, agent, agent_did, task, created_at, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -67,8 +83,8 @@ pub async fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -
 async fn insert_task(c: &Connection, task: &Task) -> Result<(), Failure> {
     c.execute(
         "INSERT INTO tasks (id, status, client, client_owner, provider, capability, input, output, error, max_price,
-            external_client, hiring, created_at, updated_at, ended_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+            external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
         &[
             &id!(task.id),
             &task.status.as_str(),
@@ -85,6 +101,9 @@ async fn insert_task(c: &Connection, task: &Task) -> Result<(), Failure> {
             &task.created_at.unix_ms(),
             &task.updated_at.unix_ms(),
             &task.ended_at.map(Timestamp::unix_ms),
+            &task.payment.price.map(Amount::micros),
+            &task.payment.fee.micros(),
+            &task.payment.escrow.as_str(),
         ],
     )
     .await?;
@@ -135,14 +154,17 @@ pub async fn finish_task(c: &Connection, finish: &Finish) -> Result<Task, Failur
     }
     c.execute("UPDATE streams SET closed = true WHERE task = $1", &[&id!(finish.task)]).await?;
     let (output, error) = finish.ending.documents();
+    let (settlement, escrow) = before.settlement(finish.ending.status, finish.now);
     c.execute(
-        "UPDATE tasks SET status = $1, output = $2, error = $3, updated_at = $4, ended_at = $4 WHERE id = $5",
+        "UPDATE tasks SET status = $1, output = $2, error = $3, updated_at = $4, ended_at = $4, escrow = $6
+         WHERE id = $5",
         &[
             &finish.ending.status.as_str(),
             &output.map(Json::as_str),
             &error.map(Json::as_str),
             &finish.now.unix_ms(),
             &id!(finish.task),
+            &escrow.as_str(),
         ],
     )
     .await?;
@@ -154,6 +176,9 @@ pub async fn finish_task(c: &Connection, finish: &Finish) -> Result<Task, Failur
         count_outcome(c, before.provider, finish.ending.status == TaskStatus::Completed).await?;
     }
     add_timeline(c, finish.task, finish.ending.timeline_event(), finish.now, finish.by).await?;
+    if let Some(settlement) = settlement {
+        ledger::post(c, &settlement).await?;
+    }
     let ended = task(c, finish.task).await?;
     webhooks::queue_task(c, &ended, false).await?;
     Ok(ended)

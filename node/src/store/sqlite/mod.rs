@@ -3,10 +3,10 @@
 //!
 //! # Layout
 //! * [`writer`]: group commit; [`journal`]: chunks on their way to the table; [`readers`]: the pool; [`schema`]: migrations
-//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`]: the SQL of each transaction, over one
-//!   connection
 //! * `messages`: the same, and what is a write and what is a read of it
 //! * [`webhooks`]: what waits for them; [`figures`]: a database of its own
+//! * [`accounts`], [`agents`], [`tasks`], [`streams`], [`teams`], [`negotiations`], [`ledger`], [`payments`]: the SQL of
+//!   each transaction, over one connection
 //! * [`columns`]: reading columns and rows
 //! * this file: what is a write and what is a read
 
@@ -15,8 +15,10 @@ pub mod agents;
 pub mod columns;
 pub mod figures;
 pub mod journal;
+pub mod ledger;
 mod messages;
 pub mod negotiations;
+pub mod payments;
 pub mod readers;
 pub mod schema;
 pub mod streams;

@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0002_chunk_journal.sql"),
     include_str!("../migrations/sqlite/0003_revocations.sql"),
     include_str!("../migrations/sqlite/0004_stopped_agents.sql"),
+    include_str!("../migrations/sqlite/0005_ledger.sql"),
     include_str!("../migrations/sqlite/0006_negotiations.sql"),
     include_str!("../migrations/sqlite/0007_messages.sql"),
     include_str!("../migrations/sqlite/0010_webhooks.sql"),

@@ -3,6 +3,7 @@
 use muster_actors::store::{
     Finish, HiringFilter, Page, PageRequest, Reassign, StoreError, StoreResult, TaskFilter,
 };
+use muster_protocol::escrow::{Escrow, Payment};
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
@@ -13,13 +14,15 @@ use rusqlite::{Connection, Row, params};
 
 use super::agents::count_outcome;
 use super::columns::{count, exists, id_bytes, json, optional_id, optional_json, optional_time, rows, time};
-use super::{sql_error, streams, webhooks};
+use super::{ledger, sql_error, streams, webhooks};
 use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let broken = || rusqlite::Error::InvalidQuery;
     let status: String = row.get(1)?;
-    let max_price: Option<i64> = row.get(9)?;
+    let escrow: String = row.get(17)?;
+    let amount =
+        |micros: Option<i64>| micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose();
     Ok(Task {
         id: TaskId::from_bytes(id_bytes(row, 0)?),
         status: TaskStatus::parse(&status).ok_or_else(broken)?,
@@ -30,12 +33,17 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
         input: json(row, 6)?,
         output: optional_json(row, 7)?,
         error: optional_json(row, 8)?,
-        max_price: max_price.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose()?,
+        max_price: amount(row.get(9)?)?,
         external_client: row.get(10)?,
         hiring: optional_id(row, 11)?.map(HiringId::from_bytes),
         created_at: time(row, 12)?,
         updated_at: time(row, 13)?,
         ended_at: optional_time(row, 14)?,
+        payment: Payment {
+            price: amount(row.get(15)?)?,
+            fee: amount(Some(row.get(16)?))?.unwrap_or_default(),
+            escrow: Escrow::parse(&escrow).ok_or_else(broken)?,
+        },
     })
 }
 
@@ -47,7 +55,13 @@ pub fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -> Stor
         add_timeline(c, task.id, "task_failed", task.created_at, None)?;
     }
     webhooks::queue_task(c, task, true)?;
-    let Some(hiring) = hiring else { return Ok(()) };
+    if let Some(hiring) = hiring {
+        insert_hiring(c, hiring)?;
+    }
+    task.entries_at_creation().iter().try_for_each(|entry| ledger::post(c, entry))
+}
+
+fn insert_hiring(c: &Connection, hiring: &Hiring) -> StoreResult<()> {
     c.prepare_cached(
         "INSERT INTO hirings (id, user, client, agent, agent_did, task, created_at, updated_at)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
@@ -71,8 +85,8 @@ pub fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -> Stor
 fn insert_task(c: &Connection, task: &Task) -> StoreResult<()> {
     c.prepare_cached(
         "INSERT INTO tasks (id, status, client, client_owner, provider, capability, input, output, error, max_price,
-            external_client, hiring, created_at, updated_at, ended_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
     )
     .and_then(|mut s| {
         s.execute(params![
@@ -91,6 +105,9 @@ fn insert_task(c: &Connection, task: &Task) -> StoreResult<()> {
             task.created_at.unix_ms(),
             task.updated_at.unix_ms(),
             task.ended_at.map(Timestamp::unix_ms),
+            task.payment.price.map(Amount::micros),
+            task.payment.fee.micros(),
+            task.payment.escrow.as_str(),
         ])
     })
     .map_err(sql_error)?;
@@ -138,8 +155,10 @@ pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
     before.status.after(finish.ending.action()).map_err(|_| StoreError::WrongStatus(before.status))?;
     streams::close(c, finish.task, finish.epoch, finish.last_seq)?;
     let (output, error) = finish.ending.documents();
+    let (settlement, escrow) = before.settlement(finish.ending.status, finish.now);
     c.prepare_cached(
-        "UPDATE tasks SET status = ?1, output = ?2, error = ?3, updated_at = ?4, ended_at = ?4 WHERE id = ?5",
+        "UPDATE tasks SET status = ?1, output = ?2, error = ?3, updated_at = ?4, ended_at = ?4, escrow = ?6
+         WHERE id = ?5",
     )
     .and_then(|mut s| {
         s.execute(params![
@@ -147,7 +166,8 @@ pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
             output.map(Json::as_str),
             error.map(Json::as_str),
             finish.now.unix_ms(),
-            finish.task.as_bytes()
+            finish.task.as_bytes(),
+            escrow.as_str(),
         ])
     })
     .map_err(sql_error)?;
@@ -159,6 +179,9 @@ pub fn finish_task(c: &Connection, finish: &Finish) -> StoreResult<Task> {
         count_outcome(c, before.provider, finish.ending.status == TaskStatus::Completed)?;
     }
     add_timeline(c, finish.task, finish.ending.timeline_event(), finish.now, finish.by)?;
+    if let Some(settlement) = settlement {
+        ledger::post(c, &settlement)?;
+    }
     let ended = task(c, finish.task)?;
     webhooks::queue_task(c, &ended, false)?;
     Ok(ended)

@@ -1,0 +1,63 @@
+-- Double entry: what an entry posts adds up to 0, and each operation has one entry. `kind`, `account` and `side` name an
+-- account: an agent's or user's id, a task's (escrow), a payment channel's with its side (1 who opened it, 2 the other), or
+-- zeros (external, fees). `holder` is the agent whose money is held there.
+CREATE TABLE ledger_accounts (
+    kind text COLLATE "C" NOT NULL,
+    account uuid NOT NULL,
+    side smallint NOT NULL,
+    holder uuid,
+    balance bigint NOT NULL,
+    PRIMARY KEY (kind, account, side),
+    CHECK (balance >= 0 OR kind = 'external')
+);
+
+-- Of what is held now: what was held once is nothing, and stays.
+CREATE INDEX ledger_accounts_by_holder ON ledger_accounts (holder, balance) WHERE balance > 0;
+
+CREATE TABLE ledger_entries (
+    id uuid PRIMARY KEY,
+    kind text NOT NULL,
+    operation text COLLATE "C" NOT NULL UNIQUE,
+    reference text,
+    at bigint NOT NULL
+);
+
+CREATE TABLE ledger_postings (
+    kind text COLLATE "C" NOT NULL,
+    account uuid NOT NULL,
+    side smallint NOT NULL,
+    entry uuid NOT NULL REFERENCES ledger_entries (id),
+    delta bigint NOT NULL CHECK (delta <> 0),
+    PRIMARY KEY (kind, account, side, entry),
+    FOREIGN KEY (kind, account, side) REFERENCES ledger_accounts (kind, account, side)
+);
+
+CREATE INDEX ledger_postings_by_entry ON ledger_postings (entry);
+
+-- What a task costs, what of it the platform takes on release, and where it is.
+ALTER TABLE tasks ADD COLUMN price bigint CHECK (price >= 0);
+ALTER TABLE tasks ADD COLUMN fee bigint NOT NULL DEFAULT 0 CHECK (fee >= 0);
+ALTER TABLE tasks ADD COLUMN escrow text NOT NULL DEFAULT 'none'
+    CHECK (escrow IN ('none', 'held', 'released', 'refunded'));
+
+-- `document` is the whole record; the columns are what is searched for or must hold whatever the program does. Bytes, for
+-- it may hold U+0000, which text cannot.
+CREATE TABLE payment_channels (
+    id uuid PRIMARY KEY,
+    version bigint NOT NULL,
+    status text NOT NULL,
+    agent_a uuid NOT NULL REFERENCES agents (id),
+    agent_b uuid NOT NULL REFERENCES agents (id),
+    balance_a bigint NOT NULL CHECK (balance_a >= 0),
+    balance_b bigint NOT NULL CHECK (balance_b >= 0),
+    nonce bigint NOT NULL CHECK (nonce >= 0),
+    -- When something is due, if nobody does anything before.
+    due_at bigint,
+    document bytea NOT NULL,
+    CHECK (agent_a <> agent_b)
+);
+
+CREATE INDEX payment_channels_by_a ON payment_channels (agent_a, id);
+CREATE INDEX payment_channels_by_b ON payment_channels (agent_b, id);
+CREATE INDEX payment_channels_by_status ON payment_channels (status, id);
+CREATE INDEX payment_channels_by_due ON payment_channels (due_at) WHERE due_at IS NOT NULL;
