@@ -315,11 +315,7 @@ pub const TOPICS: &[TopicEntry] = &[
                 "A message. It comes again, with a higher retry_count, until it is acknowledged or rejected.",
                 r#"{"type":"object","required":["id","type","payload","from_agent_id","protocol_version","inserted_at","delivery_guarantee","retry_count"],"properties":{"id":{"type":"string"},"type":{"type":"string"},"payload":{"type":"object"},"from_agent_id":{"type":"string"},"protocol_version":{"type":"string"},"inserted_at":{"type":"string","format":"date-time"},"delivery_guarantee":{"enum":["at_most_once","at_least_once","exactly_once"]},"retry_count":{"type":"integer","minimum":0},"dedup_key":{"type":"string"},"signature":{"type":"string"}}}"#,
             ),
-            pushed(
-                event::MESSAGE_STATUS,
-                "A message that the agent has sent was acknowledged or rejected, or was given up, or has expired.",
-                MESSAGE_STATUS,
-            ),
+            pushed(event::MESSAGE_STATUS, "What became of a message the agent has sent.", MESSAGE_STATUS),
         ],
     },
     TopicEntry {
