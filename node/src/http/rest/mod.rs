@@ -38,6 +38,7 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 
+#[allow(clippy::too_many_lines, reason = "one line for each route")]
 fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(admin::create_user, admin::list_users))
