@@ -323,7 +323,7 @@ mod tests {
         }
         assert!([Mount::Agent, Mount::Hirer].iter().all(|mount| Topic::parse(*mount, &name).is_none()));
         assert_eq!(Topic::parse(Mount::User, DISCOVERY), None);
-        for name in ["payment:1", "task:1", "analytics:", "analytics:x", "", "agent", "phoenix"] {
+        for name in ["task:1", "analytics:", "analytics:x", "", "agent", "phoenix"] {
             assert_eq!(Topic::parse(Mount::Main, name), None, "{name}");
         }
         for scope in [
@@ -339,7 +339,6 @@ mod tests {
             Topic::parse(Mount::Main, "analytics:agent:x"),
             Some(Topic::Analytics(AnalyticsScope::Agent(None)))
         );
-        for name in ["task:1", "analytics:global", "messages:1", "", "agent", "phoenix"] {}
         let channel = PaymentChannelId::new(Timestamp::from_unix_ms(1), [0; 10]);
         let name = payment_topic(channel);
         assert_eq!(Topic::parse(Mount::Main, &name), Some(Topic::Payment(Some(channel))));

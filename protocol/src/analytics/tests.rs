@@ -23,6 +23,7 @@ fn task(status: TaskStatus) -> Task {
         max_price: None,
         external_client: None,
         hiring: None,
+        payment: crate::escrow::Payment::default(),
         created_at: at(0),
         updated_at: at(0),
         ended_at: Some(at(1_500)),

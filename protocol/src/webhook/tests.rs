@@ -44,6 +44,7 @@ fn task(status: TaskStatus, output: Option<Json>) -> Task {
         max_price: None,
         external_client: None,
         hiring: None,
+        payment: crate::escrow::Payment::default(),
         created_at: at(0),
         updated_at: at(5),
         ended_at: None,
