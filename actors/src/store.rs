@@ -377,6 +377,7 @@ pub trait Store:
     AccountStore
     + TaskStore
     + StreamStore
+    + MessageStore
     + LedgerStore
     + PaymentStore
     + TaskChannelStore

@@ -102,7 +102,8 @@ pub async fn start(config: Config, operator_token: Option<String>) -> Result<Nod
         server_key,
         drills: config.drills.enabled,
     };
-    let core = Core::start(parts).await?;
+    // Apart, for it is large, and needed once.
+    let core = Box::pin(Core::start(parts)).await?;
     let http_metrics = HttpMetrics::register(&mut registry);
     let scheme = if tls.is_some() { "https" } else { "http" };
     let listen = config.http.listen.clone();

@@ -1,7 +1,9 @@
 //! The one table of sockets, topics and events. `docs/asyncapi.json` is generated from it, and a test compares it with
 //! the names the code uses.
 
-use crate::phoenix;
+mod schemas;
+
+use self::schemas::*;
 use crate::topic::{Mount, event};
 
 /// A topic and what is said on it.
@@ -36,90 +38,9 @@ pub struct EventEntry {
     pub reply: Option<&'static str>,
 }
 
-const NOTHING: &str = r#"{"type":"object"}"#;
-const TASK: &str = r#"{"type":"object","required":["task"],"properties":{"task":{"type":"object","required":["id","status","client_agent_id","provider_agent_id","capability"]}}}"#;
-const HIRING: &str = r#"{"type":"object","required":["hiring"],"properties":{"hiring":{"type":"object","required":["id","status","agent_id","agent_did","task_id","created_at","updated_at"]}}}"#;
-const MESSAGE: &str = r#"{"type":"object","required":["id","type","payload","from_agent_id","protocol_version","inserted_at"],"properties":{"id":{"type":"string"},"type":{"type":"string"},"payload":{"type":"object"},"from_agent_id":{"type":["string","null"]},"protocol_version":{"type":"string"},"inserted_at":{"type":"string","format":"date-time"}}}"#;
-const CHANNEL: &str = r#"{"type":"object","required":["channel"],"properties":{"channel":{"type":"object","required":["id","agent_a","agent_b","balance_a","balance_b","nonce","status","pending","public_keys"]}}}"#;
-const SIGNED_TRANSFER: &str = r#"{"type":"object","required":["amount","nonce","signature"],"properties":{"amount":{},"nonce":{"type":"integer","minimum":1},"signature":{"type":"string"}}}"#;
-const MESSAGE_STATUS: &str = r#"{"type":"object","required":["id","status","retry_count"],"properties":{"id":{"type":"string"},"status":{"enum":["queued","delivered","acknowledged","rejected","failed","expired"]},"reason":{"type":"string"},"retry_count":{"type":"integer","minimum":0}}}"#;
-const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
-const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
-
-const CHANNEL_CHUNK: &str = r#"{"type":"object","required":["chunk","seq"],"properties":{"chunk":{"type":"string"},"seq":{"type":"integer","minimum":0,"description":"The sender's; the first is 0 or 1."},"encoding":{"const":"base64","description":"Present when the chunk is base64; otherwise it is text."}}}"#;
-const CHANNEL_CHUNK_REPLY: &str = r#"{"type":"object","required":["seq"],"properties":{"seq":{"type":"integer"},"duplicate":{"const":true,"description":"Present when this chunk was stored before."}}}"#;
-const CLOSING: &str = r#"{"type":"object","required":["checksum","total_size"],"properties":{"checksum":{"type":"string","pattern":"^(sha256:)?[0-9a-f]{64}$","description":"SHA-256 of the bytes of all chunks in the order of their seqs."},"total_size":{"type":"integer","minimum":0,"description":"Bytes."}}}"#;
-const DUPLICATE_REPLY: &str = r#"{"type":"object","properties":{"duplicate":{"const":true,"description":"Present when the same was said before."}}}"#;
-const TASK_PROGRESS: &str = r#"{"type":"object","required":["percent"],"properties":{"percent":{"type":"number","minimum":0,"maximum":100},"message":{"type":["string","null"]}}}"#;
-const CHANNEL_ERROR: &str = r#"{"type":"object","required":["type"],"properties":{"type":{"type":"string"},"message":{"type":"string"},"details":{}}}"#;
-const REASON: &str = r#"{"type":"object","properties":{"reason":{"type":["string","null"]}}}"#;
-const PERIOD: &str = r#"{"type":"object","properties":{"period":{"enum":["1h","24h","7d","30d","90d","all"],"default":"24h"}}}"#;
-const WEBHOOK_DISABLED: &str = r#"{"type":"object","required":["webhook_id","url","disabled_at"],"properties":{"webhook_id":{"type":"string"},"url":{"type":"string"},"disabled_at":{"type":"string","format":"date-time"}}}"#;
-const ALERT: EventEntry = pushed(
-    event::ALERT,
-    "Something began, became worse, or is over (then its severity is info); to those who subscribed.",
-    r#"{"type":"object","required":["id","severity","type","message","agent_id","at"],"properties":{"id":{"type":"string"},"severity":{"enum":["critical","error","warning","info"]},"type":{"enum":["failure_rate","stalled","offline_with_tasks","dead_letters","figures_dropped"]},"message":{"type":"string"},"agent_id":{"type":["string","null"]},"at":{"type":"string","format":"date-time"}}}"#,
-);
-
-const fn asked(
-    name: &'static str,
-    description: &'static str,
-    payload: &'static str,
-    reply: &'static str,
-) -> EventEntry {
-    EventEntry { name, description, payload, reply: Some(reply) }
-}
-
-const ANALYTICS_EVENTS: &[EventEntry] = &[
-    asked(
-        event::REQUEST_METRICS,
-        "Sums of a period.",
-        PERIOD,
-        r#"{"type":"object","required":["period","from","to","tasks_total","tasks_completed","tasks_failed","tasks_cancelled","success_rate","avg_duration_ms","chunks","messages_sent","messages_received","revenue"],"properties":{"success_rate":{"type":["number","null"]},"avg_duration_ms":{"type":["integer","null"]},"revenue":{"type":"string"}}}"#,
-    ),
-    asked(
-        event::REQUEST_TIME_SERIES,
-        "A metric over time: a point for each interval, of which there are at most 1000; the interval is coarser than asked \
-         for if there would be more.",
-        r#"{"type":"object","required":["metric"],"properties":{"metric":{"type":"string"},"opts":{"type":"object","properties":{"period":{"enum":["1h","24h","7d","30d","90d","all"],"default":"24h"},"interval":{"enum":["minute","hour","day"]}}}}}"#,
-        r#"{"type":"object","required":["metric","interval","points"],"properties":{"metric":{"type":"string"},"interval":{"enum":["minute","hour","day"]},"points":{"type":"array","maxItems":1000,"items":{"type":"object","required":["t","v"],"properties":{"t":{"type":"string","format":"date-time"},"v":{"type":["number","string","null"]}}}}}}"#,
-    ),
-    asked(
-        event::REQUEST_REVENUE,
-        "What was earned.",
-        PERIOD,
-        r#"{"type":"object","required":["total","currency","by_day","by_capability"],"properties":{"total":{"type":"string"},"currency":{"type":"string"},"by_day":{"type":"array","items":{"type":"object","required":["day","amount"]}},"by_capability":{"type":"array","items":{"type":"object","required":["capability","amount"]}}}}"#,
-    ),
-    asked(
-        event::REQUEST_HEATMAP,
-        "Tasks created, by day of the week (Monday first) and hour, UTC; of the last 92 days at most.",
-        PERIOD,
-        r#"{"type":"object","required":["period","from","to","days","counts"],"properties":{"days":{"type":"array"},"counts":{"type":"array","minItems":7,"maxItems":7,"items":{"type":"array","minItems":24,"maxItems":24,"items":{"type":"integer"}}}}}"#,
-    ),
-    asked(event::SUBSCRIBE_ALERTS, "Has alerts sent to this join from now on.", NOTHING, NOTHING),
-];
-const SESSION: &str = r#"{"type":"object","required":["session"],"properties":{"session":{"type":"object","required":["id","status","round","client_agent_id","provider_agent_id","base_price","max_amount","terms","terms_sha256","offers","public_keys","expires_at"],"properties":{"id":{"type":"string","format":"uuid"},"status":{"enum":["open","accepted","rejected","expired"]},"round":{"type":"integer"},"base_price":{"type":"string"},"max_amount":{"type":"string"},"terms":{"type":"object"},"terms_sha256":{"type":"string"},"offers":{"type":"array"},"public_keys":{"type":"object","additionalProperties":{"type":["string","null"]}},"expires_at":{"type":"string","format":"date-time"}}}}}"#;
-const OFFER: &str = r#"{"type":"object","required":["amount","signature","agent_id","round","offer_no","statement","at"],"properties":{"amount":{"type":"string"},"signature":{"type":["string","null"]},"agent_id":{"type":"string","format":"uuid"},"round":{"type":"integer","minimum":1},"offer_no":{"type":"integer","minimum":1},"statement":{"type":"string"},"at":{"type":"string","format":"date-time"}}}"#;
-const COMPLETE: &str = r#"{"type":"object","required":["session_id","amount","agreement"],"properties":{"session_id":{"type":"string","format":"uuid"},"agreement_id":{"type":"string","format":"uuid"},"amount":{"type":"string"},"agreement":{"type":"object","required":["id","session_id","client_agent_id","provider_agent_id","amount","terms","terms_sha256","client_offer","provider_offer","accept","public_keys","created_at","server_key","server_statement","server_signature"]}}}"#;
-
 const fn pushed(name: &'static str, description: &'static str, payload: &'static str) -> EventEntry {
     EventEntry { name, description, payload, reply: None }
 }
-
-const NEGOTIATION_STARTED: EventEntry =
-    pushed(event::NEGOTIATION_STARTED, "Another agent has begun a negotiation with this one.", SESSION);
-const TEAM: &str =
-    r#"{"type":"object","required":["id","name","owner_agent_id","members","votes","created_at"]}"#;
-const TEAM_ESCALATED: &str =
-    r#"{"type":"object","required":["team_id","id","from_agent_id","reason","severity"]}"#;
-const VOTE: &str = r#"{"type":"object","required":["vote_id","question","options","opened_by","opened_at","closes_at","ballots"]}"#;
-const TEAM_ENTRY: &str = r#"{"type":"object","required":["id","inserted_at"]}"#;
-const MEMBER: &str = r#"{"type":"object","required":["agent_id"]}"#;
-
-const PRESENCE_EVENTS: [EventEntry; 2] = [
-    pushed(phoenix::event::PRESENCE_STATE, "Who is present; after every join, before any diff.", PRESENCE),
-    pushed(phoenix::event::PRESENCE_DIFF, "Who came and went since.", PRESENCE_DIFF),
-];
 
 /// Every topic.
 pub const TOPICS: &[TopicEntry] = &[
@@ -146,19 +67,11 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::TASK_CANCELLED, "A task of the agent was withdrawn.", TASK),
             pushed(event::TASK_COMPLETED, "A task that the agent gave was completed.", TASK),
             pushed(event::TASK_FAILED, "A task that the agent gave has failed.", TASK),
-            pushed(
-                event::WEBHOOK_DISABLED,
-                "A webhook of the agent was given up: nothing arrived for days.",
-                WEBHOOK_DISABLED,
-            ),
+            WEBHOOK_GIVEN_UP,
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring.", MESSAGE),
             NEGOTIATION_STARTED,
             pushed(event::TEAM_JOINED, "The agent was taken into a team.", TEAM),
-            pushed(
-                event::TEAM_ESCALATED,
-                "A member of a team that the agent made needs help.",
-                TEAM_ESCALATED,
-            ),
+            TEAM_NEEDS_HELP,
         ],
     },
     TopicEntry {
@@ -173,18 +86,10 @@ pub const TOPICS: &[TopicEntry] = &[
             pushed(event::HIRING_COMPLETED, "A hiring was completed.", HIRING),
             pushed(event::HIRING_FAILED, "A hiring has failed.", HIRING),
             pushed(event::HIRING_CANCELLED, "A hiring was withdrawn.", HIRING),
-            pushed(
-                event::WEBHOOK_DISABLED,
-                "A webhook of the user was given up: nothing arrived for days.",
-                WEBHOOK_DISABLED,
-            ),
+            WEBHOOK_GIVEN_UP,
             pushed(event::TASK_SUBMITTED, "A task was created for one of the user's agents.", TASK),
             pushed(event::NEW_MESSAGE, "A message about a task or a hiring of the user.", MESSAGE),
-            pushed(
-                event::TEAM_ESCALATED,
-                "A member of a team of the user's agent needs help.",
-                TEAM_ESCALATED,
-            ),
+            TEAM_NEEDS_HELP,
         ],
     },
     TopicEntry {
@@ -584,47 +489,4 @@ pub const TOPICS: &[TopicEntry] = &[
 ];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::topic::Topic;
-
-    #[test]
-    fn every_schema_is_json() {
-        for topic in TOPICS {
-            let events = topic.inbound.iter().chain(topic.outbound);
-            let schemas = events.flat_map(|event| [Some(event.payload), event.reply]).flatten();
-            for schema in schemas.chain([topic.join, topic.joined]) {
-                assert!(serde_json::from_str::<serde_json::Value>(schema).is_ok(), "{schema}");
-            }
-            assert!(topic.inbound.iter().all(|event| event.reply.is_some()), "{}", topic.pattern);
-        }
-    }
-
-    #[test]
-    fn topics_exist_on_their_mounts_and_no_others() {
-        for topic in TOPICS {
-            let name = topic.pattern.replace(['{', '}'], "");
-            for mount in Mount::ALL {
-                let expected = topic.mounts.contains(mount);
-                assert_eq!(Topic::parse(*mount, &name).is_some(), expected, "{name} on {mount:?}");
-            }
-        }
-    }
-
-    /// The names of events stand in `topic::event`; each has an entry here.
-    #[test]
-    fn every_event_has_an_entry() {
-        // What stands before are topics.
-        let (_, source) = include_str!("topic.rs").split_once("pub mod event {").unwrap();
-        let named =
-            source.lines().filter_map(|line| line.trim().strip_prefix("pub const ")?.split_once("&str = \""));
-        let named: Vec<&str> = named.filter_map(|(_, rest)| rest.split('"').next()).collect();
-        assert!(named.len() > 10);
-        for name in named {
-            let found = TOPICS
-                .iter()
-                .any(|topic| topic.inbound.iter().chain(topic.outbound).any(|event| event.name == name));
-            assert!(found, "{name} is not in the catalog");
-        }
-    }
-}
+mod tests;
