@@ -338,14 +338,13 @@ impl Core {
 
     /// Does what is due by the time.
     pub async fn sweep(&self) {
-        if let Err(refusal) = self.payments.sweep().await {
-            tracing::warn!(%refusal, "cannot see which payment channels have something due");
-        }
-        if let Err(refusal) = self.negotiations.sweep().await {
-            tracing::warn!(%refusal, "cannot see which negotiations are over");
-        }
-        if let Err(refusal) = self.teams.sweep().await {
-            tracing::warn!(%refusal, "cannot see which votes are due");
+        // Beside each other: much of one sort does not keep the others waiting.
+        let (payments, negotiations, teams) =
+            tokio::join!(self.payments.sweep(), self.negotiations.sweep(), self.teams.sweep());
+        for (sort, swept) in [("payment", payments), ("negotiation", negotiations), ("team", teams)] {
+            if let Err(refusal) = swept {
+                tracing::warn!(%refusal, sort, "cannot see what is due");
+            }
         }
     }
 

@@ -7,6 +7,8 @@ use async_trait::async_trait;
 use muster_protocol::agent::{Agent, AgentStatus};
 use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::escrow::RequestHash;
+use muster_protocol::idempotency::KEPT_MS;
 use muster_protocol::ids::{AgentId, PaymentChannelId};
 use muster_protocol::json::Json;
 use muster_protocol::ledger::{Entry, Side};
@@ -130,14 +132,31 @@ impl Payments {
     /// # Errors
     /// What [`OpenRequest::open`] refuses; the other agent is unknown, not active, or blocks or is blocked by the opener;
     /// `insufficient_balance`; `already_exists` when there is a channel of the chosen id.
-    pub async fn open(&self, opener: &Agent, request: &OpenRequest) -> Result<Channel, Refusal> {
+    pub async fn open(
+        &self,
+        opener: &Agent,
+        request: &OpenRequest,
+        key: Option<RequestHash>,
+    ) -> Result<Channel, Refusal> {
         let now = self.environment.now();
-        let id = PaymentChannelId::new(now, self.environment.id_entropy());
+        // Under a key the id follows from it, so that the same request opens no second channel.
+        let id = match key {
+            Some(key) => PaymentChannelId::of_request(key),
+            None => PaymentChannelId::new(now, self.environment.id_entropy()),
+        };
         let accept_until = now.plus_ms(period(self.limits.payment_channel_accept_ms));
         let (channel, entry) = request.open((id, opener.id, opener.public_key), now, accept_until)?;
         self.check_counterparty(opener, channel.agent_b).await?;
-        self.store().create_payment_channel(channel.clone(), entry).await.map_err(refusal_of)?;
-        Ok(channel)
+        match self.store().create_payment_channel(channel.clone(), entry).await {
+            // Its first answer was lost.
+            Err(StoreError::AlreadyExists) if key.is_some() && request.channel_id.is_none() => {
+                let made = self.of_party(id, opener.id).await?;
+                // A key is free again after its time; then this is another request.
+                let is_over = now.ms_since(made.created_at) >= KEPT_MS;
+                if is_over { Box::pin(self.open(opener, request, None)).await } else { Ok(made) }
+            }
+            made => made.map(|()| channel).map_err(refusal_of),
+        }
     }
 
     async fn check_counterparty(&self, opener: &Agent, other: AgentId) -> Result<(), Refusal> {

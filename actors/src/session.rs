@@ -99,6 +99,9 @@ const INBOX_COMMANDS_MAX: usize = 256;
 /// Records of which something is due that are looked at in one sweep.
 const DUE_AT_ONCE: usize = 1_000;
 
+/// Of those, how many at a time.
+const SWEPT_AT_ONCE: usize = 64;
+
 /// A command, and who waits for its answer.
 struct Asked<R: Rules> {
     command: R::Command,
@@ -186,11 +189,21 @@ impl<R: Rules> Sessions<R> {
     /// The store cannot be read.
     pub async fn sweep(&self) -> Result<(), Refusal> {
         let now = self.0.environment.now();
-        for id in self.0.rules.due(now, DUE_AT_ONCE).await.map_err(refusal_of)? {
-            if let Err(refusal) = self.ask(id, self.0.rules.when_due()).await {
-                tracing::debug!(?id, %refusal, sort = R::NAME, "what is due could not be done");
+        let due = self.0.rules.due(now, DUE_AT_ONCE).await.map_err(refusal_of)?;
+        // Some at a time, so that they share transactions.
+        let mut asking = tokio::task::JoinSet::new();
+        for id in due {
+            if asking.len() >= SWEPT_AT_ONCE {
+                let _one_is_done = asking.join_next().await;
             }
+            let sessions = Self(self.0.clone());
+            asking.spawn(async move {
+                if let Err(refusal) = sessions.ask(id, sessions.0.rules.when_due()).await {
+                    tracing::debug!(?id, %refusal, sort = R::NAME, "what is due could not be done");
+                }
+            });
         }
+        while asking.join_next().await.is_some() {}
         Ok(())
     }
 

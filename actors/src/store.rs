@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use muster_protocol::account::{Credential, Owner, SecretHash, User};
 use muster_protocol::agent::{Agent, AgentStatus};
 use muster_protocol::discovery::Query;
+use muster_protocol::escrow::RequestHash;
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
 use muster_protocol::money::Amount;
@@ -311,9 +312,12 @@ pub trait AccountStore: Send + Sync + 'static {
 #[async_trait]
 pub trait TaskStore: Send + Sync + 'static {
     /// Adds a task and, if it is hired, its hiring, and posts what is held for it (`Task::entries_at_creation`), at once.
+    /// Already exists: the request that its payment names has made one before.
     async fn create_task(&self, task: Task, hiring: Option<Hiring>) -> StoreResult<()>;
     /// A task.
     async fn task(&self, id: TaskId) -> StoreResult<Task>;
+    /// The task that a request under a key has made.
+    async fn task_of_request(&self, request: RequestHash) -> StoreResult<Task>;
     /// Tasks.
     async fn tasks(&self, filter: TaskFilter, page: PageRequest) -> StoreResult<Page<Task>>;
     /// Ends a task that is pending or in progress, settles what is held for it, and counts it for its provider. Fenced: its stream was claimed by

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use muster_protocol::agent::Agent;
 use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
-use muster_protocol::escrow::Payment;
+use muster_protocol::escrow::{Payment, RequestHash};
 use muster_protocol::hiring::{self, FailureReason, HireRequest, Hiring, HiringStatus, HiringView};
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
@@ -56,12 +56,20 @@ impl Tasks {
     /// # Errors
     /// A field that does not fit; the provider is unknown, not active, or blocks or is blocked by the client; the price is
     /// above what the client would pay at most, or than it has.
-    pub async fn create(&self, client: &Agent, request: TaskRequest) -> Result<Task, Refusal> {
+    pub async fn create(
+        &self,
+        client: &Agent,
+        request: TaskRequest,
+        key: Option<RequestHash>,
+    ) -> Result<Task, Refusal> {
         request.check(&self.limits)?;
         let provider = self.provider(client, request.provider_agent_id).await?;
         let payment = self.payment(client, request.price, request.max_price).await?;
+        let payment = Payment { request: key, ..payment };
         let task = Task { payment, ..self.new_task(client, provider.id, request) };
-        self.store.create_task(task.clone(), None).await.map_err(refusal_of)?;
+        if let Some(made) = self.make(&task, None).await? {
+            return Ok(made);
+        }
         self.tell_created(&task);
         Ok(task)
     }
@@ -77,6 +85,7 @@ impl Tasks {
         client: &Agent,
         agent: &Agent,
         request: HireRequest,
+        key: Option<RequestHash>,
     ) -> Result<(Hiring, Task), Refusal> {
         let queue = request.queue;
         let capability = agent.capabilities.first().map_or("task", String::as_str);
@@ -87,6 +96,7 @@ impl Tasks {
         let now = self.environment.now();
         let id = HiringId::new(now, self.environment.id_entropy());
         let payment = self.payment(client, request.price, request.max_price).await?;
+        let payment = Payment { request: key, ..payment };
         let mut task = Task { hiring: Some(id), payment, ..self.new_task(client, agent.id, request) };
         self.fail_if_absent(&mut task, queue)?;
         let hiring = Hiring {
@@ -100,9 +110,22 @@ impl Tasks {
             created_at: now,
             updated_at: now,
         };
-        self.store.create_task(task.clone(), Some(hiring.clone())).await.map_err(refusal_of)?;
+        if let Some(made) = self.make(&task, Some(&hiring)).await? {
+            let hiring = made.hiring.ok_or(ErrorCode::Internal)?;
+            return Ok((self.store.hiring(hiring).await.map_err(refusal_of)?, made));
+        }
         self.tell_hired(&hiring, &task);
         Ok((hiring, task))
+    }
+
+    /// Stores a new task, unless the same request has made one before, which is given: its first answer was lost.
+    async fn make(&self, task: &Task, hiring: Option<&Hiring>) -> Result<Option<Task>, Refusal> {
+        match (self.store.create_task(task.clone(), hiring.cloned()).await, task.payment.request) {
+            (Err(StoreError::AlreadyExists), Some(request)) => {
+                self.store.task_of_request(request).await.map(Some).map_err(refusal_of)
+            }
+            (made, _) => made.map(|()| None).map_err(refusal_of),
+        }
     }
 
     /// Tries a failed or cancelled hiring again, with a new task of the same content.
@@ -169,9 +192,10 @@ impl Tasks {
         let before = self.store.task(task).await.map_err(refusal_of)?;
         let provider = self.provider(client, provider).await?;
         let task = self.streams.reassign(task, provider.id, client.id).await?;
+        // Always: what was read before may have changed meanwhile, and who is out must not go on listening.
+        task_channel::reassigned(&self.pubsub, &task);
         if before.provider != task.provider {
             self.publish_task(&agent_topic(before.provider), event::TASK_CANCELLED, &task);
-            task_channel::reassigned(&self.pubsub, &task);
         }
         self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, &task);
         if before.provider != task.provider {
@@ -230,8 +254,8 @@ impl Tasks {
         counterpart(self.store.as_ref(), self.environment.now(), client.id, field).await
     }
 
-    /// What a task of a client costs, and whether that is held here: of a client that has an account, or if all must have
-    /// one.
+    /// What a task of a client costs, and whether that is held here: of a client whose account was ever funded, or if all
+    /// must pay here.
     async fn payment(
         &self,
         client: &Agent,
@@ -243,7 +267,7 @@ impl Tasks {
             Some(_) if self.ledger.required => true,
             Some(_) => {
                 let account = Account::Agent(client.id);
-                self.store.balance(account).await.map_err(refusal_of)?.exists
+                self.store.balance(account).await.map_err(refusal_of)?.is_funded
             }
         };
         Payment::new(price, price_max, self.ledger.platform_fee_bps, is_held)

@@ -168,7 +168,9 @@ impl Teams {
         let team = self.of_member(id, by).await?;
         self.check_member(team.owner, agent).await?;
         let answer = self.sessions.ask(id, Command::Add { by, agent }).await?;
-        self.tell_joined(&team, agent);
+        if !team.has(agent) {
+            self.tell_joined(&team, agent);
+        }
         Ok(answer)
     }
 

@@ -38,7 +38,13 @@ pub struct Payment {
     pub fee: Amount,
     /// Where it is.
     pub escrow: Escrow,
+    /// Of the request that created the task, if it came under an idempotency key: the store takes no second task of it, so
+    /// no money is held twice, whatever became of the first answer. Only written.
+    pub request: Option<RequestHash>,
 }
+
+/// Stands for one request of one owner under one key (R125).
+pub type RequestHash = crate::idempotency::Hash;
 
 impl Payment {
     /// A price, and whether it is held here. `fee_bps` is the platform's part in hundredths of a percent, rounded down.
@@ -61,7 +67,7 @@ impl Payment {
         let fee = i128::from(price.micros()) * i128::from(fee_bps) / BPS;
         let fee = i64::try_from(fee).ok().and_then(Amount::from_micros).unwrap_or(price).min(price);
         let escrow = if is_held { Escrow::Held } else { Escrow::None };
-        Ok(Self { price: Some(price), fee, escrow })
+        Ok(Self { price: Some(price), fee, escrow, request: None })
     }
 
     /// What the provider was paid; none unless it was.

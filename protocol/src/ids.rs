@@ -133,6 +133,18 @@ record_id!(
     VoteId
 );
 
+impl PaymentChannelId {
+    /// The one that a request under a key opens: a UUID of version 8 from its hash.
+    #[must_use]
+    pub fn of_request(hash: [u8; 32]) -> Self {
+        let mut bytes = [0; 16];
+        for (to, from) in bytes.iter_mut().zip(hash) {
+            *to = from;
+        }
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -143,6 +143,14 @@ pub enum EntryKind {
     ChannelPayout,
 }
 
+impl EntryKind {
+    /// Whether whoever it gives money to pays here from then on: what others pay makes nobody a payer.
+    #[must_use]
+    pub const fn funds(self) -> bool {
+        matches!(self, Self::Credit | Self::Transfer)
+    }
+}
+
 text_forms!(EntryKind {
     Credit = "credit",
     Debit = "debit",
@@ -407,8 +415,8 @@ impl ChannelAccounts {
 /// What an agent or a user has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Balance {
-    /// Whether anything was ever posted to its account.
-    pub exists: bool,
+    /// Whether the operator or its owner ever put money in: then it pays here.
+    pub is_funded: bool,
     /// In its own account.
     pub available: Amount,
     /// Held for it in tasks and payment channels.

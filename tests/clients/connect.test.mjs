@@ -538,10 +538,10 @@ describe("joins", () => {
       for (const topic of topics) assert.deepEqual(await socket.join(topic), UNMATCHED, `${path} ${topic}`);
       assert.equal((await socket.ask("phoenix", "heartbeat")).status, "ok");
     }
-    // To come; nobody gets in before they are there.
+    // Sorts that there are, with an id that is somebody else's or nobody's, say no more than that.
     const main = await open(server, MAIN, { api_key: provider.key });
-    for (const topic of [`negotiation:${id}`, `payment:${id}`, `analytics:agent:${provider.id}`, `analytics:user:${user.id}`, "analytics:global"]) {
-      assert.deepEqual(await main.join(topic), UNMATCHED, topic);
+    for (const topic of [`negotiation:${id}`, `payment:${id}`, `team:${id}`, `task:${id}`, `messages:${client.id}`, `analytics:agent:${client.id}`, `analytics:user:${user.id}`]) {
+      assert.deepEqual(await main.join(topic), { status: "error", response: { reason: "unauthorized" } }, topic);
     }
   });
 

@@ -55,9 +55,9 @@ onNode("the ledger", [], (world) => {
     assert.deepEqual([again.status, again.data.duplicate, again.data.transaction], [200, true, first.data.transaction]);
     assertRefused(await adjust("credit", { agent_id: client.id, amount: "11", reference: "invoice 1" }), 409, "ALREADY_EXISTS");
     const keyed = () => adjust("credit", { user_id: owner.id, amount: 2 }, operator, { "x-idempotency-key": "k1" });
-    const [credited, replayed] = [await keyed(), await keyed()];
-    assert.deepEqual([credited.status, replayed.status, replayed.data], [201, 201, credited.data], "the same answer, and no second credit");
-    assert.equal(replayed.headers.get("idempotency-replayed"), "true");
+    const replayed = [await keyed(), await keyed()];
+    assert.deepEqual(replayed.map(({ status, text }) => [status, text]), [0, 1].map(() => [201, replayed[0].text]), "the answer of the first");
+    assert.equal(replayed[1].headers.get("idempotency-replayed"), "true");
     assert.equal((await adjust("debit", { agent_id: client.id, amount: "0.5", reference: "invoice 1" })).data.balance.available, "10", "the other way is another thing");
     assertRefused(await adjust("debit", { agent_id: client.id, amount: "10.000001" }), 422, "INSUFFICIENT_BALANCE");
     const both = range(1, 2).map(() => adjust("credit", { agent_id: client.id, amount: "1" }));

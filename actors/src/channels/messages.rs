@@ -11,7 +11,7 @@ use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::event;
 use serde::Deserialize;
 
-use super::Answer;
+use super::{Answer, require_write};
 use crate::egress::Outlet;
 use crate::mailbox::Membership;
 use crate::messages::{Waiter, status_of};
@@ -40,6 +40,8 @@ impl MessagesChannel {
         reference: &Ref,
     ) -> Result<Self, Refusal> {
         let core = &socket.core;
+        // To be given messages is to take them from the queue.
+        require_write(socket)?;
         // First the others know that this node is to be told; then what waits is asked for.
         let subscription = core.pubsub.subscribe(outlet.topic(), outlet).await;
         let membership = core.mailboxes.join(agent, outlet).await?;

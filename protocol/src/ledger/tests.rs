@@ -30,7 +30,12 @@ fn task(price: &str, fee: &str) -> Task {
         max_price: None,
         external_client: None,
         hiring: None,
-        payment: Payment { price: Some(amount(price)), fee: amount(fee), escrow: Escrow::Held },
+        payment: Payment {
+            price: Some(amount(price)),
+            fee: amount(fee),
+            escrow: Escrow::Held,
+            request: None,
+        },
         progress: None,
         created_at: at(),
         updated_at: at(),

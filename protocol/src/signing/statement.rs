@@ -12,6 +12,44 @@ use crate::json::{Json, has_repeated_key};
 use crate::money::Amount;
 use crate::time::Timestamp;
 
+/// Digits that every double keeps (IEEE 754 binary64): two numbers that differ within them are two doubles.
+const EXACT_DIGITS: usize = 15;
+/// Integers up to this one are doubles all (2^53, RFC 7493 §2.2).
+const EXACT_INTEGER_MAX: u64 = 9_007_199_254_740_991;
+
+/// Whether a number stands in a document of which canonical form would keep only a part, so that two documents had one
+/// hash.
+fn has_inexact_number(json: &str) -> bool {
+    let mut rest = json;
+    while let Some(start) = rest.find(|c: char| c == '"' || c.is_ascii_digit()) {
+        let (_, from) = rest.split_at(start);
+        if let Some(text) = from.strip_prefix('"') {
+            // To the end of the text: a quote behind an even number of backslashes.
+            let mut is_escaped = false;
+            let end = text.find(|c| {
+                let ends = c == '"' && !is_escaped;
+                is_escaped = c == '\\' && !is_escaped;
+                ends
+            });
+            rest = end.and_then(|end| text.get(end + 1..)).unwrap_or_default();
+            continue;
+        }
+        let end =
+            from.find(|c: char| !matches!(c, '0'..='9' | '.' | 'e' | 'E' | '+' | '-')).unwrap_or(from.len());
+        let (number, after) = from.split_at(end);
+        rest = after;
+        let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
+        let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+        let digits = digits.trim_start_matches('0');
+        let significant = digits.trim_end_matches('0').len();
+        let is_small_integer = number.parse::<u64>().is_ok_and(|integer| integer <= EXACT_INTEGER_MAX);
+        if significant > EXACT_DIGITS && !is_small_integer {
+            return true;
+        }
+    }
+    false
+}
+
 /// A SHA-256, shown as lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
@@ -34,6 +72,11 @@ impl Digest {
         if has_repeated_key(document) {
             return Err(Refusal::invalid(
                 "the document has no canonical form (RFC 8785): a name stands twice",
+            ));
+        }
+        if has_inexact_number(document.as_str()) {
+            return Err(Refusal::invalid(
+                "the document has no canonical form (RFC 8785): a number has more digits than a double keeps; write it as a string",
             ));
         }
         let value: serde_json::Value = document.parse().map_err(none)?;

@@ -139,6 +139,7 @@ fn money_is_told_to_whose_it_is() {
         price: Some(amount("4")),
         fee: amount("1"),
         escrow: crate::escrow::Escrow::Held,
+        ..crate::escrow::Payment::default()
     };
     let held = Task { payment, ..task(TaskStatus::InProgress, None) };
     let release = ledger::escrow_settle(&held, TaskStatus::Completed, at(0));

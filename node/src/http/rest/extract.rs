@@ -13,6 +13,7 @@ use muster_actors::store::PageRequest;
 use muster_protocol::account::Scope;
 use muster_protocol::agent::Agent;
 use muster_protocol::error_code::{ErrorCode, Refusal};
+use muster_protocol::escrow::RequestHash;
 use muster_protocol::json::{deeper_than, read_object};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -144,6 +145,18 @@ impl<A: FromStr + Send, B: FromStr + Send> FromRequestParts<Arc<App>> for Pair<A
             (Ok(a), Ok(b)) => Ok(Self(a, b)),
             _ => Err(not_found()),
         }
+    }
+}
+
+/// The key that the request came under, if it did (`X-Idempotency-Key`): what it makes is made once by that.
+#[derive(Clone, Copy)]
+pub struct Key(pub Option<RequestHash>);
+
+impl FromRequestParts<Arc<App>> for Key {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, Refused> {
+        Ok(parts.extensions.get::<Self>().copied().unwrap_or(Self(None)))
     }
 }
 

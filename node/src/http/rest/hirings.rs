@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::agents::lookup;
-use super::extract::{Body, Id, PageParams, Params, State};
+use super::extract::{Body, Id, Key, PageParams, Params, State};
 use super::tasks::{NewMessage, Role, Withdrawal, in_role, visible, write_message};
 use super::views::{Envelope, Refusals};
 use crate::app::App;
@@ -40,7 +40,7 @@ async fn client_of(app: &App, caller: &Caller, request: &HireRequest) -> Result<
     let user = caller.principal.user.ok_or(ErrorCode::Forbidden)?;
     if let Some(wanted) = request.client_agent_id {
         return match app.core.store.agent(wanted).await {
-            Ok(agent) if agent.owner == Some(user) => Ok(agent),
+            Ok(agent) if agent.owner == Some(user) => may_spend(agent),
             // Somebody else's agent and one that does not exist give the same answer.
             Ok(_) | Err(StoreError::NotFound) => Err(ErrorCode::Forbidden.into()),
             Err(error) => Err(error.into()),
@@ -49,10 +49,15 @@ async fn client_of(app: &App, caller: &Caller, request: &HireRequest) -> Result<
     let page = muster_actors::store::PageRequest { limit: 2, after: None };
     let mut own = app.core.store.agents_of(user, page).await?.items;
     match (own.pop(), own.pop()) {
-        (Some(agent), None) => Ok(agent),
+        (Some(agent), None) => may_spend(agent),
         (None, _) => Err(refuse("register an agent first: a hiring is made in its name")),
         (Some(_), Some(_)) => Err(refuse("name the agent in whose name this is, or send X-Agent-ID")),
     }
+}
+
+/// An agent that was stopped acts for nobody, its owner included (R23).
+fn may_spend(agent: Agent) -> Result<Agent, Refused> {
+    if agent.status.may_connect() { Ok(agent) } else { Err(ErrorCode::AgentUnavailable.into()) }
 }
 
 /// Hires an agent, named by DID or id. One that is offline fails the hiring at once, unless `queue` says to wait.
@@ -63,11 +68,12 @@ pub async fn hire(
     app: State,
     caller: Caller,
     Id(name): Id<String>,
+    Key(key): Key,
     Body(request): Body<HireRequest>,
 ) -> Handled {
     let agent = lookup(&app, &name).await?;
     let client = client_of(&app, &caller, &request).await?;
-    let (hiring, task) = app.core.tasks.hire(caller.principal.user, &client, &agent, request).await?;
+    let (hiring, task) = app.core.tasks.hire(caller.principal.user, &client, &agent, request, key).await?;
     Answer::created(&Hired { hiring: hiring.view(), task: task.view() })
 }
 
@@ -207,7 +213,7 @@ pub async fn retry(app: State, caller: Caller, Id(id): Id<HiringId>, Body(body):
     if !roles.contains(&Role::Client) {
         return Err(ErrorCode::Forbidden.into());
     }
-    let client = app.core.store.agent(hiring.client).await?;
+    let client = may_spend(app.core.store.agent(hiring.client).await?)?;
     let (hiring, task) = app.core.tasks.retry(&client, &hiring, body.queue).await?;
     Answer::ok(&Hired { hiring: hiring.view(), task: task.view() })
 }

@@ -6,7 +6,7 @@
 //! before the request is done and its answer afterwards, which are transactions of their own: a node that dies in between
 //! leaves a key that is free after a minute, and what the request had stored by then may be stored again. What must not
 //! happen twice even then has a key of its own in the same transaction (chunks, messages that are exactly once, nonces,
-//! seqs).
+//! seqs; tasks, hirings and payment channels, by the request's own key: [`Key`]).
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -20,12 +20,15 @@ use muster_protocol::idempotency::{Begun, Hash, KeptAnswer, hash};
 use muster_protocol::ids::CredentialId;
 use serde::Deserialize;
 
+use super::extract::Key;
 use crate::app::App;
 use crate::http::answer::Answer;
 use crate::http::front::presented_secret;
 
 /// Names a request.
 const KEY_HEADER: &str = "x-idempotency-key";
+/// When whoever has no request left is to come back, in milliseconds.
+const LIMITED_RETRY_MS: u64 = 1_000;
 /// Says that an answer was given before.
 const REPLAYED_HEADER: &str = "idempotency-replayed";
 /// The end of paths whose answers hold secrets: those are shown once, and never stored.
@@ -42,7 +45,7 @@ const SECRET_PATHS: &[&str] = &[
 /// Does a request, once if it has a key. `run` gives whole answers.
 pub async fn once<F: Future<Output = Response<Body>>>(
     app: &App,
-    request: Request<Bytes>,
+    mut request: Request<Bytes>,
     request_id: &str,
     run: impl FnOnce(Request<Bytes>) -> F,
 ) -> Response<Body> {
@@ -67,6 +70,7 @@ pub async fn once<F: Future<Output = Response<Body>>>(
             return refused(ErrorCode::StoreUnavailable.into());
         }
     }
+    request.extensions_mut().insert(Key(Some(keyed.key)));
     let (head, body) = run(request).await.into_parts();
     // It is in memory; reading it cannot fail.
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
@@ -154,8 +158,9 @@ async fn owner(app: &App, request: &Request<Bytes>) -> Result<Option<KeyOwner>, 
     }
     // What is replayed is a request too, and whoever has none left gets none.
     let now_ms = app.core.environment.monotonic_ms();
+    // Without its key it might pass a moment later, and be done twice.
     if app.core.usage.requests.remaining(&credential.id, now_ms) == 0 {
-        return Ok(None);
+        return Err(Refusal::rate_limited(LIMITED_RETRY_MS));
     }
     let id = match credential.owner {
         Owner::Agent(agent) => hash(&[b"agent", agent.as_bytes()]),

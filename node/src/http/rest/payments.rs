@@ -8,7 +8,7 @@ use muster_protocol::payment_channel::{ChannelStatus, ChannelView, OpenRequest};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Body, Id, Operator, PageParams, Params, State};
+use super::extract::{Body, Id, Key, Operator, PageParams, Params, State};
 use super::views::{Envelope, Refusals};
 use crate::auth::Caller;
 use crate::http::answer::{Answer, Handled};
@@ -16,8 +16,8 @@ use crate::http::answer::{Answer, Handled};
 /// Opens a payment channel to another agent, and holds what the caller's agent puts in.
 #[utoipa::path(post, path = "/api/v1/payment-channels", request_body = OpenRequest,
     responses((status = 201, body = Envelope<ChannelView<'static>>), Refusals))]
-pub async fn open(app: State, caller: Caller, Body(request): Body<OpenRequest>) -> Handled {
-    let channel = app.core.payments.open(caller.acting()?, &request).await?;
+pub async fn open(app: State, caller: Caller, Key(key): Key, Body(request): Body<OpenRequest>) -> Handled {
+    let channel = app.core.payments.open(caller.acting()?, &request, key).await?;
     Answer::created(&channel.view())
 }
 

@@ -9,7 +9,7 @@ use muster_protocol::task_channel::Checkpoint;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Body, Id, PageParams, Params, State};
+use super::extract::{Body, Id, Key, PageParams, Params, State};
 use super::views::{Envelope, Refusals};
 use crate::app::App;
 use crate::auth::Caller;
@@ -66,8 +66,8 @@ pub async fn in_role(app: &App, caller: &Caller, id: TaskId, role: Role) -> Resu
 /// Creates a task for the caller's agent.
 #[utoipa::path(post, path = "/api/v1/tasks", request_body = TaskRequest,
     responses((status = 201, body = Envelope<TaskView<'static>>), Refusals))]
-pub async fn create(app: State, caller: Caller, Body(request): Body<TaskRequest>) -> Handled {
-    let task = app.core.tasks.create(caller.acting()?, request).await?;
+pub async fn create(app: State, caller: Caller, Key(key): Key, Body(request): Body<TaskRequest>) -> Handled {
+    let task = app.core.tasks.create(caller.acting()?, request, key).await?;
     Answer::created(&task.view())
 }
 

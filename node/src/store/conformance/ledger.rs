@@ -61,7 +61,7 @@ pub async fn entries_are_posted_once_and_whole(store: &dyn Store) {
     assert_eq!(store.post_entry(over).await, Err(StoreError::InsufficientBalance(amount("10"))));
     let none = ledger::transfer(by, (mine, agent), amount("0.000001"), "b", None, at(2));
     assert_eq!(store.post_entry(none).await, Err(StoreError::InsufficientBalance(Amount::ZERO)));
-    assert!(!store.balance(mine).await.unwrap().exists, "what is refused leaves nothing behind");
+    assert!(!store.balance(mine).await.unwrap().is_funded, "what is refused leaves nothing behind");
     let all = ledger::transfer(by, (agent, mine), amount("10"), "b", None, at(2));
     assert_eq!(store.post_entry(all).await, Ok(None), "its name was not used up");
     assert_eq!((has(store, agent).await, has(store, mine).await), (both("0", "0"), both("10", "0")));
@@ -97,7 +97,8 @@ pub async fn accounts_are_listed_newest_first(store: &dyn Store) {
 }
 
 fn priced(n: u8, (client, provider): (&Agent, &Agent), price: &str, fee: &str) -> Task {
-    let payment = Payment { price: Some(amount(price)), fee: amount(fee), escrow: Escrow::Held };
+    let payment =
+        Payment { price: Some(amount(price)), fee: amount(fee), escrow: Escrow::Held, request: None };
     Task { payment, ..task(n, client, provider) }
 }
 

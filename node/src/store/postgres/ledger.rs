@@ -42,8 +42,9 @@ pub async fn post(c: &Connection, entry: &Entry) -> Result<(), Failure> {
             Unpostable::Overflow => StoreError::LimitReached,
         })?;
         c.execute(
-            "UPDATE ledger_accounts SET balance = $4 WHERE kind = $1 AND account = $2 AND side = $3",
-            &[&kind, &account, &side, &after],
+            "UPDATE ledger_accounts SET balance = $4, funded = funded OR $5
+             WHERE kind = $1 AND account = $2 AND side = $3",
+            &[&kind, &account, &side, &after, &(entry.kind.funds() && posting.delta.0 > 0)],
         )
         .await?;
         c.execute(
@@ -109,9 +110,11 @@ async fn entries_of(c: &Connection, account: Account, request: &PageRequest) -> 
 
 async fn balance(c: &Connection, account: Account) -> Result<Balance, Failure> {
     let (kind, of, side) = account.key();
-    let sql = "SELECT balance FROM ledger_accounts WHERE kind = $1 AND account = $2 AND side = $3";
-    let row = c.optional(sql, &[&kind, &Id(of), &side]).await?;
-    let available: Option<i64> = row.map(|row| row.try_get(0)).transpose()?;
+    let sql = "SELECT balance, funded FROM ledger_accounts WHERE kind = $1 AND account = $2 AND side = $3";
+    let (available, is_funded): (i64, bool) = match c.optional(sql, &[&kind, &Id(of), &side]).await? {
+        Some(row) => (row.try_get(0)?, row.try_get(1)?),
+        None => (0, false),
+    };
     let held: i64 = match account {
         Account::Agent(_) => {
             let sql = "SELECT coalesce(sum(balance), 0)::bigint FROM ledger_accounts
@@ -121,8 +124,8 @@ async fn balance(c: &Connection, account: Account) -> Result<Balance, Failure> {
         _ => 0,
     };
     Ok(Balance {
-        exists: available.is_some(),
-        available: Amount::from_micros(available.unwrap_or(0)).unwrap_or_default(),
+        is_funded,
+        available: Amount::from_micros(available).unwrap_or_default(),
         escrow: Amount::from_micros(held).unwrap_or_default(),
     })
 }

@@ -47,6 +47,7 @@ use muster_actors::store::{
 use muster_protocol::account::{Credential, Owner, SecretHash, User};
 use muster_protocol::agent::{Agent, AgentStatus};
 use muster_protocol::discovery::Query;
+use muster_protocol::escrow::RequestHash;
 use muster_protocol::hiring::Hiring;
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
 use muster_protocol::limits::Limits;
@@ -288,6 +289,10 @@ impl TaskStore for PostgresStore {
 
     async fn task(&self, id: TaskId) -> StoreResult<Task> {
         self.pool.read(|c| async move { tasks::task(&c, id).await }).await
+    }
+
+    async fn task_of_request(&self, request: RequestHash) -> StoreResult<Task> {
+        self.pool.read(|c| async move { tasks::task_of_request(&c, request).await }).await
     }
 
     async fn tasks(&self, filter: TaskFilter, page: PageRequest) -> StoreResult<Page<Task>> {

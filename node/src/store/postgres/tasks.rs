@@ -2,8 +2,9 @@
 //! first.
 
 use muster_actors::store::{Finish, HiringFilter, Page, PageRequest, Reassign, StoreError, TaskFilter};
-use muster_protocol::escrow::{Escrow, Payment};
+use muster_protocol::escrow::{Escrow, Payment, RequestHash};
 use muster_protocol::hiring::{Hiring, HiringStatus};
+use muster_protocol::idempotency::KEPT_MS;
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
@@ -38,6 +39,7 @@ fn read_task(row: &Row) -> Result<Task, Failure> {
         updated_at: time(row, 13)?,
         ended_at: optional_time(row, 14)?,
         payment: Payment {
+            request: None,
             price: amount(row.try_get(15)?)?,
             fee: amount(Some(row.try_get(16)?))?.unwrap_or_default(),
             escrow: Escrow::parse(row.try_get(17)?).ok_or_else(broken)?,
@@ -91,10 +93,19 @@ async fn insert_hiring(c: &Connection, hiring: &Hiring) -> Result<(), Failure> {
 }
 
 async fn insert_task(c: &Connection, task: &Task) -> Result<(), Failure> {
+    if let Some(request) = task.payment.request {
+        // A key is free again after its time.
+        let kept = task.created_at.plus_ms(-KEPT_MS).unix_ms();
+        c.execute(
+            "UPDATE tasks SET request = NULL WHERE request = $1 AND created_at < $2",
+            &[&request.as_slice(), &kept],
+        )
+        .await?;
+    }
     c.execute(
         "INSERT INTO tasks (id, status, client, client_owner, provider, capability, input, output, error, max_price,
-            external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+            external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow, request)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
         &[
             &id!(task.id),
             &task.status.as_str(),
@@ -114,6 +125,7 @@ async fn insert_task(c: &Connection, task: &Task) -> Result<(), Failure> {
             &task.payment.price.map(Amount::micros),
             &task.payment.fee.micros(),
             &task.payment.escrow.as_str(),
+            &task.payment.request.as_ref().map(RequestHash::as_slice),
         ],
     )
     .await?;
@@ -124,6 +136,12 @@ async fn insert_task(c: &Connection, task: &Task) -> Result<(), Failure> {
 pub async fn task(c: &Connection, id: TaskId) -> Result<Task, Failure> {
     let sql = format!("SELECT {TASK_COLUMNS} FROM tasks WHERE id = $1");
     read_task(&c.one(&sql, &[&id!(id)]).await?)
+}
+
+/// The task that a request under a key made.
+pub async fn task_of_request(c: &Connection, request: RequestHash) -> Result<Task, Failure> {
+    let sql = format!("SELECT {TASK_COLUMNS} FROM tasks WHERE request = $1");
+    read_task(&c.one(&sql, &[&request.as_slice()]).await?)
 }
 
 /// Which rows a [`TaskFilter`] means; parameters $1 to $5.

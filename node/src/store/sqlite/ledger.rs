@@ -43,11 +43,13 @@ pub fn post(c: &Connection, entry: &Entry) -> StoreResult<()> {
         })?;
         let holder = posting.account.holder();
         c.prepare_cached(
-            "INSERT INTO ledger_accounts (kind, account, side, holder, balance) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (kind, account, side) DO UPDATE SET balance = excluded.balance",
+            "INSERT INTO ledger_accounts (kind, account, side, holder, balance, funded)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (kind, account, side)
+             DO UPDATE SET balance = excluded.balance, funded = max(funded, excluded.funded)",
         )
         .and_then(|mut s| {
-            s.execute(params![kind, account, side, holder.as_ref().map(AgentId::as_bytes), after])
+            let funds = entry.kind.funds() && posting.delta.0 > 0;
+            s.execute(params![kind, account, side, holder.as_ref().map(AgentId::as_bytes), after, funds])
         })
         .map_err(sql_error)?;
         c.prepare_cached(
@@ -113,10 +115,14 @@ fn entries_of(c: &Connection, account: Account, request: &PageRequest) -> StoreR
 
 fn balance(c: &Connection, account: Account) -> StoreResult<Balance> {
     let (kind, id, side) = account.key();
-    let available: Option<i64> = c
-        .prepare_cached("SELECT balance FROM ledger_accounts WHERE kind = ?1 AND account = ?2 AND side = ?3")
-        .and_then(|mut s| s.query_row(params![kind, id, side], |row| row.get(0)).optional())
+    let sql = "SELECT balance, funded FROM ledger_accounts WHERE kind = ?1 AND account = ?2 AND side = ?3";
+    let found: Option<(i64, bool)> = c
+        .prepare_cached(sql)
+        .and_then(|mut s| {
+            s.query_row(params![kind, id, side], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+        })
         .map_err(sql_error)?;
+    let (available, is_funded) = found.unwrap_or_default();
     let held: i64 = match account {
         Account::Agent(_) => c
             .prepare_cached(
@@ -127,8 +133,8 @@ fn balance(c: &Connection, account: Account) -> StoreResult<Balance> {
         _ => 0,
     };
     Ok(Balance {
-        exists: available.is_some(),
-        available: Amount::from_micros(available.unwrap_or(0)).unwrap_or_default(),
+        is_funded,
+        available: Amount::from_micros(available).unwrap_or_default(),
         escrow: Amount::from_micros(held).unwrap_or_default(),
     })
 }
@@ -168,7 +174,11 @@ impl LedgerStore for SqliteStore {
     }
 
     async fn audit(&self) -> StoreResult<Audit> {
-        // One statement sees one state; several see one in a transaction, which is what a write is.
-        self.write(audit).await
+        // Several statements see one state in a transaction; the writer has other things to do.
+        self.read(|c| {
+            let transaction = c.unchecked_transaction().map_err(sql_error)?;
+            audit(&transaction)
+        })
+        .await
     }
 }

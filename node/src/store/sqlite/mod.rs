@@ -44,6 +44,7 @@ use muster_actors::store::{
 use muster_protocol::account::{Credential, Owner, SecretHash, User};
 use muster_protocol::agent::{Agent, AgentStatus};
 use muster_protocol::discovery::Query;
+use muster_protocol::escrow::RequestHash;
 use muster_protocol::hiring::Hiring;
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
 use muster_protocol::limits::Limits;
@@ -343,6 +344,10 @@ impl TaskStore for SqliteStore {
 
     async fn task(&self, id: TaskId) -> StoreResult<Task> {
         self.read(move |c| tasks::task(c, id)).await
+    }
+
+    async fn task_of_request(&self, request: RequestHash) -> StoreResult<Task> {
+        self.read(move |c| tasks::task_of_request(c, request)).await
     }
 
     async fn tasks(&self, filter: TaskFilter, page: PageRequest) -> StoreResult<Page<Task>> {

@@ -111,8 +111,11 @@ fn create(c: &Connection, negotiation: &Negotiation, open_max: usize) -> StoreRe
     let opener = negotiation.party(negotiation.opened_by).agent;
     let open = count(
         c,
-        "SELECT count(*) FROM negotiations WHERE status = 'open' AND expires_at > ?2
-         AND (client = ?1 AND opened_by = 'client' OR provider = ?1 AND opened_by = 'provider')",
+        // Each by its own index of what is open, whatever the agent's history.
+        "SELECT (SELECT count(*) FROM negotiations INDEXED BY negotiations_open_of_client
+                 WHERE status = 'open' AND client = ?1 AND expires_at > ?2 AND opened_by = 'client')
+              + (SELECT count(*) FROM negotiations INDEXED BY negotiations_open_of_provider
+                 WHERE status = 'open' AND provider = ?1 AND expires_at > ?2 AND opened_by = 'provider')",
         &[opener.as_bytes(), &negotiation.created_at.unix_ms()],
     )?;
     if open >= open_max as u64 {

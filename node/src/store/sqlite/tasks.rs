@@ -3,8 +3,9 @@
 use muster_actors::store::{
     Finish, HiringFilter, Page, PageRequest, Reassign, StoreError, StoreResult, TaskFilter,
 };
-use muster_protocol::escrow::{Escrow, Payment};
+use muster_protocol::escrow::{Escrow, Payment, RequestHash};
 use muster_protocol::hiring::{Hiring, HiringStatus};
+use muster_protocol::idempotency::KEPT_MS;
 use muster_protocol::ids::{AgentId, HiringId, MessageId, TaskId, UserId};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
@@ -41,6 +42,7 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
         updated_at: time(row, 13)?,
         ended_at: optional_time(row, 14)?,
         payment: Payment {
+            request: None,
             price: amount(row.get(15)?)?,
             fee: amount(Some(row.get(16)?))?.unwrap_or_default(),
             escrow: Escrow::parse(&escrow).ok_or_else(broken)?,
@@ -92,10 +94,17 @@ fn insert_hiring(c: &Connection, hiring: &Hiring) -> StoreResult<()> {
 }
 
 fn insert_task(c: &Connection, task: &Task) -> StoreResult<()> {
+    if let Some(request) = task.payment.request {
+        // A key is free again after its time.
+        let kept = task.created_at.plus_ms(-KEPT_MS);
+        c.prepare_cached("UPDATE tasks SET request = NULL WHERE request = ?1 AND created_at < ?2")
+            .and_then(|mut s| s.execute(params![request, kept.unix_ms()]))
+            .map_err(sql_error)?;
+    }
     c.prepare_cached(
         "INSERT INTO tasks (id, status, client, client_owner, provider, capability, input, output, error, max_price,
-            external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+            external_client, hiring, created_at, updated_at, ended_at, price, fee, escrow, request)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
     )
     .and_then(|mut s| {
         s.execute(params![
@@ -117,6 +126,7 @@ fn insert_task(c: &Connection, task: &Task) -> StoreResult<()> {
             task.payment.price.map(Amount::micros),
             task.payment.fee.micros(),
             task.payment.escrow.as_str(),
+            task.payment.request,
         ])
     })
     .map_err(sql_error)?;
@@ -127,6 +137,12 @@ fn insert_task(c: &Connection, task: &Task) -> StoreResult<()> {
 pub fn task(c: &Connection, id: TaskId) -> StoreResult<Task> {
     let sql = format!("SELECT {TASK_COLUMNS} FROM tasks WHERE id = ?1");
     c.prepare_cached(&sql).and_then(|mut s| s.query_row([id.as_bytes()], read_task)).map_err(sql_error)
+}
+
+/// The task that a request under a key made.
+pub fn task_of_request(c: &Connection, request: RequestHash) -> StoreResult<Task> {
+    let sql = format!("SELECT {TASK_COLUMNS} FROM tasks WHERE request = ?1");
+    c.prepare_cached(&sql).and_then(|mut s| s.query_row([request], read_task)).map_err(sql_error)
 }
 
 /// Which rows a [`TaskFilter`] means; parameters ?1 to ?5.

@@ -168,3 +168,37 @@ fn documents_that_are_read_alike_have_one_hash() {
         assert_eq!(digest(none).unwrap_err().code, ErrorCode::InvalidPayload, "{none}");
     }
 }
+
+#[test]
+fn a_number_that_would_lose_digits_has_no_digest() {
+    let digest = |text: &str| {
+        Digest::of_json(
+            &text
+                .parse::<serde_json::Value>()
+                .map(|_| Json::from_trusted_bytes(text.to_owned().into()))
+                .unwrap(),
+        )
+    };
+    for exact in [
+        "9007199254740991",
+        "-9007199254740991",
+        "0.1",
+        "1e300",
+        "123456789012345",
+        "1500000000000000000000",
+        "0.000000000000001",
+    ] {
+        assert!(digest(&format!("{{\"n\":{exact}}}")).is_ok(), "{exact}");
+    }
+    for inexact in [
+        "9007199254740993",
+        "-9007199254740993",
+        "0.1000000000000000055",
+        "1234567890.1234567",
+        "12345678901234567890e1",
+    ] {
+        assert!(digest(&format!("[{inexact}]")).is_err(), "{inexact}");
+    }
+    // What stands in a text is no number.
+    assert!(digest(r#"{"a\"9007199254740993":"9007199254740993\\","b":1}"#).is_ok());
+}

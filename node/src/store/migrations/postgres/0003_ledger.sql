@@ -7,6 +7,8 @@ CREATE TABLE ledger_accounts (
     side smallint NOT NULL,
     holder uuid,
     balance bigint NOT NULL,
+    -- Whether its owner or the operator ever put money in: nobody else decides who pays here.
+    funded boolean NOT NULL DEFAULT false,
     PRIMARY KEY (kind, account, side),
     CHECK (balance >= 0 OR kind = 'external')
 );
@@ -35,6 +37,9 @@ CREATE TABLE ledger_postings (
 CREATE INDEX ledger_postings_by_entry ON ledger_postings (entry);
 
 -- What a task costs, what of it the platform takes on release, and where it is.
+-- The request under a key that made a task: it makes no second one.
+ALTER TABLE tasks ADD COLUMN request bytea;
+CREATE UNIQUE INDEX tasks_by_request ON tasks (request) WHERE request IS NOT NULL;
 ALTER TABLE tasks ADD COLUMN price bigint CHECK (price >= 0);
 ALTER TABLE tasks ADD COLUMN fee bigint NOT NULL DEFAULT 0 CHECK (fee >= 0);
 ALTER TABLE tasks ADD COLUMN escrow text NOT NULL DEFAULT 'none'

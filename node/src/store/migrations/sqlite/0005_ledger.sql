@@ -7,6 +7,8 @@ CREATE TABLE ledger_accounts (
     side INTEGER NOT NULL,
     holder BLOB,
     balance INTEGER NOT NULL,
+    -- Whether its owner or the operator ever put money in: nobody else decides who pays here.
+    funded INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (kind, account, side),
     CHECK (balance >= 0 OR kind = 'external')
 ) WITHOUT ROWID, STRICT;
@@ -35,6 +37,9 @@ CREATE TABLE ledger_postings (
 CREATE INDEX ledger_postings_by_entry ON ledger_postings (entry);
 
 -- What a task costs, what of it the platform takes on release, and where it is.
+-- The request under a key that made a task: it makes no second one.
+ALTER TABLE tasks ADD COLUMN request BLOB;
+CREATE UNIQUE INDEX tasks_by_request ON tasks (request) WHERE request IS NOT NULL;
 ALTER TABLE tasks ADD COLUMN price INTEGER CHECK (price >= 0);
 ALTER TABLE tasks ADD COLUMN fee INTEGER NOT NULL DEFAULT 0 CHECK (fee >= 0);
 ALTER TABLE tasks ADD COLUMN escrow TEXT NOT NULL DEFAULT 'none'
