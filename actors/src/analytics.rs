@@ -94,13 +94,20 @@ impl Analytics {
 
     /// Counts something that has happened. Never waits.
     pub fn record(&self, event: Event<'_>) {
-        let (agent, capability, figures, global) = event.counts();
+        self.record_all(std::iter::once(event));
+    }
+
+    /// Counts what has happened together. Never waits.
+    pub fn record_all<'a>(&self, events: impl Iterator<Item = Event<'a>>) {
         let minute = Interval::Minute.floor(self.environment.now());
         let mut pending = self.pending.lock();
-        if global {
-            self.add(&mut pending, (everybody(), capability.clone(), minute), &figures);
+        for event in events {
+            let (agent, capability, figures, global) = event.counts();
+            if global {
+                self.add(&mut pending, (everybody(), capability.clone(), minute), &figures);
+            }
+            self.add(&mut pending, (agent, capability, minute), &figures);
         }
-        self.add(&mut pending, (agent, capability, minute), &figures);
     }
 
     fn add(&self, pending: &mut HashMap<Key, Figures>, key: Key, figures: &Figures) {

@@ -233,6 +233,7 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
             metrics: metrics.clone(),
+            analytics: analytics.clone(),
         });
         supervisor::start(&supervisor, mailboxes.child()).await?;
         let messages = Messages::new(addresses, &mailboxes, &versions);
@@ -254,11 +255,11 @@ impl Core {
             settings: ledger,
         };
         let payments = Payments::new(
-            store.clone(),
-            pubsub.clone(),
+            (store.clone(), pubsub.clone()),
             environment.clone(),
             limits.clone(),
             metrics.clone(),
+            analytics.clone(),
         );
         supervisor::start(&supervisor, payments.child()).await?;
         let negotiations = Negotiations::new(NegotiationNeeds {

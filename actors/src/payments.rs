@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use muster_protocol::agent::{Agent, AgentStatus};
+use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::escrow::RequestHash;
 use muster_protocol::idempotency::KEPT_MS;
 use muster_protocol::ids::{AgentId, PaymentChannelId};
 use muster_protocol::json::Json;
-use muster_protocol::ledger::Side;
+use muster_protocol::ledger::{Entry, Side};
 use muster_protocol::limits::Limits;
 use muster_protocol::payment_channel::machine::{Action, Audience, Command, Periods, Resolution, Step};
 use muster_protocol::payment_channel::{Channel, OpenRequest};
@@ -18,6 +19,7 @@ use muster_protocol::task::check_document;
 use muster_protocol::time::Timestamp;
 use muster_protocol::topic::{part, payment_topic};
 
+use crate::analytics::Analytics;
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
@@ -37,8 +39,12 @@ pub struct Payments {
 pub struct PaymentRules {
     store: Arc<dyn Store>,
     pubsub: Arc<PubSub>,
+    analytics: Arc<Analytics>,
     periods: Periods,
 }
+
+/// Under which capability figures have what was earned by payment channels: those move money for whatever the two agree on.
+const CAPABILITY: &str = "payment";
 
 #[async_trait]
 impl Rules for PaymentRules {
@@ -66,6 +72,10 @@ impl Rules for PaymentRules {
     }
 
     fn tell(&self, after: &Channel, step: &Step) {
+        if let Some(paid) = step.entry.as_ref().and_then(Entry::paid) {
+            let (agent, amount) = (paid.to, paid.earned());
+            self.analytics.record(Event::Earned { agent, capability: CAPABILITY, amount });
+        }
         let topic = payment_topic(after.id);
         for told in &step.told {
             // Each side listens under its own name, so that what is for one reaches one, and in order.
@@ -95,14 +105,14 @@ impl Payments {
     /// None in use yet.
     #[must_use]
     pub fn new(
-        store: Arc<dyn Store>,
-        pubsub: Arc<PubSub>,
+        (store, pubsub): (Arc<dyn Store>, Arc<PubSub>),
         environment: Environment,
         limits: Arc<Limits>,
         metrics: Arc<Metrics>,
+        analytics: Arc<Analytics>,
     ) -> Self {
         let periods = Periods { proposal_ms: period(limits.payment_proposal_ms) };
-        let rules = PaymentRules { store, pubsub, periods };
+        let rules = PaymentRules { store, pubsub, analytics, periods };
         let sessions = Sessions::new(rules, limits.payment_channels_live_max, environment.clone(), metrics);
         Self { sessions, environment, limits }
     }

@@ -352,7 +352,11 @@ impl Tasks {
     }
 
     async fn tell_ended(&self, task: &Task) {
-        self.analytics.record(Event::TaskEnded(task));
+        let earned = task.payment.earned().map(|amount| {
+            let (agent, capability) = (task.provider, task.capability.as_str());
+            Event::Earned { agent, capability, amount }
+        });
+        self.analytics.record_all(std::iter::once(Event::TaskEnded(task)).chain(earned));
         let (task_event, hiring_event) = match task.status {
             TaskStatus::Completed => (event::TASK_COMPLETED, event::HIRING_COMPLETED),
             TaskStatus::Cancelled => (event::TASK_CANCELLED, event::HIRING_CANCELLED),

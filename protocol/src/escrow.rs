@@ -70,6 +70,13 @@ impl Payment {
         Ok(Self { price: Some(price), fee, escrow, request: None })
     }
 
+    /// What the provider was paid; none unless it was.
+    #[must_use]
+    pub fn earned(&self) -> Option<Amount> {
+        let price = self.price.filter(|_| self.escrow == Escrow::Released)?;
+        Amount::from_micros(price.micros().saturating_sub(self.fee.micros()))
+    }
+
     /// The same of a task that has failed as soon as it was created (R143).
     #[must_use]
     pub fn given_back(self) -> Self {
@@ -124,6 +131,10 @@ mod tests {
         assert_eq!(refused.code, ErrorCode::InvalidAmount);
         assert_eq!(payment("0", None, 0).unwrap().escrow, Escrow::None, "nothing to hold");
         assert_eq!(Payment::new(None, None, 500, true), Ok(Payment::default()));
+        let held = payment("10", None, 500).unwrap();
+        let earned = |escrow| Payment { escrow, ..held }.earned();
+        assert_eq!(earned(Escrow::Released), Some(amount("9.5")));
+        assert_eq!([Escrow::None, Escrow::Held, Escrow::Refunded].map(earned), [None; 3], "it was not paid");
         assert_eq!(Payment::new(Some(amount("1")), None, 0, false).unwrap().escrow, Escrow::None);
     }
 }

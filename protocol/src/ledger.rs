@@ -3,6 +3,10 @@
 //!
 //! What each operation posts is said here; the store applies an entry in the transaction of what it belongs to.
 
+mod paid;
+
+pub use self::paid::Paid;
+
 use std::fmt;
 
 use serde::{Serialize, Serializer};

@@ -109,7 +109,7 @@ pub struct Limits {
     pub stream_memory_bytes_max: usize,
     /// Bytes one reader takes from a log at a time.
     pub stream_read_bytes_max: usize,
-    /// Payment channels live in memory at once; a further one answers `overloaded`.
+    /// Payment channels live in a node's memory at once; a further one answers `overloaded`.
     pub payment_channels_live_max: usize,
     /// How long a payment channel that was opened can be accepted, in milliseconds.
     pub payment_channel_accept_ms: u64,
@@ -117,7 +117,7 @@ pub struct Limits {
     pub payment_proposal_ms: u64,
     /// Bytes of the evidence of a dispute, as JSON.
     pub dispute_evidence_bytes_max: usize,
-    /// Streams live in memory at once; a further one answers `overloaded`.
+    /// Streams live in a node's memory at once; a further one answers `overloaded`.
     pub streams_live_max: usize,
 
     /// Capabilities of one agent.
@@ -165,7 +165,7 @@ pub struct Limits {
     pub negotiation_reason_chars_max: usize,
     /// Open negotiations that one agent has begun; a further one answers `limit_reached`.
     pub negotiations_open_per_agent_max: usize,
-    /// Negotiations, payment channels and teams of each sort that are in use on a node at once; a further one answers `overloaded`.
+    /// Negotiations, and teams, each so many live in a node's memory at once; a further one answers `overloaded`.
     pub sessions_live_max: usize,
     /// Members of one team.
     pub team_members_max: usize,

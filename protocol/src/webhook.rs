@@ -2,16 +2,17 @@
 //! be called. Pure: whoever carries it out gives time and chance.
 
 pub mod address;
+mod happening;
+
+pub use self::happening::Happening;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::account::Owner;
-use crate::agent::Agent;
 use crate::error_code::{ErrorCode, Refusal};
-use crate::ids::{AgentId, DeliveryId, UserId, WebhookId};
+use crate::ids::{DeliveryId, WebhookId};
 use crate::json::Json;
-use crate::task::{Task, TaskStatus, TaskView};
+use crate::task::TaskStatus;
 use crate::time::Timestamp;
 
 macro_rules! events {
@@ -48,13 +49,14 @@ events! {
     TaskFailed = "task.failed",
     /// Its client withdrew it.
     TaskCancelled = "task.cancelled",
-    /// Its payment is disputed.
+    /// A payment channel is disputed: told with `payment.disputed`, for receivers that know the public API's names alone.
     TaskDisputed = "task.disputed",
-    /// A payment was made.
+    /// One agent has paid another: an escrow was released, a transfer executed, or a payment channel paid out otherwise than
+    /// it stood.
     PaymentConfirmed = "payment.confirmed",
-    /// Money came in.
+    /// The operator put money into an account.
     PaymentDeposited = "payment.deposited",
-    /// Money went out.
+    /// The operator took money out of an account.
     WithdrawalProcessed = "withdrawal.processed",
     /// The operator changed an agent's status.
     AgentStatusChanged = "agent.status_changed",
@@ -62,6 +64,8 @@ events! {
     MessageDeadLetter = "message.dead_letter",
     /// Its owner tries it out; sent whatever it is subscribed to.
     Test = "webhook.test",
+    /// A payment channel is disputed. Behind the others, whose bits are stored.
+    PaymentDisputed = "payment.disputed",
 }
 
 impl EventKind {
@@ -172,89 +176,6 @@ pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 pub const SECRET_CHARS: std::ops::RangeInclusive<usize> = 8..=256;
 /// Bytes of a URL.
 pub const URL_BYTES_MAX: usize = 2_048;
-
-/// Something that webhooks are told of.
-#[derive(Clone, Debug)]
-pub struct Happening {
-    /// What.
-    pub event: EventKind,
-    /// The id of what it happened to: with the event and the time it makes the delivery's id.
-    pub subject: [u8; 16],
-    /// The agents it concerns, and through them their owners.
-    pub agents: Vec<AgentId>,
-    /// Users it concerns.
-    pub users: Vec<UserId>,
-    /// What is told.
-    pub data: Json,
-    /// When.
-    pub at: Timestamp,
-}
-
-impl Happening {
-    /// What a change of a task is: one event, or two when it begins or is created failed.
-    #[must_use]
-    pub fn of_task(task: &Task, is_new: bool) -> Vec<Self> {
-        let kinds = match (is_new, task.status) {
-            (true, TaskStatus::Pending) => vec![EventKind::TaskCreated],
-            (true, status) => vec![EventKind::TaskCreated, EventKind::of_status(status)],
-            (false, TaskStatus::InProgress) => vec![EventKind::TaskClaimed, EventKind::TaskInProgress],
-            (false, status) => vec![EventKind::of_status(status)],
-        };
-        let data = task_data(task);
-        let happening = |event| Self {
-            event,
-            subject: *task.id.as_bytes(),
-            agents: vec![task.client, task.provider],
-            users: task.client_owner.into_iter().collect(),
-            data: data.clone(),
-            at: task.updated_at,
-        };
-        kinds.into_iter().map(happening).collect()
-    }
-
-    /// An agent's status was changed.
-    #[must_use]
-    pub fn of_agent(agent: &Agent) -> Self {
-        let data = serde_json::json!({
-            "agent": { "id": agent.id, "did": agent.did, "name": agent.name, "status": agent.status.as_str() },
-        });
-        Self {
-            event: EventKind::AgentStatusChanged,
-            subject: *agent.id.as_bytes(),
-            agents: vec![agent.id],
-            users: Vec::new(),
-            data: Json::of(&data),
-            at: agent.updated_at,
-        }
-    }
-
-    /// The id of its delivery to a webhook: the same whenever it is worked out, so that nothing is queued twice.
-    #[must_use]
-    pub fn delivery(&self, webhook: WebhookId) -> DeliveryId {
-        let mut hash = Sha256::new();
-        hash.update(webhook.as_bytes());
-        hash.update(self.event.as_str().as_bytes());
-        hash.update(self.subject);
-        hash.update(self.at.unix_ms().to_be_bytes());
-        let mut id = [0; 16];
-        id.copy_from_slice(hash.finalize().get(..16).unwrap_or(&[0; 16]));
-        DeliveryId::from_bytes(id)
-    }
-}
-
-/// A task without its input, which whoever gave it knows, and with its output if that is short.
-fn task_data(task: &Task) -> Json {
-    #[derive(Serialize)]
-    struct Data<'a> {
-        task: TaskView<'a>,
-        output_omitted: bool,
-    }
-    let is_long = task.output.as_ref().is_some_and(|output| output.as_bytes().len() > OUTPUT_BYTES_MAX);
-    let null = Json::null();
-    let view = task.view();
-    let output = view.output.filter(|_| !is_long);
-    Json::of(&Data { task: TaskView { input: &null, output, ..view }, output_omitted: is_long })
-}
 
 /// An event on its way to a webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]

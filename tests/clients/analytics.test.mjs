@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { onCluster } from "./lib/cluster.mjs";
+import { credit, openChannel } from "./lib/money.mjs";
 import { collect, join, push } from "./lib/phoenix.mjs";
 import { leniently, Server, until } from "./lib/server.mjs";
 import { Connections, rate, ROOMY } from "./lib/streams.mjs";
@@ -57,7 +58,7 @@ function onNode(title, set, define) {
   });
 }
 
-onNode("figures", [], (world) => {
+onNode("figures", ["ledger.platform_fee_bps=500"], (world) => {
   test("R101: an agent's figures are for itself and its owner, a user's for the user and their agents", async () => {
     const { server } = world;
     const [owner, other] = [await server.user("Owner"), await server.user("Other")];
@@ -182,6 +183,86 @@ onNode("figures", [], (world) => {
     }
   });
 
+  test("R102 R104: what was paid is its payee's revenue, less the fee, for it and its owner and all; what was given back is nobody's", async () => {
+    const { server } = world;
+    const owner = await server.user("Owner");
+    const provider = await server.agent({ owner, name: "Provider", price: "4" });
+    const sibling = await server.agent({ owner, name: "Sibling", price: "1" });
+    const client = await server.agent({ name: "Client" });
+    await credit(server, client, "100");
+    const global = await world.figures(client, "analytics:global");
+    const before = await global.ok("request_revenue", { period: "30d" });
+    const hire = async (agent) => (await server.ok("POST", `/api/v1/agents/${agent.id}/hire`, { key: client.key, body: { input: {}, queue: true } })).task;
+    const [done, again, failed, withdrawn] = [await hire(provider), await hire(provider), await hire(provider), await hire(provider)];
+    assert.equal(done.escrow, "held");
+    await world.complete(done, provider);
+    await world.complete(again, provider);
+    await world.fail(failed, provider);
+    await world.cancel(withdrawn, client);
+    await world.complete(await hire(sibling), sibling);
+    const unpaid = await server.task(await server.agent({ name: "Settles elsewhere" }), provider);
+    await world.complete(unpaid, provider);
+    const mine = await world.figures(provider, `analytics:agent:${provider.id}`);
+    const revenue = await mine.ok("request_revenue", { period: "24h" });
+    assert.deepEqual([revenue.total, revenue.by_capability], ["7.6", [{ capability: done.capability, amount: "7.6" }]]);
+    assert.deepEqual(revenue.by_day.map(({ amount }) => amount).filter((amount) => amount !== "0"), ["7.6"]);
+    assert.equal((await mine.ok("request_metrics")).revenue, "7.6");
+    const series = await mine.ok("request_time_series", { metric: "revenue", opts: { period: "1h", interval: "hour" } });
+    assert.deepEqual(series.points.map(({ v }) => v).filter((v) => v !== "0"), ["7.6"]);
+    const ours = await world.figures(owner, `analytics:user:${owner.id}`);
+    assert.equal((await ours.ok("request_revenue")).total, "8.55");
+    const spent = await world.figures(client, `analytics:agent:${client.id}`);
+    assert.equal((await spent.ok("request_revenue")).total, "0", "who pays earns nothing");
+    const all = await global.ok("request_revenue", { period: "30d" });
+    assert.ok(Math.abs(all.total - before.total - 8.55) < 1e-6, `${before.total} and then ${all.total}`);
+    for (const { id } of [provider, sibling, client]) assert.ok(!JSON.stringify(all).includes(id));
+    const rest = await server.ok("GET", `/api/v1/analytics/agents/${provider.id}/revenue?period=24h`, { token: owner.token });
+    assert.deepEqual(rest, revenue);
+  });
+
+  test("R104 R96: a transfer that is executed is the payee's revenue, and a payout what it gives a side beyond its own", async () => {
+    const { server } = world;
+    const pair = await openChannel(server, { deposit: "10" });
+    const sides = await pair.join(world.connections);
+    const [a, b] = [await world.figures(pair.a, `analytics:agent:${pair.a.id}`), await world.figures(pair.b, `analytics:agent:${pair.b.id}`)];
+    const totals = async () => [(await a.ok("request_revenue")).total, (await b.ok("request_revenue")).total];
+    assert.deepEqual(await totals(), ["0", "0"], "what is put in is earned by nobody");
+    await pair.pay(sides, pair.a, "2.5");
+    await pair.pay(sides, pair.b, "1");
+    const { propose } = await pair.transfer(pair.a, "3");
+    await sides[0].ask("propose_transfer", propose);
+    await sides[1].ask("reject_transfer", {});
+    assert.deepEqual(await totals(), ["1", "2.5"]);
+    assert.equal((await sides[0].ask("close", pair.closing("8", "12", 3))).status, "closed");
+    assert.deepEqual(await totals(), ["1", "3"], "the other had 11.5");
+    assert.deepEqual((await b.ok("request_revenue")).by_capability, [{ capability: "payment", amount: "3" }]);
+  });
+
+  test("R102: messages count for who sent them and who was sent them, each once", async () => {
+    const { server } = world;
+    const owner = await server.user("Owner");
+    const [from, to] = [await server.agent({ owner }), await server.agent()];
+    const global = await world.figures(from, "analytics:global");
+    const before = await global.ok("request_metrics");
+    const send = (body) => server.request("POST", "/api/v1/messages", { key: from.key, body: { to_agent_id: to.id, type: "note", payload: {}, ...body } });
+    for (let n = 0; n < 3; n++) assert.equal((await send({ payload: { n } })).status, 201);
+    const once = { delivery_guarantee: "exactly_once", dedup_key: "k" };
+    for (let n = 0; n < 4; n++) assert.equal((await send(once)).data.deduplicated, n > 0);
+    assert.equal((await send({ ...once, payload: { n: 2 } })).status, 422);
+    assert.equal((await send({ to_agent_id: UNKNOWN_ID })).status, 404);
+    const batch = { messages: [1, 2].map((n) => ({ to_agent_id: to.id, type: "note", payload: { n } })) };
+    await server.ok("POST", "/api/v1/messages/batch", { key: from.key, body: batch });
+    const of = async (who, topic) => {
+      const { messages_sent, messages_received } = await (await world.figures(who, topic)).ok("request_metrics", { period: "1h" });
+      return [messages_sent, messages_received];
+    };
+    assert.deepEqual(await of(from, `analytics:agent:${from.id}`), [6, 0]);
+    assert.deepEqual(await of(to, `analytics:agent:${to.id}`), [0, 6]);
+    assert.deepEqual(await of(owner, `analytics:user:${owner.id}`), [6, 0]);
+    const after = await global.ok("request_metrics");
+    assert.deepEqual([after.messages_sent - before.messages_sent, after.messages_received - before.messages_received], [6, 6]);
+  });
+
   test("R105: the heatmap is 7 by 24 counts, UTC", async () => {
     const { server } = world;
     const [client, agent] = [await server.agent(), await server.agent()];
@@ -278,7 +359,27 @@ onNode("global stats", [], (world) => {
   });
 });
 
-onNode("alerts", ["alerts.every_ms=200"], (world) => {
+onNode("alerts", ["alerts.every_ms=200", "limits.message_retry_ms=20"], (world) => {
+  test("R106 R119: messages to an agent that were given up are told to it and its owner, and to nobody else", async () => {
+    const { server } = world;
+    const owner = await server.user("Owner");
+    const [from, to] = [await server.agent({ name: "From" }), await server.agent({ owner, name: "To" })];
+    const mine = await world.figures(to, `analytics:agent:${to.id}`);
+    const ours = await world.figures(owner, `analytics:user:${owner.id}`);
+    const sender = await world.figures(from, `analytics:agent:${from.id}`);
+    for (const one of [mine, ours, sender]) await one.ok("subscribe_alerts");
+    const { joined } = await world.join(to, `messages:${to.id}`);
+    assert.equal(joined.status, "ok");
+    for (let n = 0; n < 2; n++) await server.ok("POST", "/api/v1/messages", { key: from.key, body: { to_agent_id: to.id, type: "note", payload: { n } } });
+    const told = await until("it is told", () => mine.alerts[0]);
+    assert.deepEqual([told.severity, told.type, told.agent_id], ["error", "dead_letters", to.id]);
+    await until("the owner is told", () => ours.alerts.length === 1);
+    await world.advance(20 * 60_000);
+    const over = await until("it is over", () => mine.alerts[1]);
+    assert.deepEqual([over.severity, over.type], ["info", "dead_letters"]);
+    assert.deepEqual([mine.alerts.length, sender.alerts], [2, []]);
+  });
+
   test("R106: who has subscribed is told of a failing agent once, worse, and when it is over; nobody else is", async () => {
     const { server } = world;
     const owner = await server.user("Owner");
@@ -370,7 +471,7 @@ describe("figures of a cluster", () => {
   const world = onCluster();
   tools(world);
 
-  test("R102 R106 R107: what happens at several nodes adds up at each, and alerts are told once everywhere", { timeout: 240_000 }, async () => {
+  test("R102 R104 R106 R107: what happens at several nodes adds up at each, and alerts are told once everywhere", { timeout: 240_000 }, async () => {
     const [client, agent] = [await world.one.agent(), await world.one.agent()];
     const at = [];
     for (const node of world.nodes) {
@@ -393,6 +494,17 @@ describe("figures of a cluster", () => {
       assert.deepEqual([alert.severity, alert.type], ["error", "failure_rate"]);
     }
     assert.deepEqual(at.map(({ alerts }) => alerts.length), [1, 1, 1]);
+    const pair = await openChannel(world.one);
+    await pair.pay(await pair.join(world.connections, [world.one, world.two]), pair.a, "2.5");
+    await pair.pay(await pair.join(world.connections, [world.three, world.one]), pair.a, "1.5");
+    for (const node of world.nodes) await node.ok("POST", "/api/v1/messages", { key: pair.a.key, body: { to_agent_id: pair.b.id, type: "note", payload: {} } });
+    for (const node of world.nodes) {
+      const theirs = await world.figures(pair.b, `analytics:agent:${pair.b.id}`, node);
+      await until(`revenue and messages at ${node.name}`, async () => {
+        const { revenue, messages_received } = await theirs.ok("request_metrics");
+        return revenue === "4" && messages_received === 3;
+      });
+    }
     const stats = await world.figures(agent, "analytics:global", world.three);
     const { total_tasks } = await until("global_stats", () => stats.stats[0]);
     assert.equal(total_tasks, 12);

@@ -563,6 +563,45 @@ onNode("versions of messages", [`protocol.deprecated={"1.1.0"="${daysAgo(100)}",
 });
 
 describe("messages over restarts and days", () => {
+  test("R121 R125: under exactly_once an X-Idempotency-Key gives the first message for seven days, and else the first answer for one", async () => {
+    const server = await Server.start({ set: [...ROOMY, "drills.enabled=true"] });
+    try {
+      const [from, to] = [await server.agent(), await server.agent()];
+      const advance = (advance_ms) => server.ok("POST", "/api/v1/admin/drills/clock", { token: server.adminToken, body: { advance_ms } });
+      const send = async (key, body) => {
+        const more = { key: from.key, headers: { "x-idempotency-key": key } };
+        const answer = await server.request("POST", "/api/v1/messages", { ...more, body: { to_agent_id: to.id, type: "note", payload: { n: 1 }, ...body } });
+        return { ...answer, replayed: answer.headers.get("idempotency-replayed") };
+      };
+      const once = { delivery_guarantee: "exactly_once" };
+      const [first, plain] = [await send("k1", once), await send("k2", {})];
+      assert.deepEqual([first.status, first.data.deduplicated, plain.status, plain.data.deduplicated], [201, false, 201, false]);
+      const repeats = async () => {
+        const answers = [await send("k1", once), await send("k1", once)];
+        for (const { status, data, replayed } of answers) assert.deepEqual([status, data.id, data.deduplicated, replayed], [201, first.data.id, true, null]);
+        assertRefused(await send("k1", { ...once, payload: { n: 2 } }), 422, "IDEMPOTENCY_MISMATCH");
+      };
+      await repeats();
+      const again = await send("k2", {});
+      assert.deepEqual([again.status, again.data.id, again.data.deduplicated, again.replayed], [201, plain.data.id, false, "true"], "the answer as it was");
+      assertRefused(await send("k2", { payload: { n: 2 } }), 422, "IDEMPOTENCY_MISMATCH");
+      await advance(2 * DAY_MS);
+      await repeats();
+      const next = await send("k2", {});
+      assert.deepEqual([next.status, next.replayed], [201, null]);
+      assert.notEqual(next.data.id, plain.data.id);
+      await server.kill();
+      await server.startAgain();
+      // The clock is the machine's again, and the key is still known.
+      await repeats();
+      await advance(7 * DAY_MS + 60_000);
+      assert.notEqual((await send("k1", once)).data.id, first.data.id, "after seven days it is another message");
+      assert.deepEqual((await server.ok("GET", "/api/v1/messages?limit=50", { key: from.key })).length, 4);
+    } finally {
+      await server.end();
+    }
+  });
+
   test("R122 R123 R124: the queue survives kill -9; after 6 days and 23 hours it comes in order; at 7 days it has expired, and senders see it", async () => {
     const open = [];
     const server = await Server.start({ set: [...ROOMY, "drills.enabled=true", "limits.message_retry_ms=60000"] });

@@ -6,6 +6,8 @@ import http from "node:http";
 import { after, afterEach, before, describe, test } from "node:test";
 import { onCluster } from "./lib/cluster.mjs";
 import { listen } from "./lib/events.mjs";
+import { credit, openChannel } from "./lib/money.mjs";
+import { collect, join } from "./lib/phoenix.mjs";
 import { Server, sleep, until } from "./lib/server.mjs";
 import { Connections, ROOMY } from "./lib/streams.mjs";
 
@@ -85,7 +87,26 @@ function onNode(title, set, define) {
   });
 }
 
-onNode("webhooks", [LOOPBACK], (world) => {
+onNode("webhooks", [LOOPBACK, "ledger.platform_fee_bps=500", "limits.message_retry_ms=20"], (world) => {
+  /** A receiver for each of these, by name: who, and what of. */
+  world.hooks = async (of) => {
+    const hooks = {};
+    for (const [name, [who, events]] of Object.entries(of)) {
+      hooks[name] = await world.receiver();
+      await world.ok("POST", "/webhooks", who, { url: hooks[name].url, events });
+    }
+    return hooks;
+  };
+  /** Joins an agent's messages and acknowledges none. */
+  world.silent = async (agent) => {
+    const socket = await world.connections.socket(world.server, "/socket", agent.key);
+    const channel = socket.channel(`messages:${agent.id}`, {});
+    const taken = collect(channel, "new_message");
+    assert.equal((await join(channel)).status, "ok");
+    return { channel, taken };
+  };
+
+
   test("R144: a webhook is added under either names, shown under both, and its secret is shown once", async () => {
     const { server } = world;
     const agent = await server.agent();
@@ -199,6 +220,114 @@ onNode("webhooks", [LOOPBACK], (world) => {
     for (const { receiver, secret } of Object.values(hooks)) for (const request of receiver.requests) verify(request, secret);
     const ids = hooks.client.receiver.requests.map(({ body }) => body.id);
     assert.equal(new Set(ids).size, ids.length, "each once");
+  });
+
+  test("R144 R142: money that the operator puts in or takes out is told to whose account it is, once, and to nobody else", async () => {
+    const { server } = world;
+    const [owner, other] = [await server.user("Owner"), await server.user("Other")];
+    const agent = await server.agent({ owner });
+    const events = ["payment.deposited", "withdrawal.processed"];
+    const hooks = await world.hooks({ agent: [agent, events], owner: [owner, events], other: [other, undefined], stranger: [await server.agent(), undefined] });
+    const move = (way, body) => server.ok("POST", `/api/v1/admin/ledger/${way}`, { token: server.adminToken, body });
+    const { transaction } = await move("credit", { agent_id: agent.id, amount: "10.50", reference: "invoice 7" });
+    await move("credit", { agent_id: agent.id, amount: "10.50", reference: "invoice 7" });
+    const refused = await server.request("POST", "/api/v1/admin/ledger/debit", { token: server.adminToken, body: { agent_id: agent.id, amount: "11" } });
+    assert.equal(refused.status, 422);
+    await move("debit", { agent_id: agent.id, amount: "0.5" });
+    await move("credit", { user_id: owner.id, amount: "3" });
+    const deposited = await hooks.agent.next("payment.deposited");
+    assert.deepEqual(deposited.body.data.payment, { id: transaction.id, kind: "credit", amount: "10.5", agent_id: agent.id, reference: "invoice 7", at: transaction.at });
+    const withdrawn = (await hooks.agent.next("withdrawal.processed")).body.data.payment;
+    assert.deepEqual([withdrawn.kind, withdrawn.amount, withdrawn.agent_id, withdrawn.reference], ["debit", "0.5", agent.id, null]);
+    const own = await hooks.owner.next("payment.deposited", ({ body }) => body.data.payment.user_id);
+    assert.deepEqual([own.body.data.payment.user_id, own.body.data.payment.amount], [owner.id, "3"]);
+    await until("the owner is told all of it", () => hooks.owner.requests.length === 3);
+    await sleep(300);
+    assert.deepEqual(hooks.agent.events().sort(), ["payment.deposited", "withdrawal.processed"], "what was refused or said twice is not told");
+    assert.deepEqual([hooks.other.events(), hooks.stranger.events()], [[], []]);
+  });
+
+  test("R144 R141 R96: an escrow that is released and a transfer that is executed are told to payer and payee", async () => {
+    const { server } = world;
+    const [owner, pair] = [await server.user("Owner"), await openChannel(server, { deposit: "10" })];
+    const [client, provider] = [await server.agent({ owner, name: "Client" }), await server.agent({ name: "Provider", price: "4" })];
+    await credit(server, client, "20");
+    const events = ["payment.confirmed"];
+    const hooks = await world.hooks({ client: [client, events], owner: [owner, events], provider: [provider, events], a: [pair.a, events], b: [pair.b, events], stranger: [await server.agent(), undefined] });
+    const hire = async () => (await world.ok("POST", `/agents/${provider.id}/hire`, client, { input: {}, queue: true })).task;
+    const [done, failed] = [await hire(), await hire()];
+    assert.equal(done.escrow, "held");
+    await world.ok("PUT", `/tasks/${failed.id}/fail`, provider, { error_reason: "no" });
+    await world.ok("PUT", `/tasks/${done.id}/complete`, provider, { output: 1 });
+    for (const name of ["client", "owner", "provider"]) {
+      const { payment } = (await hooks[name].next("payment.confirmed")).body.data;
+      assert.deepEqual(
+        [payment.kind, payment.amount, payment.fee, payment.from_agent_id, payment.to_agent_id, payment.reference],
+        ["escrow_release", "4", "0.2", client.id, provider.id, done.id],
+        name,
+      );
+    }
+    const sides = await pair.join(world.connections);
+    const { propose } = await pair.transfer(pair.a, "1");
+    await sides[0].ask("propose_transfer", propose);
+    assert.deepEqual(await sides[1].ask("reject_transfer", {}), { nonce: 1 });
+    assert.equal((await pair.pay(sides, pair.a, "2.5")).balance_b, "12.5");
+    for (const name of ["a", "b"]) {
+      const { payment } = (await hooks[name].next("payment.confirmed")).body.data;
+      assert.deepEqual(
+        [payment.kind, payment.amount, payment.fee, payment.from_agent_id, payment.to_agent_id, payment.reference],
+        ["channel_transfer", "2.5", "0", pair.a.id, pair.b.id, pair.id],
+        name,
+      );
+    }
+    // Closed as it stands nobody pays anybody.
+    assert.equal((await sides[0].ask("close", pair.closing("7.5", "12.5", 2))).status, "closed");
+    await sleep(300);
+    const counts = Object.fromEntries(Object.entries(hooks).map(([name, hook]) => [name, hook.requests.length]));
+    assert.deepEqual(counts, { client: 1, owner: 1, provider: 1, a: 1, b: 1, stranger: 0 });
+  });
+
+  test("R144 R99: a disputed payment channel is told to both sides and their owners, under both names", async () => {
+    const { server } = world;
+    const pair = await openChannel(server);
+    const names = ["task.disputed", "payment.disputed"];
+    const hooks = await world.hooks({ a: [pair.a, names], b: [pair.b, ["task.disputed"]], stranger: [await server.agent(), undefined] });
+    const [a] = await pair.join(world.connections);
+    assert.equal((await a.ask("dispute", { reason: "not what was said", evidence: { secret: 1 } })).status, "disputed");
+    for (const name of names) {
+      const { channel, dispute } = (await hooks.a.next(name)).body.data;
+      assert.deepEqual([channel.id, channel.status, channel.agent_a, channel.agent_b, channel.balance_a], [pair.id, "disputed", pair.a.id, pair.b.id, "10"]);
+      assert.deepEqual([dispute.agent_id, dispute.reason, "evidence" in dispute], [pair.a.id, "not what was said", false]);
+    }
+    await hooks.b.next("task.disputed");
+    await server.ok("POST", `/api/v1/admin/payment-channels/${pair.id}/resolve`, { token: server.adminToken, body: {} });
+    await sleep(300);
+    assert.deepEqual([hooks.a.events().sort(), hooks.b.events(), hooks.stranger.events()], [["payment.disputed", "task.disputed"], ["task.disputed"], []]);
+  });
+
+  test("R144 R119: a message that is given up is told to its sender and its recipient, without what is in it", async () => {
+    const { server } = world;
+    const owner = await server.user("Owner");
+    const [from, to] = [await server.agent({ name: "From" }), await server.agent({ owner, name: "To" })];
+    const events = ["message.dead_letter"];
+    const hooks = await world.hooks({ from: [from, events], to: [to, events], owner: [owner, events], stranger: [await server.agent(), undefined] });
+    const { channel, taken } = await world.silent(to);
+    const { id } = await world.ok("POST", "/messages", from, { to_agent_id: to.id, type: "note", payload: { private: "words" } });
+    const acknowledged = await world.ok("POST", "/messages", from, { to_agent_id: to.id, type: "note", payload: {} });
+    await until("it has come", () => taken.some((message) => message.id === acknowledged.id));
+    await world.ok("POST", `/messages/${acknowledged.id}/acknowledge`, to, {});
+    for (const name of ["from", "to", "owner"]) {
+      const { raw, body } = await hooks[name].next("message.dead_letter");
+      const { message } = body.data;
+      assert.deepEqual([message.id, message.from_agent_id, message.to_agent_id, message.status, message.retry_count], [id, from.id, to.id, "failed", 5], name);
+      assert.ok(!raw.includes("words"));
+    }
+    // Queued again and given up again is another happening.
+    await world.ok("POST", `/messages/${id}/redeliver`, from, {});
+    await until("it is told again", () => hooks.from.requests.length === 2);
+    assert.notEqual(hooks.from.requests[0].body.id, hooks.from.requests[1].body.id);
+    channel.leave();
+    assert.deepEqual(hooks.stranger.events(), []);
   });
 
   test("R144: what does not arrive is tried again under the same id, with pauses that grow, and the log tells", async () => {
@@ -330,7 +459,7 @@ onNode("webhooks that give up", [LOOPBACK, "webhooks.attempts_max=2"], (world) =
 });
 
 describe("webhooks of a cluster", () => {
-  const world = onCluster({ set: [LOOPBACK, "webhooks.poll_ms=20"] });
+  const world = onCluster({ set: [LOOPBACK, "webhooks.poll_ms=20", "limits.message_retry_ms=20"] });
   let receiver;
   before(async () => {
     receiver = await Receiver.start();
@@ -350,5 +479,26 @@ describe("webhooks of a cluster", () => {
     await sleep(500);
     assert.deepEqual(receiver.requests.map(({ body }) => body.data.task.id).sort(), tasks.sort());
     assert.equal(receiver.mostAtOnce, 1);
+  });
+
+  test("R144 R96 R119: payments, disputes and dead letters of a cluster are told once each", { timeout: 240_000 }, async () => {
+    receiver.answer = () => 200;
+    receiver.requests = [];
+    const pair = await openChannel(world.one);
+    const url = receiver.url;
+    await world.two.ok("POST", "/api/v1/webhooks", { key: pair.b.key, body: { url, events: ["payment.confirmed", "payment.disputed", "message.dead_letter"] } });
+    const sides = await pair.join(world.connections, [world.one, world.two]);
+    for (const amount of ["1", "2"]) await pair.pay(sides, pair.a, amount);
+    // Pushed by two nodes, given up once.
+    for (const node of [world.two, world.three]) {
+      const socket = await world.connections.socket(node, "/socket", pair.b.key);
+      assert.equal((await join(socket.channel(`messages:${pair.b.id}`, {}))).status, "ok");
+    }
+    const { id } = await world.one.ok("POST", "/api/v1/messages", { key: pair.a.key, body: { to_agent_id: pair.b.id, type: "note", payload: {} } });
+    assert.equal((await sides[0].ask("dispute", { reason: "why" })).status, "disputed");
+    await until("all have arrived", () => receiver.requests.length >= 4);
+    await sleep(500);
+    const told = receiver.requests.map(({ body }) => [body.event, body.data.payment?.amount ?? body.data.channel?.id ?? body.data.message.id].join(" "));
+    assert.deepEqual(told.sort(), [`message.dead_letter ${id}`, "payment.confirmed 1", "payment.confirmed 2", `payment.disputed ${pair.id}`]);
   });
 });

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_protocol::analytics::Event;
 use muster_protocol::mailbox::{JITTER_PER_MILLE, Step};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -141,6 +142,8 @@ impl State {
                 let failed = store.fail_mail(live.agent, seqs.clone(), now).await?;
                 live.inner.lock().mailbox.failed(&seqs);
                 self.count("failed", failed.len());
+                let dead = failed.iter().map(|outcome| Event::MessageDead(outcome.to));
+                registry.needs.analytics.record_all(dead);
                 let mailboxes = Mailboxes(registry.clone());
                 mailboxes.settled(failed.iter().map(|outcome| (outcome.to, outcome.id)));
                 let (pubsub, metrics) = (registry.needs.pubsub.clone(), registry.needs.metrics.clone());

@@ -22,6 +22,7 @@ use parking_lot::{Mutex, RwLock};
 use ractor::{Actor, ActorCell, ActorRef};
 
 use self::actor::{MailboxActor, MailboxesActor};
+use crate::analytics::Analytics;
 use crate::cluster::Cluster;
 use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
 use crate::inbox::Wake;
@@ -45,6 +46,8 @@ pub struct Needs {
     pub limits: Arc<Limits>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Figures.
+    pub analytics: Arc<Analytics>,
 }
 
 struct Registry {

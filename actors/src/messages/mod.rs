@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use muster_protocol::account::{Principal, Scope};
+use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, MessageId};
 use muster_protocol::json::Json;
@@ -30,6 +31,7 @@ use serde::Serialize;
 use self::addresses::{Address, Addresses};
 pub use self::gather::Waiter;
 use self::gather::{Gather, Work};
+use crate::analytics::Analytics;
 use crate::mailbox::Mailboxes;
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
@@ -101,6 +103,7 @@ pub fn status_of(outcome: &Outcome) -> Json {
 struct Accepting {
     store: Arc<dyn Store>,
     telling: Telling,
+    analytics: Arc<Analytics>,
     environment: Environment,
     versions: Table,
 }
@@ -134,9 +137,12 @@ impl Work for Accepting {
             }
         };
         let is_new = |(_, accepted): &(&Receipt, &Accepted)| **accepted == Accepted::New;
-        let recipients: BTreeSet<AgentId> =
-            receipts.iter().zip(&accepted).filter(is_new).map(|(receipt, _)| receipt.to_agent_id).collect();
-        let new = accepted.iter().filter(|accepted| **accepted == Accepted::New).count();
+        let of_new = || receipts.iter().zip(&accepted).filter(is_new).map(|(receipt, _)| receipt);
+        let recipients: BTreeSet<AgentId> = of_new().map(|receipt| receipt.to_agent_id).collect();
+        let new = of_new().count();
+        self.analytics.record_all(of_new().flat_map(|receipt| {
+            [Event::MessageSent(receipt.from_agent_id), Event::MessageReceived(receipt.to_agent_id)]
+        }));
         self.telling.metrics.agent_messages.get_or_create(&[("what", "accepted")]).inc_by(new as u64);
         self.telling.mailboxes.news(recipients.iter().copied());
         let answer = |(receipt, accepted)| match accepted {
@@ -204,6 +210,7 @@ impl Messages {
         let accepting = Accepting {
             store: store.clone(),
             telling: telling.clone(),
+            analytics: needs.analytics.clone(),
             environment: needs.environment.clone(),
             versions: versions.clone(),
         };

@@ -123,3 +123,38 @@ fn an_entry_to_oneself_moves_nothing() {
     assert!(!entry.is_balanced());
     assert_eq!(Delta(-1_500_000).to_string(), "-1.5");
 }
+
+/// R104 R144: what one agent paid another, and no other movement.
+#[test]
+fn what_one_agent_paid_another_is_a_payment() {
+    let channel = ChannelAccounts {
+        channel: PaymentChannelId::new(at(), [7; 10]),
+        agent_a: agent(1),
+        agent_b: agent(2),
+    };
+    let paid = |entry: Entry| {
+        entry.paid().map(|paid| (paid.from, paid.to, paid.amount.to_string(), paid.earned().to_string()))
+    };
+    let of = |from, to, amount: &str, earned: &str| {
+        Some((agent(from), agent(to), amount.to_owned(), earned.to_owned()))
+    };
+    let (one, two, three) = (amount("1"), amount("2"), amount("3"));
+    let (user, own) = (UserId::new(at(), [5; 10]), Account::Agent(agent(1)));
+    assert_eq!(paid(escrow_settle(&task("2", "0.5"), TaskStatus::Completed, at())), of(1, 2, "2", "1.5"));
+    assert_eq!(paid(channel.transfer(Side::B, one, 1, at())), of(2, 1, "1", "1"));
+    let payout = |held, got| paid(channel.payout(held, got, at()).unwrap());
+    assert_eq!(payout((two, one), (two, one)), None, "each gets what it had");
+    assert_eq!(payout((two, one), (Amount::ZERO, three)), of(1, 2, "2", "2"));
+    assert_eq!(payout((two, one), (three, Amount::ZERO)), of(2, 1, "1", "1"));
+    for entry in [
+        credit(own, one, "x", None, at()),
+        debit(own, one, "x", None, at()),
+        transfer(user, (Account::User(user), own), one, "x", None, at()),
+        escrow_hold(task("2", "0").id, agent(1), two, at()),
+        escrow_settle(&task("2", "0.5"), TaskStatus::Failed, at()),
+        escrow_settle(&task("2", "2"), TaskStatus::Completed, at()),
+        channel.deposit(Side::A, one, at()).unwrap(),
+    ] {
+        assert_eq!(paid(entry.clone()), None, "{entry:?}");
+    }
+}

@@ -1,7 +1,10 @@
 //! What is sent, and when it is tried again.
 
 use super::*;
-use crate::ids::TaskId;
+use crate::ids::{AgentId, TaskId, UserId};
+use crate::ledger::{self, Account, Entry};
+use crate::money::Amount;
+use crate::task::Task;
 
 fn at(ms: i64) -> Timestamp {
     Timestamp::from_unix_ms(1_700_000_000_000 + ms)
@@ -99,6 +102,54 @@ fn what_is_sent_is_one_document_with_a_stable_id_and_without_what_is_long() {
     let expected = r#"{"id":"07070707-0707-0707-0707-070707070707","event":"task.created","created_at":"2023-11-14T22:13:20.000Z","data":{"n":1}}"#;
     assert_eq!(body.as_str(), expected);
     assert!(!format!("{:?}", webhook()).contains("hidden"));
+}
+
+/// R144: the bits are stored with each webhook.
+#[test]
+fn events_keep_their_bits() {
+    let bits: Vec<_> =
+        EventKind::ALL.iter().map(|kind| (kind.as_str(), kind.bit().trailing_zeros())).collect();
+    assert_eq!(bits[0], ("task.created", 0));
+    assert_eq!(bits[11..], [("message.dead_letter", 11), ("webhook.test", 12), ("payment.disputed", 13)]);
+}
+
+/// R144
+#[test]
+fn money_is_told_to_whose_it_is() {
+    let (client, provider) = (AgentId::from_bytes([1; 16]), AgentId::from_bytes([2; 16]));
+    let user = UserId::from_bytes([3; 16]);
+    let amount = |text| Amount::parse(text).unwrap();
+    let told = |entry: &Entry| {
+        let happening = Happening::of_entry(entry)?;
+        assert!(Happening::tells_of(entry.kind));
+        assert_eq!(happening.subject, *entry.id.as_bytes());
+        let data: serde_json::Value = happening.data.parse().unwrap();
+        Some((happening.event.as_str(), happening.agents, happening.users, data["payment"].clone()))
+    };
+    let credit = ledger::credit(Account::Agent(client), amount("2"), "x", Some("bill".into()), at(0));
+    let (event, agents, users, payment) = told(&credit).unwrap();
+    assert_eq!((event, agents, users), ("payment.deposited", vec![client], vec![]));
+    assert_eq!((&payment["amount"], &payment["reference"]), (&"2".into(), &"bill".into()));
+    assert!(payment.get("user_id").is_none() && payment.get("fee").is_none());
+    let debit = ledger::debit(Account::User(user), amount("3"), "x", None, at(0));
+    let (event, agents, users, payment) = told(&debit).unwrap();
+    assert_eq!((event, agents, users), ("withdrawal.processed", vec![], vec![user]));
+    assert_eq!(payment["amount"], "3", "not below nothing");
+    let payment = crate::escrow::Payment {
+        price: Some(amount("4")),
+        fee: amount("1"),
+        escrow: crate::escrow::Escrow::Held,
+        ..crate::escrow::Payment::default()
+    };
+    let held = Task { payment, ..task(TaskStatus::InProgress, None) };
+    let release = ledger::escrow_settle(&held, TaskStatus::Completed, at(0));
+    let (event, agents, _, payment) = told(&release).unwrap();
+    assert_eq!((event, agents), ("payment.confirmed", vec![client, provider]));
+    assert_eq!((&payment["amount"], &payment["fee"]), (&"4".into(), &"1".into()));
+    let hold = ledger::escrow_hold(held.id, client, amount("4"), at(0));
+    assert!(told(&hold).is_none() && !Happening::tells_of(hold.kind));
+    let refund = ledger::escrow_settle(&held, TaskStatus::Failed, at(0));
+    assert!(told(&refund).is_none() && !Happening::tells_of(refund.kind));
 }
 
 /// R144

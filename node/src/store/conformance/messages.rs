@@ -56,6 +56,18 @@ async fn accept(store: &dyn Store, messages: &[Message]) {
     assert!(accepted.iter().all(|one| *one == Accepted::New), "{accepted:?}");
 }
 
+/// A message between two agents that is pushed as often as may be, and given up.
+pub async fn dead_letter(store: &dyn Store, from: AgentId, to: AgentId) {
+    accept(store, &[Message { from, to, ..message(1, 1, 1) }]).await;
+    let (found, _) = store.fetch_mail(to, Vec::new(), ROOMY, at(500)).await.unwrap();
+    let seq = found[0].seq;
+    for retries in 0..RETRIES_MAX {
+        store.retry_mail(to, vec![Attempt { seq, retries }], at(501)).await.unwrap();
+    }
+    assert_eq!(store.fail_mail(to, vec![seq], at(502)).await.unwrap().len(), 1);
+    assert!(store.fail_mail(to, vec![seq], at(503)).await.unwrap().is_empty());
+}
+
 async fn settle(
     store: &dyn Store,
     id: MessageId,

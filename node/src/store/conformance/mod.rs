@@ -252,6 +252,7 @@ macro_rules! conformance_of {
                 what_is_pushed_at_most_once_is_given_once, keys_give_the_first_message, messages_expire_and_are_forgotten,
                 messages_are_listed_by_party;
             webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
+                money_disputes_and_dead_letters_are_queued,
                 one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
             negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
                 negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;

@@ -20,7 +20,7 @@ mod ed25519_key {
     }
 }
 
-fn pending(n: u8, a: AgentId, b: AgentId, deposits: (&str, &str)) -> (Channel, Option<Entry>) {
+pub fn pending(n: u8, a: AgentId, b: AgentId, deposits: (&str, &str)) -> (Channel, Option<Entry>) {
     let request = OpenRequest {
         counterparty_agent_id: b,
         deposit: amount(deposits.0),
@@ -31,15 +31,15 @@ fn pending(n: u8, a: AgentId, b: AgentId, deposits: (&str, &str)) -> (Channel, O
     request.open((id, a, Some(key())), at(1), at(1_000 * i64::from(n))).unwrap()
 }
 
-fn step(channel: &Channel, command: &Command) -> Step {
+pub fn step(channel: &Channel, command: &Command) -> Step {
     channel.decide(command, at(2), Periods { proposal_ms: 300_000 }).0.unwrap()
 }
 
-fn accepted(channel: &Channel) -> Step {
+pub fn accepted(channel: &Channel) -> Step {
     step(channel, &Command::Party(channel.agent_b, Action::Accept(Some(key()))))
 }
 
-async fn save(store: &dyn Store, before: &Channel, step: &Step) -> Result<(), StoreError> {
+pub async fn save(store: &dyn Store, before: &Channel, step: &Step) -> Result<(), StoreError> {
     store.save_payment_channel(before.version, step.after.clone(), step.entry.clone()).await
 }
 

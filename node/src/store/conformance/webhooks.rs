@@ -8,10 +8,16 @@ use muster_protocol::account::Owner;
 use muster_protocol::agent::AgentStatus;
 use muster_protocol::ids::{DeliveryId, WebhookId};
 use muster_protocol::json::Json;
+use muster_protocol::ledger::{self, Account, Side};
+use muster_protocol::payment_channel::Channel;
+use muster_protocol::payment_channel::machine::{Action, Command, Objection};
 use muster_protocol::task::Ending;
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::{Attempted, Delivery, Events, Next, WAITING_MAX, Webhook};
 
+use super::ledger::{amount, credit};
+use super::messages::dead_letter;
+use super::payments::{accepted, pending, save, step};
 use super::{add_agent, append, append_of, at, entropy, streams::chunk, task, user};
 
 fn webhook(n: u8, owner: Owner, events: &[&str]) -> Webhook {
@@ -139,6 +145,69 @@ pub async fn what_happens_is_queued_for_those_it_concerns(store: &dyn Store) {
     assert_eq!(drain(store).await, heard(&expected));
     store.set_agent_status(provider.id, AgentStatus::Suspended, at(600)).await.unwrap();
     assert_eq!(drain(store).await, heard(&[(2, "agent.status_changed"), (4, "agent.status_changed")]));
+}
+
+pub async fn money_disputes_and_dead_letters_are_queued(store: &dyn Store) {
+    for n in 1..=2 {
+        store.create_user(user(n)).await.unwrap();
+    }
+    let a = add_agent(store, 1, Some(user(1).id)).await.id;
+    let b = add_agent(store, 2, Some(user(2).id)).await.id;
+    let stranger = add_agent(store, 3, None).await.id;
+    let hooks = [
+        webhook(1, Owner::Agent(a), &[]),
+        webhook(2, Owner::Agent(b), &["payment.confirmed", "task.disputed", "message.dead_letter"]),
+        webhook(
+            3,
+            Owner::User(user(1).id),
+            &["payment.deposited", "withdrawal.processed", "payment.disputed"],
+        ),
+        webhook(4, Owner::User(user(2).id), &["payment.deposited"]),
+        webhook(5, Owner::Agent(stranger), &[]),
+    ];
+    for hook in &hooks {
+        store.create_webhook(hook.clone(), 10).await.unwrap();
+    }
+    let heard = |expected: &[(usize, &str)]| {
+        expected.iter().map(|(n, event)| (hooks[n - 1].id, (*event).to_owned())).collect::<BTreeSet<_>>()
+    };
+    let deposit = credit(Account::Agent(a), "10", "a");
+    assert_eq!(store.post_entry(deposit.clone()).await, Ok(None));
+    assert_eq!(drain(store).await, heard(&[(1, "payment.deposited"), (3, "payment.deposited")]));
+    assert_eq!(store.post_entry(deposit.clone()).await, Ok(Some(deposit)));
+    assert_eq!(drain(store).await, heard(&[]), "the same again moves nothing");
+    let of_user = credit(Account::User(user(2).id), "1", "u");
+    store.post_entry(of_user).await.unwrap();
+    assert_eq!(drain(store).await, heard(&[(4, "payment.deposited")]), "its own account, no agent's");
+    let debit = |text| ledger::debit(Account::Agent(a), amount(text), text, None, at(1));
+    assert!(store.post_entry(debit("11")).await.is_err());
+    assert_eq!(drain(store).await, heard(&[]), "what is refused is not told");
+    store.post_entry(debit("1")).await.unwrap();
+    assert_eq!(drain(store).await, heard(&[(1, "withdrawal.processed"), (3, "withdrawal.processed")]));
+
+    let (mut channel, entry) = pending(1, a, b, ("4", "0"));
+    store.create_payment_channel(channel.clone(), entry).await.unwrap();
+    let change = accepted(&channel);
+    save(store, &channel, &change).await.unwrap();
+    assert_eq!(drain(store).await, heard(&[]), "money is held, nobody is paid");
+    channel = change.after;
+    let entry = channel.accounts().transfer(Side::A, amount("1"), 1, at(3));
+    let after = Channel { version: channel.version + 1, nonce: 1, ..channel.clone() };
+    let late = store.save_payment_channel(channel.version + 7, after.clone(), Some(entry.clone())).await;
+    assert_eq!(late, Err(StoreError::Conflict));
+    assert_eq!(drain(store).await, heard(&[]));
+    store.save_payment_channel(channel.version, after.clone(), Some(entry)).await.unwrap();
+    assert_eq!(drain(store).await, heard(&[(1, "payment.confirmed"), (2, "payment.confirmed")]));
+    let objection = Objection { reason: "why".into(), evidence: Json::null() };
+    let change = step(&after, &Command::Party(b, Action::Dispute(objection)));
+    save(store, &after, &change).await.unwrap();
+    assert!(save(store, &after, &change).await.is_err());
+    let disputed =
+        [(1, "payment.disputed"), (1, "task.disputed"), (2, "task.disputed"), (3, "payment.disputed")];
+    assert_eq!(drain(store).await, heard(&disputed));
+
+    dead_letter(store, a, b).await;
+    assert_eq!(drain(store).await, heard(&[(1, "message.dead_letter"), (2, "message.dead_letter")]));
 }
 
 pub async fn one_sender_has_a_webhook_at_a_time(store: &dyn Store) {

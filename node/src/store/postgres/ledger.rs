@@ -1,5 +1,6 @@
 //! The ledger, as SQL: entries are posted in the transaction of what they belong to. Accounts are locked last of all and
-//! in one order, so whoever has one waits for nobody who waits for it.
+//! in one order, so whoever has one waits for nobody who waits for it; only webhooks come after them, and whoever has one of
+//! those locked wants no account.
 
 use async_trait::async_trait;
 use muster_actors::store::{LedgerStore, Page, PageRequest, StoreError, StoreResult};
@@ -8,12 +9,12 @@ use muster_protocol::ledger::{Account, Audit, Balance, Delta, Entry, EntryKind, 
 use muster_protocol::money::Amount;
 use tokio_postgres::Row;
 
-use super::PostgresStore;
 use super::columns::{Id, broken, id, id_bytes, number, optional_id, time};
 use super::pool::{Connection, Failure};
+use super::{PostgresStore, webhooks};
 use crate::store::sql::{before, page, page_rows, unbalanced};
 
-/// Posts an entry. An operation that was posted before is [`StoreError::AlreadyExists`].
+/// Posts an entry, and queues what it is for webhooks. An operation that was posted before is [`StoreError::AlreadyExists`].
 pub async fn post(c: &Connection, entry: &Entry) -> Result<(), Failure> {
     if !entry.is_balanced() {
         return Err(unbalanced(entry).into());
@@ -52,7 +53,7 @@ pub async fn post(c: &Connection, entry: &Entry) -> Result<(), Failure> {
         )
         .await?;
     }
-    Ok(())
+    webhooks::queue_entry(c, entry).await
 }
 
 /// The entry of an operation.

@@ -12,12 +12,13 @@ use muster_protocol::json::Json;
 use muster_protocol::mailbox::{Attempt, RETRIES_MAX};
 use muster_protocol::message::{Guarantee, Message, MessageStatus, Verdict};
 use muster_protocol::time::Timestamp;
+use muster_protocol::webhook::Happening;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::PostgresStore;
 use super::columns::{Id, broken, id, id_bytes, number, optional_json, optional_time, time};
 use super::pool::{Connection, Failure};
+use super::{PostgresStore, webhooks};
 use crate::store::sql::{MESSAGE_COLUMNS, message_lists, page, page_rows, place_after, place_bytes, whole};
 
 fn read_mail_row(row: &Row) -> Result<Mail, Failure> {
@@ -328,14 +329,19 @@ async fn read_again(
     open_mail(c, to, &within(&sizes, bytes_max)).await
 }
 
-async fn fail(c: &Connection, to: AgentId, seqs: &[i64]) -> Result<Vec<Outcome>, Failure> {
+async fn fail(c: &Connection, to: AgentId, seqs: &[i64], now: Timestamp) -> Result<Vec<Outcome>, Failure> {
     let sql = format!(
         "UPDATE messages SET status = 'failed', open = false
          WHERE seq IN (SELECT seq FROM messages WHERE seq = ANY ($1) ORDER BY seq FOR NO KEY UPDATE)
              AND to_agent = $2 AND open AND status = 'delivered' AND retries >= $3 RETURNING {MESSAGE_COLUMNS}"
     );
     let rows = c.query(&sql, &[&seqs, &id!(to), &i64::from(RETRIES_MAX)]).await?;
-    Ok(read_all(&rows)?.iter().map(|mail| outcome(&mail.message, true)).collect())
+    let failed = read_all(&rows)?;
+    if !failed.is_empty() {
+        let told = || failed.iter().map(|mail| Happening::of_dead_letter(&mail.message, now)).collect();
+        webhooks::queue_all(c, told).await?;
+    }
+    Ok(failed.iter().map(|mail| outcome(&mail.message, true)).collect())
 }
 
 async fn redeliver(c: &Connection, message: MessageId, now: Timestamp) -> Result<Message, Failure> {
@@ -457,9 +463,9 @@ impl MessageStore for PostgresStore {
         self.pool.read(|c| async move { read_again(&c, to, seqs, bytes_max).await }).await
     }
 
-    async fn fail_mail(&self, to: AgentId, seqs: Vec<u64>, _now: Timestamp) -> StoreResult<Vec<Outcome>> {
+    async fn fail_mail(&self, to: AgentId, seqs: Vec<u64>, now: Timestamp) -> StoreResult<Vec<Outcome>> {
         let seqs = &places(&seqs);
-        self.pool.write(|c| async move { fail(&c, to, seqs).await }).await
+        self.pool.write(|c| async move { fail(&c, to, seqs, now).await }).await
     }
 
     async fn redeliver_message(&self, id: MessageId, now: Timestamp) -> StoreResult<Message> {

@@ -6,11 +6,12 @@ use muster_protocol::ids::{AgentId, PaymentChannelId};
 use muster_protocol::ledger::Entry;
 use muster_protocol::payment_channel::{Channel, ChannelStatus};
 use muster_protocol::time::Timestamp;
+use muster_protocol::webhook::Happening;
 use tokio_postgres::Row;
 
 use super::columns::{Id, broken, id, id_bytes};
 use super::pool::{Connection, Failure};
-use super::{PostgresStore, ledger};
+use super::{PostgresStore, ledger, webhooks};
 use crate::store::sql::{before, page, page_rows, whole, written};
 
 fn read_channel(row: &Row) -> Result<Channel, Failure> {
@@ -92,6 +93,9 @@ async fn save(c: &Connection, version: u64, channel: &Channel, entry: Option<&En
         .await?;
     if changed == 0 {
         return Err(StoreError::Conflict.into());
+    }
+    if channel.status == ChannelStatus::Disputed {
+        webhooks::queue_all(c, || Happening::of_channel(channel)).await?;
     }
     match entry {
         Some(entry) => ledger::post(c, entry).await,

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use muster_actors::store::{AttemptEntry, Claim, Settled, StoreError, StoreResult, WebhookStore};
 use muster_protocol::account::Owner;
 use muster_protocol::ids::{AgentId, DeliveryId, TaskId, UserId, WebhookId};
+use muster_protocol::ledger::Entry;
 use muster_protocol::task::Task;
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::{
@@ -80,25 +81,42 @@ pub async fn queue_begun(c: &Connection, begun: &[TaskId]) -> Result<(), Failure
         return Ok(());
     }
     for task in begun {
-        queue_changed(c, &tasks::task(c, *task).await?, false).await?;
+        for happening in Happening::of_task(&tasks::task(c, *task).await?, false) {
+            queue(c, &happening).await?;
+        }
     }
     Ok(())
 }
 
 /// The same of one task.
 pub async fn queue_task(c: &Connection, task: &Task, is_new: bool) -> Result<(), Failure> {
-    if any(c).await? { queue_changed(c, task, is_new).await } else { Ok(()) }
+    queue_all(c, || Happening::of_task(task, is_new)).await
+}
+
+/// The same of a movement of money.
+pub async fn queue_entry(c: &Connection, entry: &Entry) -> Result<(), Failure> {
+    if !Happening::tells_of(entry.kind) {
+        return Ok(());
+    }
+    queue_all(c, || Happening::of_entry(entry).into_iter().collect()).await
+}
+
+/// Queues what happened, if anybody has a webhook at all: it is made only then.
+pub async fn queue_all(
+    c: &Connection,
+    happened: impl FnOnce() -> Vec<Happening> + Send,
+) -> Result<(), Failure> {
+    if !any(c).await? {
+        return Ok(());
+    }
+    for happening in happened() {
+        queue(c, &happening).await?;
+    }
+    Ok(())
 }
 
 async fn any(c: &Connection) -> Result<bool, Failure> {
     Ok(c.optional("SELECT 1 FROM webhooks LIMIT 1", &[]).await?.is_some())
-}
-
-async fn queue_changed(c: &Connection, task: &Task, is_new: bool) -> Result<(), Failure> {
-    for happening in Happening::of_task(task, is_new) {
-        queue(c, &happening).await?;
-    }
-    Ok(())
 }
 
 /// Queues what happened for the webhooks it concerns: those of its agents, of their owners, and of its users.

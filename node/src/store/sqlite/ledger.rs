@@ -8,10 +8,10 @@ use muster_protocol::money::Amount;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::{count, id_bytes, optional_id, rows, time};
-use super::{SqliteStore, sql_error};
+use super::{SqliteStore, sql_error, webhooks};
 use crate::store::sql::{before, page, page_rows, unbalanced};
 
-/// Posts an entry. An operation that was posted before is [`StoreError::AlreadyExists`].
+/// Posts an entry, and queues what it is for webhooks. An operation that was posted before is [`StoreError::AlreadyExists`].
 pub fn post(c: &Connection, entry: &Entry) -> StoreResult<()> {
     if !entry.is_balanced() {
         return Err(unbalanced(entry));
@@ -58,7 +58,7 @@ pub fn post(c: &Connection, entry: &Entry) -> StoreResult<()> {
         .and_then(|mut s| s.execute(params![kind, account, side, entry.id.as_bytes(), posting.delta.0]))
         .map_err(sql_error)?;
     }
-    Ok(())
+    webhooks::queue_entry(c, entry)
 }
 
 /// Posts an entry, unless there is one of its operation, which is given.

@@ -11,10 +11,11 @@ use muster_protocol::mailbox::{Attempt, RETRIES_MAX};
 use muster_protocol::message::{Guarantee, Message, MessageStatus, Verdict};
 use muster_protocol::signing::statement::Digest;
 use muster_protocol::time::Timestamp;
+use muster_protocol::webhook::Happening;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
 
 use super::columns::{count, id_bytes, optional_json, optional_time, time};
-use super::{SqliteStore, sql_error};
+use super::{SqliteStore, sql_error, webhooks};
 use crate::store::sql::{MESSAGE_COLUMNS, message_lists, page, page_rows, place_after, place_bytes, whole};
 
 fn read_mail_row(row: &Row<'_>) -> rusqlite::Result<Mail> {
@@ -295,13 +296,14 @@ fn read_again(c: &Connection, to: AgentId, seqs: &[u64], bytes_max: usize) -> St
     Ok(found)
 }
 
-fn fail(c: &Connection, to: AgentId, seqs: &[u64]) -> StoreResult<Vec<Outcome>> {
+fn fail(c: &Connection, to: AgentId, seqs: &[u64], now: Timestamp) -> StoreResult<Vec<Outcome>> {
     let mut failed = Vec::new();
     for seq in seqs {
         let Some(mail) = open_mail(c, to, *seq)?.filter(|mail| mail.message.retries >= RETRIES_MAX) else {
             continue;
         };
         execute(c, "UPDATE messages SET status = 'failed', open = 0 WHERE seq = ?1", &[&whole(*seq)])?;
+        webhooks::queue_all(c, || vec![Happening::of_dead_letter(&mail.message, now)])?;
         failed.push(outcome(&Message { status: MessageStatus::Failed, ..mail.message }, true));
     }
     Ok(failed)
@@ -401,8 +403,8 @@ impl MessageStore for SqliteStore {
         self.read(move |c| read_again(c, to, &seqs, bytes_max)).await
     }
 
-    async fn fail_mail(&self, to: AgentId, seqs: Vec<u64>, _now: Timestamp) -> StoreResult<Vec<Outcome>> {
-        self.write(move |c| fail(c, to, &seqs)).await
+    async fn fail_mail(&self, to: AgentId, seqs: Vec<u64>, now: Timestamp) -> StoreResult<Vec<Outcome>> {
+        self.write(move |c| fail(c, to, &seqs, now)).await
     }
 
     async fn redeliver_message(&self, id: MessageId, now: Timestamp) -> StoreResult<Message> {

@@ -6,10 +6,11 @@ use muster_protocol::ids::{AgentId, PaymentChannelId};
 use muster_protocol::ledger::Entry;
 use muster_protocol::payment_channel::{Channel, ChannelStatus};
 use muster_protocol::time::Timestamp;
+use muster_protocol::webhook::Happening;
 use rusqlite::{Connection, Row, params};
 
 use super::columns::{count, id_bytes, rows};
-use super::{SqliteStore, ledger, sql_error};
+use super::{SqliteStore, ledger, sql_error, webhooks};
 use crate::store::sql::{before, page, page_rows, whole, written};
 
 fn read_channel(row: &Row<'_>) -> rusqlite::Result<Channel> {
@@ -87,6 +88,9 @@ fn save(c: &Connection, version: u64, channel: &Channel, entry: Option<&Entry>) 
         .map_err(sql_error)?;
     if changed == 0 {
         return Err(StoreError::Conflict);
+    }
+    if channel.status == ChannelStatus::Disputed {
+        webhooks::queue_all(c, || Happening::of_channel(channel))?;
     }
     entry.map_or(Ok(()), |entry| ledger::post(c, entry))
 }

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use muster_actors::store::{AttemptEntry, Claim, Settled, StoreError, StoreResult, WebhookStore};
 use muster_protocol::account::Owner;
 use muster_protocol::ids::{AgentId, DeliveryId, UserId, WebhookId};
+use muster_protocol::ledger::Entry;
 use muster_protocol::task::Task;
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::{
@@ -85,10 +86,23 @@ fn delete(c: &Connection, owner: Owner, id: WebhookId) -> StoreResult<()> {
 
 /// Queues what a change of a task is for the webhooks it concerns.
 pub fn queue_task(c: &Connection, task: &Task, is_new: bool) -> StoreResult<()> {
+    queue_all(c, || Happening::of_task(task, is_new))
+}
+
+/// The same of a movement of money.
+pub fn queue_entry(c: &Connection, entry: &Entry) -> StoreResult<()> {
+    if !Happening::tells_of(entry.kind) {
+        return Ok(());
+    }
+    queue_all(c, || Happening::of_entry(entry).into_iter().collect())
+}
+
+/// Queues what happened, if anybody has a webhook at all: it is made only then.
+pub fn queue_all(c: &Connection, happened: impl FnOnce() -> Vec<Happening>) -> StoreResult<()> {
     if !exists(c, "SELECT 1 FROM webhooks LIMIT 1", &[])? {
         return Ok(());
     }
-    Happening::of_task(task, is_new).iter().try_for_each(|happening| queue(c, happening))
+    happened().iter().try_for_each(|happening| queue(c, happening))
 }
 
 /// Queues what happened for the webhooks it concerns: those of its agents, of their owners, and of its users.
