@@ -3,6 +3,7 @@
 //! suite.
 
 pub mod figures;
+mod handoffs;
 mod idempotency;
 mod ledger;
 mod messages;
@@ -26,6 +27,7 @@ use smol_str::SmolStr;
 use std::collections::{HashMap, HashSet};
 
 pub use self::figures::FigureStore;
+pub use self::handoffs::HandoffStore;
 pub use self::idempotency::{IdempotencyStore, KeyedRequest};
 pub use self::ledger::LedgerStore;
 pub use self::messages::{
@@ -383,6 +385,7 @@ pub trait Store:
     + TaskChannelStore
     + IdempotencyStore
     + MessageStore
+    + HandoffStore
     + NegotiationStore
     + TeamStore
     + WebhookStore
