@@ -175,7 +175,7 @@ describe("a task that is handed over", () => {
     const seen = await box(to);
     const mismatch = await api.offer(from, to, { required_capabilities: ["code", "sing", "dance"], price: "1" });
     refused(mismatch, 422, "CAPABILITY_MISMATCH");
-    assert.deepEqual(mismatch.error.missing ?? mismatch.error.details?.missing, ["sing", "dance"], mismatch.text);
+    assert.deepEqual(mismatch.error.details.missing, ["sing", "dance"], mismatch.text);
     refused(await api.offer(from, to, { price: "10.000001" }), 422, "INSUFFICIENT_BALANCE");
     const poor = await server.agent({ name: "Poor" });
     refused(await api.offer(poor, to, { price: "0.000001" }), 422, "INSUFFICIENT_BALANCE");
@@ -431,6 +431,22 @@ describe("on two nodes", () => {
     const [available, escrow] = await money(world.two, from);
     const [earned] = await money(world.two, to);
     assert.deepEqual([Number(available) + Number(earned), escrow], [10, "0"]);
+    await assertSound(world.one);
+  });
+
+  test("R127: what was declined at a node that did not live to cancel the task is cancelled by another, and refunded once", async () => {
+    const [from, to] = await agents();
+    const api = at(world.two);
+    const told = collect(await enter(world.two, from, `messages:${from.id}`), "handoff_updated");
+    const { id } = await api.hand(from, to, { price: "4" });
+    // As the store is after the first of the two steps.
+    await world.cluster.postgres.query(`UPDATE handoffs SET declined_at = created_at, reason = 'gone', to_cancel = true WHERE message = '${id}'`);
+    await until("it is cancelled", async () => (await api.handoff(from, id)).task.status === "cancelled", leniently(10_000));
+    await until("it is told", () => told.some(({ state, reason }) => state === "declined" && reason === "gone"));
+    await until("it is done", async () => (await world.cluster.postgres.query("SELECT 1 FROM handoffs WHERE to_cancel")).length === 0);
+    const { state, task } = await api.handoff(to, id);
+    assert.deepEqual([state, task.escrow], ["declined", "refunded"]);
+    assert.deepEqual(await money(world.one, from), ["10", "0"]);
     await assertSound(world.one);
   });
 
