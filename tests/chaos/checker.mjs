@@ -23,6 +23,10 @@
 //   late     text                       something was not ready in time
 //   crash    text                       something ended by itself
 //   quiet                               no new chunks are made from here on
+//
+// What agents agree on and tell each other has events of its own (deals.mjs).
+
+import { checkDeals } from "./deals.mjs";
 
 /** Texts kept of each kind of problem; all are counted. */
 const TEXTS_MAX = 10;
@@ -75,6 +79,7 @@ export function check(events, bounds = {}) {
     ...checkSilence(context),
     ...checkMemory(context),
     ...checkEpochs(context),
+    ...checkDeals(context),
   };
   return { ok: problems.all().length === 0, problems: problems.all(), figures };
 }
@@ -414,6 +419,15 @@ export function report({ ok, problems, figures }, title) {
     ["streams that moved", `${figures.epochsRaised}`],
     ["most memory", Object.entries(figures.memory).map(([node, bytes]) => `${node} ${mib(bytes)}`).join(", ")],
   ];
+  const { deals } = figures;
+  if (deals) {
+    rows.push(
+      ["messages acknowledged", `${deals.messages}; came more than once before their acknowledgement: ${deals.messagesRepeated}`],
+      ["negotiations, agreements", `${deals.sessions}, ${deals.agreements}`],
+      ["transfers", `${deals.transfers} in ${deals.channels} payment channels`],
+      ["asked again", `${deals.retried}`],
+    );
+  }
   const width = Math.max(...rows.map(([name]) => name.length));
   const lines = [title, ...rows.map(([name, value]) => `  ${name.padEnd(width)}  ${value}`)];
   for (const { kind, count, texts } of problems) lines.push(`  PROBLEM ${kind}: ${count}`, ...texts.map((text) => `    ${text}`));

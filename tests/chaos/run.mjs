@@ -7,6 +7,7 @@ import { check, report } from "./checker.mjs";
 import { Cluster } from "./cluster.mjs";
 import { History, readHistories } from "./history.mjs";
 import { hash } from "./load/clients.mjs";
+import { DEAL_LIMITS } from "./load/dealers.mjs";
 import { Load } from "./load/load.mjs";
 import { random } from "./scenario.mjs";
 
@@ -66,13 +67,13 @@ export class Run {
     const { scenario } = this;
     this.cluster = await Cluster.start({
       count: this.nodes, folder: path.join(this.folder, "logs"), network: this.network ?? "auto", store: this.store ?? "postgres",
-      transport: scenario.transport ?? "auto", redis: scenario.redis ?? true, set: this.set ?? [],
+      transport: scenario.transport ?? "auto", redis: scenario.redis ?? true, set: [...(scenario.deals ? DEAL_LIMITS : []), ...(this.set ?? [])],
     });
     this.cluster.onProblem = (problem) => this.note({ e: "crash", text: problem.text });
     for (const problem of this.cluster.problems) this.note({ e: "crash", text: problem.text });
     if (this.cluster.without) this.say(`Nothing can be cut: ${this.cluster.without}`);
     if (this.cluster.postgres) await this.#auditEpochs();
-    this.load = new Load({ cluster: this.cluster, folder: this.folder, clients: this.clients, rate: this.rate, note: this.note });
+    this.load = new Load({ cluster: this.cluster, folder: this.folder, clients: this.clients, rate: this.rate, deals: scenario.deals, note: this.note });
     await this.load.start();
     this.say(`${this.nodes} nodes, ${this.clients} clients, ${this.rate} chunks a second, ${this.cluster.network.kind}`);
   }
@@ -377,6 +378,7 @@ export class Run {
     const isQuiet = await this.load.quiet(END_MS.acknowledged);
     for (const text of await this.load.watchersAgree(END_MS.watched)) this.note({ e: "failed", c: text.split(" ")[0], text });
     const stored = await this.#stored();
+    await this.load.dealers?.outcome();
     // A task is not ended before all of its output is in.
     if (isQuiet) await this.load.complete(END_MS.told);
     if (this.cluster.postgres) await this.#noteEpochs();

@@ -2,6 +2,7 @@
 //
 //   # a comment                        behind a step too
 //   nodes 3   clients 60   rate 100    what the run has, each on a line of its own; a command line may say otherwise
+//   deals 200 50 50                    messages, negotiations and transfers a second besides
 //   transport redis   without redis    how nodes speak
 //   kill n2                            SIGKILL; `any` instead of a name is one of those that run
 //   restart n2                         a new process, after SIGTERM if the old one runs; `restart all`: all that are down
@@ -127,10 +128,16 @@ class Words {
   }
 }
 
+const deals = (words) => {
+  const [messages, negotiations, transfers] = ["messages", "negotiations", "transfers"].map((what) => words.count(what, 1, RATE_MAX));
+  return { messages, negotiations, transfers };
+};
+
 const HEADERS = {
   nodes: (words) => ({ nodes: words.count("nodes", 1, NODES_MAX) }),
   clients: (words) => ({ clients: words.count("clients", 1, CLIENTS_MAX) }),
   rate: (words) => ({ rate: words.count("rate", 1, RATE_MAX) }),
+  deals: (words) => ({ deals: deals(words) }),
   transport: (words) => ({ transport: words.word("auto", "redis") }),
   without: (words) => ({ redis: words.word("redis") !== "redis" }),
 };

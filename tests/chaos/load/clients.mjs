@@ -4,10 +4,11 @@ import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
 import { phoenix, VERSIONS } from "../../clients/lib/phoenix.mjs";
 import { Roster } from "../../clients/lib/roster.mjs";
+import { Client } from "./client.mjs";
+import { DEALS } from "./deals.mjs";
 
 // The packages of the client tests.
 const require = createRequire(new URL("../../clients/lib/phoenix.mjs", import.meta.url));
-const WebSocket = require("ws");
 const { EventSource } = require("eventsource");
 
 const DISCOVERY = "agents:discovery";
@@ -19,59 +20,6 @@ const REQUEST_MS = 15_000;
 const REOPEN_MS = 1_000;
 
 export const hash = (content) => createHash("sha1").update(content).digest("hex").slice(0, 12);
-
-/** A client of a plan: { c, kind, base, … }; `world` has `note` and `mayRetry`. */
-class Client {
-  isUp = false;
-  ended = false;
-
-  constructor(plan, world) {
-    Object.assign(this, { plan, world });
-  }
-
-  note(event) {
-    if (!this.ended) this.world.note({ c: this.plan.c, ...event });
-  }
-
-  up() {
-    if (!this.isUp) this.note({ e: "up", a: this.plan.agent });
-    this.isUp = true;
-  }
-
-  down() {
-    if (this.isUp) this.note({ e: "down", a: this.plan.agent });
-    this.isUp = false;
-  }
-
-  /** What was answered that is no refusal to be tried again. */
-  failed(text) {
-    this.note({ e: "failed", text });
-  }
-
-  /** Opens a socket and joins one topic; `join` gives the parameters, each time anew. */
-  connect(mount, topic, join = () => ({})) {
-    const { Socket } = phoenix(VERSIONS[this.plan.number % VERSIONS.length]);
-    this.socket = new Socket(`${this.plan.base.replace("http", "ws")}${mount}`, { transport: WebSocket, params: { api_key: this.plan.key } });
-    this.channel = this.socket.channel(topic, join);
-    this.socket.onClose(() => this.down());
-    this.channel.onError(() => this.down());
-    this.channel
-      .join()
-      .receive("ok", () => {
-        this.up();
-        this.joined?.();
-      })
-      .receive("error", (response) => {
-        if (!this.world.mayRetry(response.reason)) this.failed(`join of ${topic}: ${JSON.stringify(response)}`);
-      });
-    this.socket.connect();
-  }
-
-  end() {
-    this.ended = true;
-    this.socket?.disconnect();
-  }
-}
 
 /** An agent that is online, and no more. */
 class Online extends Client {
@@ -301,6 +249,6 @@ export class NodeWatcher extends Client {
   }
 }
 
-const KINDS = { online: Online, channel: ChannelEmitter, rest: RestEmitter, reader: ChannelReader, events: EventReader, watcher: Watcher, node: NodeWatcher };
+const KINDS = { online: Online, channel: ChannelEmitter, rest: RestEmitter, reader: ChannelReader, events: EventReader, watcher: Watcher, node: NodeWatcher, ...DEALS };
 
 export const client = (plan, world) => new KINDS[plan.kind](plan, world);

@@ -4,13 +4,13 @@ import { fork } from "node:child_process";
 import path from "node:path";
 import { sleep, until } from "../../clients/lib/server.mjs";
 import { environment } from "../child.mjs";
+import { Dealers } from "./dealers.mjs";
+import { each, range } from "./many.mjs";
 import { ownerOf } from "./owner.mjs";
 
 /** Clients that one process can drive. */
 const CLIENTS_PER_PROCESS = 300;
 const PROCESSES_MAX = 4;
-/** Requests under way at a time while accounts are made. */
-const AT_ONCE = 8;
 /** Chunks a producer may have under way. */
 const WINDOW = 8;
 const PAIR_WINDOW = 64;
@@ -18,19 +18,6 @@ const PAIR_EVERY_MS = 250;
 /** Tasks made in search of one that a certain node owns. */
 const TRIES_MAX = 200;
 const CHUNK_BYTES = [40, 200, 60, 1_000];
-
-/** Does something for each, some at a time, and keeps the order of what comes out. */
-async function each(items, work) {
-  const results = [];
-  const queue = items.map((item, index) => [item, index]);
-  const hand = async () => {
-    for (let next = queue.shift(); next; next = queue.shift()) results[next[1]] = await work(...next);
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, hand));
-  return results;
-}
-
-const range = (count) => Array.from({ length: Math.max(0, count) }, (_, n) => n);
 
 /** How many there are of each: a fifth emits, two read each stream, a twentieth watches, and the rest is online. */
 function shares(clients) {
@@ -45,8 +32,9 @@ export class Load {
   #asked = 0;
   #waiting = new Map();
 
-  constructor({ cluster, folder, clients, rate, note }) {
+  constructor({ cluster, folder, clients, rate, deals, note }) {
     Object.assign(this, { cluster, folder, clients, rate, note, files: [], tasks: [] });
+    if (deals) this.dealers = new Dealers({ cluster, deals, note });
   }
 
   /** Makes the accounts and the plan of all clients, and has them connect. */
@@ -91,6 +79,7 @@ export class Load {
     this.tasks = streams.map(({ s, task, agent }) => ({ s, id: task.id, key: agent.key }));
     const planned = streams.map(({ s, window, readers: names, local }) => ({ s, window, readers: names, local }));
     this.note({ e: "plan", streams: planned, nodes: nodes.map((node) => node.name), direct });
+    await this.dealers?.start(add);
     await this.#launch(plans, retryable);
   }
 

@@ -29,10 +29,10 @@ const answers = {
   /** What is under way. */
   state() {
     return {
-      down: clients.filter((one) => one.socket && !one.isUp).map((one) => one.plan.c),
+      down: clients.filter((one) => one.isDown).map((one) => one.plan.c),
       online: clients.filter((one) => one.plan.agent && one.isUp).map((one) => one.plan.agent),
       pending: emitters().reduce((sum, one) => sum + one.pending.length, 0),
-      acked: Object.fromEntries(emitters().map((one) => [one.plan.s, one.lastSeq])),
+      acked: Object.fromEntries(emitters().filter((one) => one.plan.s).map((one) => [one.plan.s, one.lastSeq])),
       read: Object.fromEntries(readers().map((one) => [one.plan.c, [one.plan.s, one.last, one.done]])),
     };
   },
