@@ -14,12 +14,14 @@ use muster_protocol::signing::ServerKey;
 use muster_protocol::webhook::WebhookSettings;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::agent_changes::AgentChanges;
 use crate::alerts::Alerts;
 use crate::analytics::Analytics;
 use crate::blocks::Blocks;
 use crate::cluster::{Cluster, Event, Receiver};
 use crate::connections::Connections;
 use crate::global_stats::{GlobalStats, Load};
+use crate::handoffs::Handoffs;
 use crate::ledger::Ledger;
 use crate::mailbox::{self, Mailboxes};
 use crate::messages::Messages;
@@ -44,9 +46,6 @@ use crate::teams::Teams;
 use crate::usage::ClusterUsage;
 use crate::webhooks::{Caller, Webhooks};
 
-/// Locks that changes of agents' records share.
-const CHANGE_STRIPES: usize = 64;
-
 /// What a node is made of.
 pub struct Core {
     /// Time and randomness.
@@ -69,14 +68,16 @@ pub struct Core {
     pub blocks: Arc<Blocks>,
     /// Who is told of changes.
     pub notices: Arc<Notices>,
-    /// Changes of agents' records on this node, one at a time for each agent.
-    changing: [tokio::sync::Mutex<()>; CHANGE_STRIPES],
+    /// Changes of agents' records.
+    pub changes: Arc<AgentChanges>,
     /// Task streams.
     pub streams: Streams,
     /// The channels of tasks.
     pub task_channels: TaskChannels,
     /// Tasks and hirings.
-    pub tasks: Tasks,
+    pub tasks: Arc<Tasks>,
+    /// Tasks that agents hand over to each other.
+    pub handoffs: Arc<Handoffs>,
     /// Messages between agents.
     pub messages: Messages,
     /// Their way to recipients.
@@ -236,8 +237,7 @@ impl Core {
             analytics: analytics.clone(),
         });
         supervisor::start(&supervisor, mailboxes.child()).await?;
-        let messages = Messages::new(addresses, &mailboxes, &versions);
-        let tasks = Tasks {
+        let tasks = Arc::new(Tasks {
             store: store.clone(),
             streams: streams.clone(),
             pubsub: pubsub.clone(),
@@ -247,7 +247,12 @@ impl Core {
             environment: environment.clone(),
             limits: limits.clone(),
             ledger: ledger.clone(),
-        };
+        });
+        let handoffs = Arc::new(Handoffs::new(tasks.clone()));
+        let told = (notices.clone(), presence.clone());
+        let changes = AgentChanges::new(store.clone(), environment.clone(), limits.clone(), told);
+        let meanings = (handoffs.clone(), changes.clone());
+        let messages = Messages::new(addresses, &mailboxes, &versions, meanings);
         let ledger = Ledger {
             store: store.clone(),
             environment: environment.clone(),
@@ -287,7 +292,7 @@ impl Core {
             messages,
             mailboxes,
             cluster,
-            changing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            changes,
             join_buckets: Buckets::new(limits.joins_per_agent),
             connections,
             draining: AtomicBool::new(false),
@@ -301,6 +306,7 @@ impl Core {
             streams,
             task_channels,
             tasks,
+            handoffs,
             ledger,
             payments,
             negotiations,
@@ -346,18 +352,15 @@ impl Core {
                 tracing::warn!(%refusal, sort, "cannot see what is due");
             }
         }
+        if let Err(refusal) = self.handoffs.sweep().await {
+            tracing::warn!(%refusal, "cannot cancel the tasks of declined handoffs");
+        }
     }
 
     /// Waits until the supervisor has given up, which a node does not survive.
     pub async fn failed(&self) {
         // Without a timeout there is no error.
         let _never = self.supervisor.wait(None).await;
-    }
-
-    /// Whoever holds this changes that agent's record alone, as far as this node goes.
-    pub async fn change_of(&self, agent: AgentId) -> tokio::sync::MutexGuard<'_, ()> {
-        // The last byte of an id is random.
-        self.changing[usize::from(agent.as_bytes()[15]) % CHANGE_STRIPES].lock().await
     }
 
     /// From now on the node takes nothing new.

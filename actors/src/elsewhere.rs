@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use muster_protocol::cluster::presence::Change;
-use muster_protocol::discovery::{Found, Query};
+use muster_protocol::discovery::{Availability, Found, Query};
 use muster_protocol::ids::AgentId;
 use muster_protocol::presence::{Meta, TrackId};
 use muster_protocol::topic::{DISCOVERY, UNPUBLISHED};
@@ -32,6 +32,7 @@ struct Connection {
 struct Names {
     name: SmolStr,
     did: SmolStr,
+    status: Availability,
 }
 
 impl Elsewhere {
@@ -77,11 +78,13 @@ impl Elsewhere {
         let mut found = Vec::new();
         for (agent, connections) in self.agents.read().iter() {
             // The newest knows best.
-            if let Some(Connection { meta, names: Some(Names { name, did }), .. }) = connections.last()
+            if let Some(Connection { meta, names: Some(names), .. }) = connections.last()
                 && query.matches_facts(&meta.facts)
+                && query.availability().admits(names.status)
                 && !except(*agent)
             {
-                found.push(Found::online(*agent, (name, did), &meta.facts));
+                let Names { name, did, status } = names;
+                found.push(Found::connected(*agent, (name, did), *status, &meta.facts));
             }
         }
         found

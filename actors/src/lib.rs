@@ -4,15 +4,17 @@
 //! * from outside: [`ports`] (time, randomness), [`store`], [`cluster`], [`settings`]
 //! * the way out: [`egress`]
 //! * what is shared by topic: [`pubsub`], [`presence`], [`online`], [`blocks`]
-//! * what changed, for every node: [`notices`]
+//! * what changed, for every node: [`notices`]; changes of agents' records: [`agent_changes`]
 //! * what is shared by task: [`task_stream`], [`tasks`]
-//! * messages between agents: [`messages`] (who may send what), [`mailbox`] (how they get to their recipients)
+//! * messages between agents: [`messages`] (who may send what), [`mailbox`] (how they get to their recipients),
+//!   [`handoffs`]
 //! * what is counted and told of it: [`analytics`], [`alerts`], [`global_stats`], [`webhooks`]
 //! * what several parties change by turns: [`session`], [`negotiations`], [`payments`], [`teams`]
 //! * money: [`ledger`]
 //! * who is connected: [`socket`] (the socket and join actors), [`channels`] (the rules of each topic), [`connections`]
 //! * all together: [`core`], [`supervisor`]
 
+pub mod agent_changes;
 pub mod alerts;
 pub mod analytics;
 pub mod blocks;
@@ -24,6 +26,7 @@ mod counterpart;
 pub mod egress;
 mod elsewhere;
 pub mod global_stats;
+pub mod handoffs;
 pub mod inbox;
 pub mod ledger;
 pub mod mailbox;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_protocol::agent::Agent;
+use muster_protocol::agent_status;
 use muster_protocol::discovery::{Availability, Found, PresenceFields, Query};
 use muster_protocol::ids::AgentId;
 use muster_protocol::json::Json;
@@ -34,6 +35,8 @@ pub struct Online {
 
 struct Entry {
     agent: Arc<Agent>,
+    /// What it says of itself.
+    said: Availability,
     connections: Vec<Connection>,
     /// Whether it was when its connections were shown last.
     published: bool,
@@ -51,11 +54,13 @@ struct Connection {
 impl Entry {
     /// Lets watchers see every connection with the record as it is.
     fn show(&mut self, presence: &Arc<Presence>) {
-        let published = self.agent.status.is_discoverable();
+        self.said = agent_status::availability(&self.agent.metadata);
+        let (published, said) = (self.agent.status.is_discoverable(), self.said);
         let was_published = std::mem::replace(&mut self.published, published);
         let key = self.agent.id.to_string();
         for connection in &mut self.connections {
-            let shown = if published { shown(&self.agent, connection.online_at) } else { unpublished() };
+            let shown =
+                if published { shown(&self.agent, said, connection.online_at) } else { unpublished() };
             if !connection.tracked.is_empty() && was_published == published {
                 connection.tracked.iter_mut().for_each(|tracked| tracked.update(&shown));
                 continue;
@@ -113,7 +118,8 @@ impl Online {
         let id = u64::from_be_bytes(self.environment.random());
         let agent_id = agent.id;
         let mut agents = self.agents.write();
-        let none = || Entry { agent: agent.clone(), connections: Vec::new(), published: false };
+        let said = Availability::Online;
+        let none = || Entry { agent: agent.clone(), said, connections: Vec::new(), published: false };
         let entry = agents.entry(agent_id).or_insert_with(none);
         entry.connections.push(Connection { id, online_at, own_topic, tracked: Vec::new() });
         // The record was read before this lock was taken: what a change told meanwhile is newer.
@@ -179,18 +185,10 @@ impl Online {
         self.agents.read().contains_key(&agent)
     }
 
-    /// The agent's availability.
-    #[must_use]
-    pub fn availability(&self, agent: AgentId) -> Availability {
-        if self.contains(agent) { Availability::Online } else { Availability::Offline }
-    }
-
-    /// Online agents that match, best first, without those of `except`.
+    /// Connected agents that match, best first, without those of `except`. Each has the availability it says it has.
     #[must_use]
     pub fn find(&self, query: &Query, except: &HashSet<AgentId>, limit: usize) -> Vec<Found> {
-        if !query.availability().admits(Availability::Online) {
-            return Vec::new();
-        }
+        let wanted = query.availability();
         let agents = self.agents.read();
         // Of an agent that is online in both places, what this node knows itself.
         let known = |agent: AgentId| agents.contains_key(&agent) || except.contains(&agent);
@@ -198,8 +196,9 @@ impl Online {
         found.extend(
             agents
                 .values()
+                .filter(|entry| wanted.admits(entry.said))
                 .filter(|entry| !except.contains(&entry.agent.id) && query.matches(&entry.agent))
-                .map(|entry| Found::new(&entry.agent, Availability::Online)),
+                .map(|entry| Found::new(&entry.agent, entry.said)),
         );
         drop(agents);
         found.sort_by(|a, b| a.order(b, query.sort_by));
@@ -234,13 +233,13 @@ fn unpublished() -> Shown {
     Shown { fields: Json::empty_object(), facts: Arc::default() }
 }
 
-fn shown(agent: &Agent, online_at: Timestamp) -> Shown {
+fn shown(agent: &Agent, said: Availability, online_at: Timestamp) -> Shown {
     let fields = Json::of(&PresenceFields {
         capabilities: &agent.capabilities,
         reputation: agent.reputation(),
         base_price: agent.base_price,
         online_at,
-        status: Availability::Online,
+        status: said,
         name: &agent.name,
         did: &agent.did,
         metadata: &agent.metadata,

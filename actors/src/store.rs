@@ -3,6 +3,7 @@
 //! suite.
 
 pub mod figures;
+mod handoffs;
 mod idempotency;
 mod ledger;
 mod messages;
@@ -27,6 +28,7 @@ use smol_str::SmolStr;
 use std::collections::{HashMap, HashSet};
 
 pub use self::figures::FigureStore;
+pub use self::handoffs::HandoffStore;
 pub use self::idempotency::{IdempotencyStore, KeyedRequest};
 pub use self::ledger::LedgerStore;
 pub use self::messages::{
@@ -387,6 +389,7 @@ pub trait Store:
     + TaskChannelStore
     + IdempotencyStore
     + MessageStore
+    + HandoffStore
     + NegotiationStore
     + TeamStore
     + WebhookStore

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::analytics::Analytics;
 use crate::counterpart::counterpart;
+use crate::handoffs;
 use crate::notices::Notices;
 use crate::online::Online;
 use crate::ports::Environment;
@@ -196,6 +197,7 @@ impl Tasks {
         task_channel::reassigned(&self.pubsub, &task);
         if before.provider != task.provider {
             self.publish_task(&agent_topic(before.provider), event::TASK_CANCELLED, &task);
+            self.tell_handoff(&task).await;
         }
         self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, &task);
         if before.provider != task.provider {
@@ -273,6 +275,15 @@ impl Tasks {
         Payment::new(price, price_max, self.ledger.platform_fee_bps, is_held)
     }
 
+    /// A new task whose price is held in any case, as it is to be stored.
+    ///
+    /// # Errors
+    /// The price is above what the client would pay at most.
+    pub(crate) fn paid_ahead(&self, client: &Agent, request: TaskRequest) -> Result<Task, Refusal> {
+        let payment = Payment::new(request.price, request.max_price, self.ledger.platform_fee_bps, true)?;
+        Ok(Task { payment, ..self.new_task(client, request.provider_agent_id, request) })
+    }
+
     fn new_task(&self, client: &Agent, provider: AgentId, request: TaskRequest) -> Task {
         let now = self.environment.now();
         Task {
@@ -323,7 +334,8 @@ impl Tasks {
         self.pubsub.publish(topic, event, Json::of(&Payload { hiring: hiring.view() }));
     }
 
-    fn tell_created(&self, task: &Task) {
+    /// Tells of a task that was created.
+    pub(crate) fn tell_created(&self, task: &Task) {
         self.analytics.record(Event::TaskCreated(task));
         if task.status.is_final() {
             self.analytics.record(Event::TaskEnded(task));
@@ -351,6 +363,15 @@ impl Tasks {
         self.tell_created(task);
     }
 
+    /// Tells of the handoff with which the task was created, if it was with one.
+    async fn tell_handoff(&self, task: &Task) {
+        match self.store.handoff_of_task(task.id).await {
+            Ok(Some(handoff)) => handoffs::tell(&self.pubsub, &handoff, task),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "cannot read the handoff of a task"),
+        }
+    }
+
     async fn tell_ended(&self, task: &Task) {
         let earned = task.payment.earned().map(|amount| {
             let (agent, capability) = (task.provider, task.capability.as_str());
@@ -366,6 +387,7 @@ impl Tasks {
         let other = if task.status == TaskStatus::Cancelled { task.provider } else { task.client };
         self.publish_task(&agent_topic(other), task_event, task);
         task_channel::ended(&self.pubsub, task);
+        self.tell_handoff(task).await;
         if let Some(hiring) = task.hiring {
             match self.store.hiring(hiring).await {
                 Ok(hiring) => {

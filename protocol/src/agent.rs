@@ -304,6 +304,23 @@ pub fn merge_metadata(old: &Json, new: &Json, limits: &Limits) -> Result<Json, R
     Ok(merged)
 }
 
+/// Metadata with a value under a key that agents cannot set themselves.
+///
+/// # Errors
+/// A poisoned key in the value, or too large once set.
+pub(crate) fn set_protected(
+    metadata: &Json,
+    key: &str,
+    value: Json,
+    limits: &Limits,
+) -> Result<Json, Refusal> {
+    let mut fields = metadata.parse::<Fields>().unwrap_or_default();
+    fields.insert(key.to_owned(), value);
+    let metadata = Json::of(&fields);
+    read_metadata(&metadata, limits)?;
+    Ok(metadata)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

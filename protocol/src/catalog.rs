@@ -309,6 +309,11 @@ pub const TOPICS: &[TopicEntry] = &[
                 "A message that the agent has sent was acknowledged or rejected, or was given up, or has expired.",
                 MESSAGE_STATUS,
             ),
+            pushed(
+                event::HANDOFF_UPDATED,
+                "A task that the agent has handed over, or was handed, was accepted, declined, completed, or has failed.",
+                HANDOFF_UPDATED,
+            ),
         ],
     },
     TopicEntry {

@@ -42,6 +42,9 @@ pub enum AvailabilityFilter {
     Busy,
     /// This one.
     Away,
+    /// Any but offline.
+    #[serde(skip)]
+    Connected,
 }
 
 impl AvailabilityFilter {
@@ -54,6 +57,7 @@ impl AvailabilityFilter {
             Self::Offline => availability == Availability::Offline,
             Self::Busy => availability == Availability::Busy,
             Self::Away => availability == Availability::Away,
+            Self::Connected => availability != Availability::Offline,
         }
     }
 }
@@ -168,7 +172,7 @@ pub struct Found {
     pub reputation: f64,
     /// What it asks.
     pub base_price: Amount,
-    /// Whether it is connected.
+    /// Whether it is connected, and does not say that it is offline.
     pub online: bool,
 }
 
@@ -188,18 +192,23 @@ impl Found {
         }
     }
 
-    /// A published agent that is online, by what presence says of it.
+    /// A published agent that is connected, by what presence says of it.
     #[must_use]
-    pub fn online(id: AgentId, (name, did): (&str, &str), facts: &Facts) -> Self {
+    pub fn connected(
+        id: AgentId,
+        (name, did): (&str, &str),
+        availability: Availability,
+        facts: &Facts,
+    ) -> Self {
         Self {
             id,
             did: did.to_owned(),
             name: name.to_owned(),
             capabilities: facts.capabilities.clone(),
-            status: Availability::Online,
+            status: availability,
             reputation: facts.reputation,
             base_price: facts.base_price,
-            online: true,
+            online: availability != Availability::Offline,
         }
     }
 
@@ -230,7 +239,7 @@ pub struct PresenceFields<'a> {
     pub base_price: Amount,
     /// When this connection came online, ISO-8601.
     pub online_at: crate::time::Timestamp,
-    /// `online`, `busy` or `away`.
+    /// `online`, or what it says of itself: `busy`, `away`, `offline`.
     pub status: Availability,
     /// Name.
     pub name: &'a str,

@@ -5,8 +5,8 @@
 //!
 //! # Layout
 //! * what travels: [`websocket`] frames, [`phoenix`] messages, [`json`], [`error_code`]
-//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`message`], [`topic`],
-//!   [`join_rules`], [`protocol_version`]
+//! * who and what: [`ids`], [`account`], [`signing`], [`agent`], [`task`], [`hiring`], [`message`],
+//!   [`handoff`], [`agent_status`], [`topic`], [`join_rules`], [`protocol_version`]
 //! * what is counted and told of it: [`analytics`], [`alerts`], [`webhook`]
 //! * money: [`money`], [`ledger`], [`escrow`]
 //! * state machines: [`presence`], [`task_stream`], [`task_channel`], [`mailbox`], [`negotiation`],
@@ -17,6 +17,7 @@
 
 pub mod account;
 pub mod agent;
+pub mod agent_status;
 pub mod alerts;
 pub mod analytics;
 pub mod catalog;
@@ -24,6 +25,7 @@ pub mod cluster;
 pub mod discovery;
 pub mod error_code;
 pub mod escrow;
+pub mod handoff;
 pub mod hiring;
 pub mod idempotency;
 pub mod ids;

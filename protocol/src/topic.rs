@@ -249,6 +249,7 @@ pub mod event {
     pub const SEND_MESSAGE: &str = "send_message";
     pub const ACKNOWLEDGE: &str = "acknowledge";
     pub const MESSAGE_STATUS: &str = "message_status";
+    pub const HANDOFF_UPDATED: &str = "handoff_updated";
     pub const DISCOVER: &str = "discover";
     pub const ANNOUNCE: &str = "announce";
     pub const UPDATE_METADATA: &str = "update_metadata";

@@ -208,7 +208,11 @@ pub const SECTIONS: &[(&str, &[Requirement])] = &[
     ),
     (
         "Message types",
-        &[("R129", "Teams: messages, votes with a period, knowledge, escalation; for members only")],
+        &[
+            ("R127", "Handing a task over: capabilities, escrow, context, and its states"),
+            ("R128", "A status update is in the sender's presence, told, and found by"),
+            ("R129", "Teams: messages, votes with a period, knowledge, escalation; for members only"),
+        ],
     ),
     (
         "Analytics",

@@ -10,7 +10,7 @@ use muster_protocol::ids::AgentId;
 use muster_protocol::json::{Json, read_object};
 use muster_protocol::phoenix::Ref;
 use muster_protocol::topic::{DISCOVERY, event};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{Answer, current_agent, require_write};
@@ -21,7 +21,6 @@ use crate::online::Appearance;
 use crate::presence::Watching;
 use crate::pubsub::Subscription;
 use crate::socket::{OwnedPayload, Socket};
-use crate::store::StoreError;
 use crate::task_stream::refusal_of;
 
 /// What the join holds on to.
@@ -120,22 +119,10 @@ async fn announce(socket: &Socket, payload: &OwnedPayload) -> Result<Json, Refus
     require_write(socket)?;
     let Announce { capabilities } = read_object(payload.json()?.as_str())?;
     check_capabilities(&capabilities, &socket.core.limits)?;
-    let agent = change(&socket.core, socket.principal.acting_agent()?, |agent| {
-        Ok(Agent { capabilities: capabilities.clone(), ..agent })
-    })
-    .await?;
-    #[derive(Serialize)]
-    struct Updated<'a> {
-        agent_id: AgentId,
-        capabilities: &'a [String],
-        metadata: &'a Json,
-    }
-    // Through presence, which knows who does not see whom; an agent that is not published announces nothing.
-    if agent.status.is_discoverable() {
-        let (capabilities, metadata) = (&agent.capabilities, &agent.metadata);
-        let updated = Json::of(&Updated { agent_id: agent.id, capabilities, metadata });
-        socket.core.presence.tell(DISCOVERY, &agent.id.to_string(), event::AGENT_UPDATED, updated);
-    }
+    let core = &socket.core;
+    let new = |agent| Ok(Agent { capabilities: capabilities.clone(), ..agent });
+    let agent = core.changes.change(socket.principal.acting_agent()?, new).await?;
+    core.changes.announce(&agent);
     Ok(Json::empty_object())
 }
 
@@ -147,41 +134,11 @@ struct UpdateMetadata {
 async fn update_metadata(socket: &Socket, payload: &OwnedPayload) -> Result<Json, Refusal> {
     require_write(socket)?;
     let UpdateMetadata { metadata } = read_object(payload.json()?.as_str())?;
-    change(&socket.core, socket.principal.acting_agent()?, |agent| {
-        let metadata = merge_metadata(&agent.metadata, &metadata, &socket.core.limits)?;
+    let core = &socket.core;
+    let new = |agent: Agent| {
+        let metadata = merge_metadata(&agent.metadata, &metadata, &core.limits)?;
         Ok(Agent { metadata, ..agent })
-    })
-    .await?;
+    };
+    core.changes.change(socket.principal.acting_agent()?, new).await?;
     Ok(Json::empty_object())
-}
-
-/// Times a change is tried again when one of another node came first.
-const CHANGE_ATTEMPTS_MAX: usize = 8;
-
-/// Changes an agent's record and tells those who watch it.
-///
-/// # Errors
-/// What `new` refuses; or the store cannot be written.
-pub async fn change(
-    core: &Core,
-    id: AgentId,
-    new: impl Fn(Agent) -> Result<Agent, Refusal>,
-) -> Result<Arc<Agent>, Refusal> {
-    let _alone = core.change_of(id).await;
-    for _ in 0..CHANGE_ATTEMPTS_MAX {
-        let read = core.store.agent(id).await.map_err(refusal_of)?;
-        // Distinct from the time it was read with, so that of two changes in one millisecond the second is noticed.
-        let updated_at = core.environment.now().max(read.updated_at.plus_ms(1));
-        let changed = Agent { updated_at, ..new(read.clone())? };
-        match core.store.update_agent(&read, changed.clone()).await {
-            Ok(()) => {
-                let agent = Arc::new(changed);
-                core.notices.agent_changed(&agent);
-                return Ok(agent);
-            }
-            Err(StoreError::Conflict) => {}
-            Err(error) => return Err(refusal_of(error)),
-        }
-    }
-    Err(ErrorCode::Overloaded.into())
 }

@@ -14,7 +14,7 @@ mod task;
 mod task_stream;
 mod team;
 
-pub use self::discovery::{change, find};
+pub use self::discovery::find;
 
 use std::sync::Arc;
 

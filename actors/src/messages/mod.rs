@@ -3,43 +3,43 @@
 //! # Layout
 //! * this file: sending, settling, reading, and what is not kept any longer
 //! * [`addresses`]: what is known of senders and recipients
+//! * `accepting`: what is sent is stored, with what comes with it
 //! * `gather`: many requests in one transaction
 //!
 //! How a message gets to its recipient: [`crate::mailbox`].
 
+mod accepting;
 pub mod addresses;
 mod gather;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use muster_protocol::account::{Principal, Scope};
-use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, MessageId};
 use muster_protocol::json::Json;
 use muster_protocol::limits::Limits;
 use muster_protocol::message::{
-    Guarantee, Message, MessageRequest, MessageStatus, Receipt, Verdict, check_key,
+    Guarantee, Message, MessageRequest, MessageStatus, Receipt, Verdict, check_key, kinds,
 };
 use muster_protocol::protocol_version::{Table, Version, negotiate};
 use muster_protocol::signing::statement::{self, Digest};
 use muster_protocol::topic::{event, messages_topic};
 use serde::Serialize;
 
+use self::accepting::Accepting;
 use self::addresses::{Address, Addresses};
 pub use self::gather::Waiter;
 use self::gather::{Gather, Work};
-use crate::analytics::Analytics;
+use crate::agent_changes::AgentChanges;
+use crate::handoffs::Handoffs;
 use crate::mailbox::Mailboxes;
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
-use crate::store::{
-    Accepted, MessageFilter, NewMessage, Outcome, Page, PageRequest, Settle, Store, StoreError,
-};
+use crate::store::{MessageFilter, NewMessage, Outcome, Page, PageRequest, Settle, Store, StoreError};
 use crate::task_stream::refusal_of;
 
 /// Messages of a node.
@@ -54,6 +54,8 @@ pub struct Messages {
     buckets: Buckets<AgentId>,
     accepting: Gather<Accepting>,
     settling: Gather<Settling>,
+    handoffs: Arc<Handoffs>,
+    changes: Arc<AgentChanges>,
 }
 
 /// Tells senders and recipients.
@@ -100,60 +102,6 @@ pub fn status_of(outcome: &Outcome) -> Json {
     })
 }
 
-struct Accepting {
-    store: Arc<dyn Store>,
-    telling: Telling,
-    analytics: Arc<Analytics>,
-    environment: Environment,
-    versions: Table,
-}
-
-impl Accepting {
-    /// A receipt that says whether its version is going away (R133).
-    fn receipt(&self, receipt: Receipt) -> Receipt {
-        let version: Option<Version> = receipt.protocol_version.parse().ok();
-        let deprecation =
-            version.and_then(|version| self.versions.deprecation(version, self.environment.now()));
-        Receipt { deprecation, ..receipt }
-    }
-}
-
-#[async_trait]
-impl Work for Accepting {
-    type Item = NewMessage;
-    type Answer = Receipt;
-
-    fn weight(new: &NewMessage) -> usize {
-        256 + new.message.payload.as_ref().map_or(0, |payload| payload.as_bytes().len())
-    }
-
-    async fn work(&self, new: Vec<NewMessage>) -> Vec<Result<Receipt, Refusal>> {
-        let receipts: Vec<Receipt> = new.iter().map(|one| Receipt::of(&one.message, false)).collect();
-        let accepted = match self.store.accept_messages(new).await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                let refusal = refusal_of(error);
-                return receipts.iter().map(|_| Err(refusal.clone())).collect();
-            }
-        };
-        let is_new = |(_, accepted): &(&Receipt, &Accepted)| **accepted == Accepted::New;
-        let of_new = || receipts.iter().zip(&accepted).filter(is_new).map(|(receipt, _)| receipt);
-        let recipients: BTreeSet<AgentId> = of_new().map(|receipt| receipt.to_agent_id).collect();
-        let new = of_new().count();
-        self.analytics.record_all(of_new().flat_map(|receipt| {
-            [Event::MessageSent(receipt.from_agent_id), Event::MessageReceived(receipt.to_agent_id)]
-        }));
-        self.telling.metrics.agent_messages.get_or_create(&[("what", "accepted")]).inc_by(new as u64);
-        self.telling.mailboxes.news(recipients.iter().copied());
-        let answer = |(receipt, accepted)| match accepted {
-            Accepted::New => Ok(self.receipt(receipt)),
-            Accepted::Known(message) => Ok(self.receipt(Receipt::of(&message, true))),
-            Accepted::Mismatch => Err(ErrorCode::IdempotencyMismatch.into()),
-        };
-        receipts.into_iter().zip(accepted).map(answer).collect()
-    }
-}
-
 struct Settling {
     store: Arc<dyn Store>,
     telling: Telling,
@@ -198,7 +146,12 @@ const SWEPT_AT_ONCE: usize = 1_000;
 impl Messages {
     /// With the store and the ports of the mailboxes. Its tasks run until it is dropped.
     #[must_use]
-    pub fn new(addresses: Arc<Addresses>, mailboxes: &Mailboxes, versions: &Table) -> Self {
+    pub fn new(
+        addresses: Arc<Addresses>,
+        mailboxes: &Mailboxes,
+        versions: &Table,
+        (handoffs, changes): (Arc<Handoffs>, Arc<AgentChanges>),
+    ) -> Self {
         let needs = mailboxes.needs();
         let telling = Telling {
             mailboxes: mailboxes.clone(),
@@ -213,6 +166,7 @@ impl Messages {
             analytics: needs.analytics.clone(),
             environment: needs.environment.clone(),
             versions: versions.clone(),
+            handoffs: handoffs.clone(),
         };
         let settling = Settling { store: store.clone(), telling: telling.clone() };
         Self {
@@ -225,6 +179,8 @@ impl Messages {
             telling,
             limits,
             versions: versions.clone(),
+            handoffs,
+            changes,
         }
     }
 
@@ -237,10 +193,30 @@ impl Messages {
         key: Option<&str>,
         waiter: Waiter<Receipt>,
     ) {
-        match self.prepare(principal, request, key).await {
-            Ok(new) => self.accepting.ask(new, waiter).await,
-            Err(refusal) => waiter.answer(Err(refusal)),
+        let new = match self.prepare(principal, request, key).await {
+            Ok(new) => new,
+            Err(refusal) => return waiter.answer(Err(refusal)),
+        };
+        match new.message.kind.as_str() {
+            kinds::TASK_HANDOFF => match self.handoffs.prepare(&new.message).await {
+                Ok(with) => self.accepting.ask((new, Some(Box::new(with))), waiter).await,
+                Err(refusal) => waiter.answer(Err(refusal)),
+            },
+            kinds::STATUS_UPDATE => waiter.answer(self.send_status(new).await),
+            _ => self.accepting.ask((new, None), waiter).await,
         }
+    }
+
+    /// Sends what an agent says of itself; it is known to all when that is answered (R128).
+    async fn send_status(&self, new: NewMessage) -> Result<Receipt, Refusal> {
+        let (from, payload) = (new.message.from, new.message.payload.clone().unwrap_or_else(Json::null));
+        self.changes.check_status(from, &payload).await?;
+        let (waiter, answer) = Waiter::request();
+        self.accepting.ask((new, None), waiter).await;
+        let receipt = answer.await.unwrap_or_else(|_| Err(ErrorCode::Internal.into()))?;
+        // As of when the message was sent first: a repeat does not bring back what is old.
+        self.changes.set_status(from, &payload, receipt.inserted_at).await?;
+        Ok(receipt)
     }
 
     /// Checks who sends what to whom (R115, R118, R121, R126, R131, R132). Reads nothing but what is not known yet.

@@ -106,6 +106,10 @@ pub fn check_version(current: usize, newest: usize) -> StoreResult<()> {
 pub const MESSAGE_COLUMNS: &str = "seq, id, from_agent, to_agent, kind, version, guarantee, status, retries, inserted_at, \
      expires_at, delivered_at, acknowledged_at, reason, dedup_key, signature, payload, open";
 
+/// Of a handoff.
+pub const HANDOFF_COLUMNS: &str = "message, task, parent_task, from_agent, to_agent, context, required_capabilities, price, \
+     created_at, accepted_at, declined_at, reason";
+
 /// Lists of messages: how they are counted, up to `counted_max`, and how a part of them is read, newest first. `own` compares a
 /// column with the agents whose messages they are, `conditions` is what else they must be; both have `values` values, and a
 /// part two more: the place it goes on from, and how many. Each side has an index in the order of places; a query for

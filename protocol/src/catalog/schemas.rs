@@ -11,6 +11,7 @@ pub(super) const MESSAGE: &str = r#"{"type":"object","required":["id","type","pa
 pub(super) const CHANNEL: &str = r#"{"type":"object","required":["channel"],"properties":{"channel":{"type":"object","required":["id","agent_a","agent_b","balance_a","balance_b","nonce","status","pending","public_keys"]}}}"#;
 pub(super) const SIGNED_TRANSFER: &str = r#"{"type":"object","required":["amount","nonce","signature"],"properties":{"amount":{},"nonce":{"type":"integer","minimum":1},"signature":{"type":"string"}}}"#;
 pub(super) const MESSAGE_STATUS: &str = r#"{"type":"object","required":["id","status","retry_count"],"properties":{"id":{"type":"string"},"status":{"enum":["queued","delivered","acknowledged","rejected","failed","expired"]},"reason":{"type":"string"},"retry_count":{"type":"integer","minimum":0}}}"#;
+pub(super) const HANDOFF_UPDATED: &str = r#"{"type":"object","required":["id","state","task_id"],"properties":{"id":{"type":"string"},"state":{"enum":["pending","accepted","declined","completed","failed"]},"task_id":{"type":"string"},"reason":{"type":"string"}}}"#;
 pub(super) const PRESENCE: &str = r#"{"type":"object","additionalProperties":{"type":"object","required":["metas"],"properties":{"metas":{"type":"array","items":{"type":"object","required":["phx_ref","capabilities","reputation","base_price","online_at"]}}}}}"#;
 pub(super) const PRESENCE_DIFF: &str = r#"{"type":"object","required":["joins","leaves"],"properties":{"joins":{"type":"object"},"leaves":{"type":"object"}}}"#;
 

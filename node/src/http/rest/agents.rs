@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use muster_actors::channels::{change, find};
+use muster_actors::channels::find;
 use muster_actors::store::StoreError;
 use muster_protocol::account::{CredentialKind, Owner, Scope};
 use muster_protocol::agent::{
@@ -186,7 +186,7 @@ impl DiscoverParams {
             return Err(Refusal::field(ErrorCode::InvalidPayload, "min_reputation", "a number").into());
         }
         let status = match (self.online_only, self.status) {
-            (Some(true), None) => AvailabilityFilter::Online,
+            (Some(true), None) => AvailabilityFilter::Connected,
             (_, status) => status.unwrap_or_default(),
         };
         let filters = Filters {
@@ -316,25 +316,28 @@ pub async fn update(
     if changes.status.is_some_and(|status| !status.may_connect()) {
         return Err(Refusal::field(ErrorCode::Forbidden, "status", "only the operator stops an agent").into());
     }
-    let agent = change(&app.core, id, |agent| {
-        if changes.status.is_some() && !agent.status.may_connect() {
-            return Err(ErrorCode::Forbidden.into());
-        }
-        let metadata = match &changes.metadata {
-            Some(new) => merge_metadata(&agent.metadata, new, limits)?,
-            None => agent.metadata.clone(),
-        };
-        Ok(Agent {
-            name: changes.name.clone().unwrap_or_else(|| agent.name.clone()),
-            capabilities: changes.capabilities.clone().unwrap_or_else(|| agent.capabilities.clone()),
-            pricing_model: changes.pricing_model.unwrap_or(agent.pricing_model),
-            base_price: changes.base_price.unwrap_or(agent.base_price),
-            status: changes.status.unwrap_or(agent.status),
-            metadata,
-            ..agent
+    let agent = app
+        .core
+        .changes
+        .change(id, |agent| {
+            if changes.status.is_some() && !agent.status.may_connect() {
+                return Err(ErrorCode::Forbidden.into());
+            }
+            let metadata = match &changes.metadata {
+                Some(new) => merge_metadata(&agent.metadata, new, limits)?,
+                None => agent.metadata.clone(),
+            };
+            Ok(Agent {
+                name: changes.name.clone().unwrap_or_else(|| agent.name.clone()),
+                capabilities: changes.capabilities.clone().unwrap_or_else(|| agent.capabilities.clone()),
+                pricing_model: changes.pricing_model.unwrap_or(agent.pricing_model),
+                base_price: changes.base_price.unwrap_or(agent.base_price),
+                status: changes.status.unwrap_or(agent.status),
+                metadata,
+                ..agent
+            })
         })
-    })
-    .await?;
+        .await?;
     Answer::ok(&AgentView::new(&agent, app.core.online.contains(id), true))
 }
 
@@ -370,20 +373,23 @@ pub async fn set_public_key(
         own_agent(&app, &caller, id).await?;
     }
     let key = PublicKey::parse(&new.public_key)?;
-    let agent = change(&app.core, id, |agent| {
-        match (&agent.public_key, &new.signature) {
-            (Some(old), _) if *old == key => {}
-            (Some(_), _) if by_operator => {}
-            (Some(old), Some(signature)) => old.verify(&public_key_statement(id, &key), signature)?,
-            (Some(_), None) => {
-                let message = "the old key must sign for the new one";
-                return Err(Refusal::field(ErrorCode::InvalidSignature, "signature", message));
+    let agent = app
+        .core
+        .changes
+        .change(id, |agent| {
+            match (&agent.public_key, &new.signature) {
+                (Some(old), _) if *old == key => {}
+                (Some(_), _) if by_operator => {}
+                (Some(old), Some(signature)) => old.verify(&public_key_statement(id, &key), signature)?,
+                (Some(_), None) => {
+                    let message = "the old key must sign for the new one";
+                    return Err(Refusal::field(ErrorCode::InvalidSignature, "signature", message));
+                }
+                (None, _) => {}
             }
-            (None, _) => {}
-        }
-        Ok(Agent { public_key: Some(key), ..agent })
-    })
-    .await?;
+            Ok(Agent { public_key: Some(key), ..agent })
+        })
+        .await?;
     Answer::ok(&AgentView::new(&agent, app.core.online.contains(id), true))
 }
 

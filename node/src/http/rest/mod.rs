@@ -6,7 +6,7 @@
 //! * [`tasks`], [`streams`], [`hirings`], [`teams`]: work
 //! * [`ledger`], [`payments`]: money
 //! * [`idempotency`]: requests that are done once
-//! * [`messages`]: what agents tell each other
+//! * [`messages`], [`handoffs`]: what agents tell each other, and hand over by it
 //! * [`negotiations`]: what agents agree on
 //! * [`analytics`], [`webhooks`]: what is counted and told of it
 //! * [`operations`]: health, metrics, documents
@@ -18,6 +18,7 @@ pub mod analytics;
 pub mod auth;
 pub mod blocks;
 pub mod extract;
+pub mod handoffs;
 pub mod hirings;
 pub mod idempotency;
 pub mod ledger;
@@ -98,6 +99,11 @@ fn dealings() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(messages::acknowledge))
         .routes(routes!(messages::reject))
         .routes(routes!(messages::redeliver))
+        .routes(routes!(handoffs::show))
+        .routes(routes!(handoffs::accept))
+        .routes(routes!(handoffs::decline))
+        .routes(routes!(handoffs::complete))
+        .routes(routes!(handoffs::fail))
         .routes(routes!(analytics::metrics))
         .routes(routes!(analytics::time_series))
         .routes(routes!(analytics::revenue))

@@ -174,7 +174,11 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn ending(self) -> Result<Ending, Refusal> {
+    /// How the task ends by it.
+    ///
+    /// # Errors
+    /// `error` is no object with a type.
+    pub(super) fn ending(self) -> Result<Ending, Refusal> {
         #[derive(Deserialize)]
         struct Typed {
             #[serde(rename = "type")]

@@ -47,7 +47,8 @@ fn read_all(rows: &[Row]) -> Result<Vec<Mail>, Failure> {
     rows.iter().map(read_mail_row).collect()
 }
 
-async fn accept(c: &Connection, new: &[NewMessage]) -> Result<Vec<Accepted>, Failure> {
+/// Stores messages; says of each what became of it.
+pub(super) async fn accept(c: &Connection, new: &[NewMessage]) -> Result<Vec<Accepted>, Failure> {
     let keyed: Vec<(Id, &str, i64)> = new
         .iter()
         .filter_map(|one| {

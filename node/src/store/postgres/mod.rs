@@ -19,6 +19,7 @@ pub mod appends;
 pub mod columns;
 pub mod connect;
 pub mod figures;
+pub mod handoffs;
 pub mod idempotency;
 pub mod ledger;
 mod messages;

@@ -53,7 +53,8 @@ fn last_seq(c: &Connection) -> StoreResult<u64> {
     count(c, sql, &[])
 }
 
-fn accept(c: &Connection, new: &[NewMessage]) -> StoreResult<Vec<Accepted>> {
+/// Stores messages; says of each what became of it.
+pub(super) fn accept(c: &Connection, new: &[NewMessage]) -> StoreResult<Vec<Accepted>> {
     let mut seq = last_seq(c)?;
     let mut accepted = Vec::with_capacity(new.len());
     for one in new {

@@ -15,6 +15,7 @@ pub mod accounts;
 pub mod agents;
 pub mod columns;
 pub mod figures;
+pub mod handoffs;
 pub mod idempotency;
 pub mod journal;
 pub mod ledger;

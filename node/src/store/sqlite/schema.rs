@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0009_idempotency.sql"),
     include_str!("../migrations/sqlite/0010_webhooks.sql"),
     include_str!("../migrations/sqlite/0011_teams.sql"),
+    include_str!("../migrations/sqlite/0012_handoffs.sql"),
 ];
 
 /// Brings the database to the newest version.
