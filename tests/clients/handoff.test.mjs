@@ -333,7 +333,10 @@ describe("a task that is handed over", () => {
       open.push(socket);
       const channel = socket.channel("agents:discovery", {});
       const seen = { channel, updated: collect(channel, "agent_updated"), diffs: collect(channel, "presence_diff") };
+      const states = collect(channel, "presence_state");
       assert.equal((await join(channel)).status, "ok");
+      // What happens before the snapshot is in it, and is told no further.
+      await until("the snapshot is there", () => states.length === 1);
       return seen;
     };
     const eyes = await enter(watcher);

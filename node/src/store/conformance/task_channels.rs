@@ -161,7 +161,7 @@ pub async fn channel_chunks_at_once_are_numbered_without_a_gap(store: &dyn Store
         let text = n.to_string();
         let seq = n % 30;
         let input = put(&order, Direction::Input, &client, seq + 1, &(seq + 1).to_string());
-        [vec![input], vec![put(&order, Direction::Output, &provider, n, &text)]]
+        [vec![input], vec![put(&order, Direction::Output, &provider, n + 1, &text)]]
     });
     let results = futures_util::future::join_all(both.map(|puts| take(store, puts))).await;
     let new: usize = results.iter().flatten().filter(|taken| matches!(taken, Ok(Taken::New(_)))).count();
