@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use muster_protocol::agent::{Agent, AgentStatus};
+use muster_protocol::agent::Agent;
 use muster_protocol::analytics::Event;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::escrow::RequestHash;
@@ -20,6 +20,7 @@ use muster_protocol::time::Timestamp;
 use muster_protocol::topic::{part, payment_topic};
 
 use crate::analytics::Analytics;
+use crate::counterpart::counterpart;
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
@@ -146,7 +147,8 @@ impl Payments {
         };
         let accept_until = now.plus_ms(period(self.limits.payment_channel_accept_ms));
         let (channel, entry) = request.open((id, opener.id, opener.public_key), now, accept_until)?;
-        self.check_counterparty(opener, channel.agent_b).await?;
+        let other = (channel.agent_b, "counterparty_agent_id");
+        counterpart(self.store().as_ref(), now, opener.id, other).await?;
         match self.store().create_payment_channel(channel.clone(), entry).await {
             // Its first answer was lost.
             Err(StoreError::AlreadyExists) if key.is_some() && request.channel_id.is_none() => {
@@ -157,20 +159,6 @@ impl Payments {
             }
             made => made.map(|()| channel).map_err(refusal_of),
         }
-    }
-
-    async fn check_counterparty(&self, opener: &Agent, other: AgentId) -> Result<(), Refusal> {
-        let unknown =
-            || Refusal::field(ErrorCode::NotFound, "counterparty_agent_id", "there is no such agent");
-        let agent = self.store().agent(other).await.map_err(|error| match error {
-            StoreError::NotFound => unknown(),
-            other => refusal_of(other),
-        })?;
-        if agent.status != AgentStatus::Active {
-            return Err(ErrorCode::AgentUnavailable.into());
-        }
-        let blocked = self.store().blocked_pairs(opener.id, self.environment.now()).await;
-        if blocked.map_err(refusal_of)?.contains_key(&other) { Err(unknown()) } else { Ok(()) }
     }
 
     /// A channel, if the agent is one of its parties.

@@ -16,16 +16,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::time::Timestamp;
-use parking_lot::{Mutex, RwLock};
-use ractor::{Actor, ActorCell};
+use parking_lot::Mutex;
+use ractor::Actor;
 use tokio::sync::oneshot;
 
-use self::actor::{SessionActor, SessionsActor};
+use self::actor::SessionActor;
 use crate::inbox::{Inbox, Refused};
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 use crate::store::StoreResult;
-use crate::supervisor::ChildSpec;
+use crate::supervisor::{Brood, ChildSpec};
 use crate::task_stream::refusal_of;
 
 /// What one sort of record is, and how it changes.
@@ -116,9 +116,8 @@ struct Registry<R: Rules> {
     rules: R,
     live: Mutex<HashMap<R::Id, Waiting<R>>>,
     live_max: usize,
-    supervisor: RwLock<Option<ActorCell>>,
+    brood: Brood,
     environment: Environment,
-    metrics: Arc<Metrics>,
 }
 
 /// The records of one sort.
@@ -127,22 +126,14 @@ pub struct Sessions<R: Rules>(Arc<Registry<R>>);
 impl<R: Rules> Sessions<R> {
     /// For so many at once on this node.
     pub fn new(rules: R, live_max: usize, environment: Environment, metrics: Arc<Metrics>) -> Self {
-        let (live, supervisor) = (Mutex::default(), RwLock::default());
-        Self(Arc::new(Registry { rules, live, live_max, supervisor, environment, metrics }))
+        let brood = Brood::new(R::NAME, R::NAME, metrics);
+        Self(Arc::new(Registry { rules, live: Mutex::default(), live_max, brood, environment }))
     }
 
     /// How the supervisor of these actors is started.
     #[must_use]
     pub fn child(&self) -> ChildSpec {
-        let registry = self.0.clone();
-        let start = move |parent: ActorCell| -> crate::supervisor::Spawned {
-            let registry = registry.clone();
-            Box::pin(async move {
-                let (actor, _) = Actor::spawn_linked(None, SessionsActor::new(), registry, parent).await?;
-                Ok(actor.get_cell())
-            })
-        };
-        ChildSpec { name: R::NAME, start: Box::new(start) }
+        self.0.brood.child()
     }
 
     /// The rules.
@@ -223,7 +214,7 @@ impl<R: Rules> Sessions<R> {
     async fn start(&self, id: R::Id, inbox: &Waiting<R>) -> Result<(), Refusal> {
         // From here on the place among the live ones is given up whatever happens, a caller that is gone included.
         let life = Life { registry: self.0.clone(), id, inbox: inbox.clone() };
-        let supervisor = self.0.supervisor.read().clone().ok_or(ErrorCode::Draining)?;
+        let supervisor = self.0.brood.supervisor().ok_or(ErrorCode::Draining)?;
         Actor::spawn_linked(None, SessionActor::new(), life, supervisor)
             .await
             .map_err(|_| Refusal::new(ErrorCode::Internal))?;

@@ -1,12 +1,15 @@
 //! The supervisor of a node's own actors. A child that crashes is started again; one that crashes too often takes the
-//! supervisor down, and with it the node, so that whoever runs the node sees it and starts a new one.
+//! supervisor down, and with it the node, so that whoever runs the node sees it and starts a new one. Below it, a [`Brood`] keeps
+//! the crashes of its children to itself.
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, Message, SpawnErr, SupervisionEvent};
 
+use crate::inbox::Wake;
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 
@@ -123,4 +126,75 @@ pub async fn start(supervisor: &ActorRef<Request>, spec: ChildSpec) -> Result<Ac
     let (reply, answer) = tokio::sync::oneshot::channel();
     supervisor.send_message(Request::Start(spec, reply)).map_err(|_| "the supervisor is gone")?;
     Ok(answer.await??)
+}
+
+/// Actors of one sort that are not started again when they crash: whoever needs one next starts it anew.
+pub struct Brood(Arc<Brooding>);
+
+struct Brooding {
+    /// Of the supervisor, in logs.
+    name: &'static str,
+    /// Of a child, in logs and metrics.
+    kind: &'static str,
+    cell: RwLock<Option<ActorCell>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Brood {
+    /// Without its supervisor yet. `kind` is what a child is called.
+    #[must_use]
+    pub fn new(name: &'static str, kind: &'static str, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Brooding { name, kind, cell: RwLock::default(), metrics }))
+    }
+
+    /// How its supervisor is started.
+    #[must_use]
+    pub fn child(&self) -> ChildSpec {
+        let brooding = self.0.clone();
+        let start = move |parent| -> Spawned {
+            let brooding = brooding.clone();
+            Box::pin(async move {
+                let (actor, _) = Actor::spawn_linked(None, BroodActor, brooding, parent).await?;
+                Ok(actor.get_cell())
+            })
+        };
+        ChildSpec { name: self.0.name, start: Box::new(start) }
+    }
+
+    /// To whom a child is linked; none before the supervisor has started.
+    #[must_use]
+    pub fn supervisor(&self) -> Option<ActorCell> {
+        self.0.cell.read().clone()
+    }
+}
+
+struct BroodActor;
+
+impl Actor for BroodActor {
+    type Msg = Wake;
+    type State = Arc<Brooding>;
+    type Arguments = Arc<Brooding>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Wake>,
+        brooding: Arc<Brooding>,
+    ) -> Result<Arc<Brooding>, ActorProcessingErr> {
+        *brooding.cell.write() = Some(myself.get_cell());
+        Ok(brooding)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Wake>,
+        event: SupervisionEvent,
+        brooding: &mut Arc<Brooding>,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(_, error) = event {
+            let kind = brooding.kind;
+            tracing::error!(%error, kind, "an actor crashed");
+            brooding.metrics.crashes.get_or_create(&[("kind", kind)]).inc();
+        }
+        Ok(())
+    }
 }

@@ -7,9 +7,10 @@ import { after, before, describe, test } from "node:test";
 import { muster, scratch } from "./lib/cli.mjs";
 import { onCluster } from "./lib/cluster.mjs";
 import { listen } from "./lib/events.mjs";
-import { accept, acceptText, attestedText, NO_TERMS, offer, offerText, sha256, Signer, signing, verifies } from "./lib/negotiations.mjs";
+import { accept, acceptText, attestedText, offer, offerText, sha256, signing } from "./lib/negotiations.mjs";
 import { collect, join, push } from "./lib/phoenix.mjs";
 import { Server, sleep, until } from "./lib/server.mjs";
+import { NO_TERMS, Signer, verifies } from "./lib/signer.mjs";
 import { Connections, rate, ROOMY } from "./lib/streams.mjs";
 
 const UNKNOWN_ID = "01a00000-0000-7000-8000-000000000000";

@@ -3,9 +3,10 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
-import { assertSound, money, openChannel, Pair, signingAgent, Signer, statements } from "./lib/money.mjs";
+import { assertSound, money, openChannel, Pair, signingAgent } from "./lib/money.mjs";
 import { join, push } from "./lib/phoenix.mjs";
 import { Server, sleep, until } from "./lib/server.mjs";
+import { Signer, statements } from "./lib/signer.mjs";
 import { Connections, range, rate, ROOMY } from "./lib/streams.mjs";
 
 const UNKNOWN_ID = "01a00000-0000-7000-8000-000000000000";

@@ -1,13 +1,13 @@
-//! The actor of one mailbox, and the supervisor of all: has the store do what the mailbox wants, and pushes what comes of it.
+//! The actor of one mailbox: has the store do what the mailbox wants, and pushes what comes of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::analytics::Event;
 use muster_protocol::mailbox::{JITTER_PER_MILLE, Step};
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::{Life, Mailboxes, Registry, Todo};
+use super::{Life, Mailboxes, Todo};
 use crate::egress::Outlet;
 use crate::inbox::Wake;
 use crate::messages::Telling;
@@ -206,36 +206,5 @@ impl State {
 
     fn wait_for(&self, full: &[Arc<Outlet>]) {
         full.iter().for_each(|outlet| self.life.live.wait_for(outlet));
-    }
-}
-
-/// Keeps crashes of its children to themselves: who was joined joins again.
-pub(super) struct MailboxesActor;
-
-impl Actor for MailboxesActor {
-    type Msg = Wake;
-    type State = Arc<Registry>;
-    type Arguments = Arc<Registry>;
-
-    async fn pre_start(
-        &self,
-        myself: ActorRef<Wake>,
-        registry: Arc<Registry>,
-    ) -> Result<Arc<Registry>, ActorProcessingErr> {
-        *registry.supervisor.write() = Some(myself.get_cell());
-        Ok(registry)
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        _myself: ActorRef<Wake>,
-        event: SupervisionEvent,
-        registry: &mut Arc<Registry>,
-    ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(_, error) = event {
-            tracing::error!(%error, "a mailbox crashed");
-            registry.needs.metrics.crashes.get_or_create(&[("kind", "mailbox")]).inc();
-        }
-        Ok(())
     }
 }

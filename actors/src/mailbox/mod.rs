@@ -18,10 +18,10 @@ use muster_protocol::ids::{AgentId, MessageId};
 use muster_protocol::limits::Limits;
 use muster_protocol::mailbox::{Mailbox, Step, Terms};
 use muster_protocol::topic::{event, messages_topic};
-use parking_lot::{Mutex, RwLock};
-use ractor::{Actor, ActorCell, ActorRef};
+use parking_lot::Mutex;
+use ractor::{Actor, ActorRef};
 
-use self::actor::{MailboxActor, MailboxesActor};
+use self::actor::MailboxActor;
 use crate::analytics::Analytics;
 use crate::cluster::Cluster;
 use crate::egress::{Burst, Class, Outcome, Outlet, OutletId};
@@ -30,7 +30,7 @@ use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
 use crate::store::{Mail, Store};
-use crate::supervisor::ChildSpec;
+use crate::supervisor::{Brood, ChildSpec};
 
 /// What mailboxes work with.
 pub struct Needs {
@@ -54,7 +54,7 @@ struct Registry {
     needs: Needs,
     /// As many as there are joins at most.
     live: Mutex<HashMap<AgentId, Arc<Live>>>,
-    supervisor: RwLock<Option<ActorCell>>,
+    brood: Brood,
 }
 
 /// The mailboxes that are joined on this node.
@@ -118,7 +118,8 @@ impl Mailboxes {
     /// None live yet.
     #[must_use]
     pub fn new(needs: Needs) -> Self {
-        Self(Arc::new(Registry { needs, live: Mutex::default(), supervisor: RwLock::default() }))
+        let brood = Brood::new("mailboxes", "mailbox", needs.metrics.clone());
+        Self(Arc::new(Registry { needs, live: Mutex::default(), brood }))
     }
 
     pub(crate) fn needs(&self) -> &Needs {
@@ -128,15 +129,7 @@ impl Mailboxes {
     /// How the supervisor of the mailboxes is started.
     #[must_use]
     pub fn child(&self) -> ChildSpec {
-        let registry = self.0.clone();
-        let start = move |parent: ActorCell| -> crate::supervisor::Spawned {
-            let registry = registry.clone();
-            Box::pin(async move {
-                let (actor, _) = Actor::spawn_linked(None, MailboxesActor, registry, parent).await?;
-                Ok(actor.get_cell())
-            })
-        };
-        ChildSpec { name: "mailboxes", start: Box::new(start) }
+        self.0.brood.child()
     }
 
     /// Lets a connection have an agent's messages: those under way, and then what waits.
@@ -166,7 +159,7 @@ impl Mailboxes {
         if is_new {
             // From here on its place is given up whatever happens, a caller that is gone included.
             let life = Life { registry: self.0.clone(), live };
-            let supervisor = self.0.supervisor.read().clone().ok_or(ErrorCode::Draining)?;
+            let supervisor = self.0.brood.supervisor().ok_or(ErrorCode::Draining)?;
             Actor::spawn_linked(None, MailboxActor, life, supervisor)
                 .await
                 .map_err(|_| Refusal::new(ErrorCode::Internal))?;

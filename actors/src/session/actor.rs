@@ -1,13 +1,12 @@
-//! The actor of one record, and the supervisor of all of one sort.
+//! The actor of one record.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::{Asked, Life, Registry, Rules};
+use super::{Asked, Life, Rules};
 use crate::inbox::Wake;
 use crate::store::StoreError;
 use crate::task_stream::refusal_of;
@@ -103,42 +102,5 @@ impl<R: Rules> State<R> {
             }
         }
         Err(ErrorCode::Overloaded.into())
-    }
-}
-
-/// Keeps crashes of its children to themselves: whoever needs a record next starts it anew from the store.
-pub(super) struct SessionsActor<R>(PhantomData<fn() -> R>);
-
-impl<R> SessionsActor<R> {
-    pub const fn new() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<R: Rules> Actor for SessionsActor<R> {
-    type Msg = Wake;
-    type State = Arc<Registry<R>>;
-    type Arguments = Arc<Registry<R>>;
-
-    async fn pre_start(
-        &self,
-        myself: ActorRef<Wake>,
-        registry: Arc<Registry<R>>,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        *registry.supervisor.write() = Some(myself.get_cell());
-        Ok(registry)
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        _myself: ActorRef<Wake>,
-        event: SupervisionEvent,
-        registry: &mut Self::State,
-    ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(_, error) = event {
-            tracing::error!(%error, sort = R::NAME, "a session crashed");
-            registry.metrics.crashes.get_or_create(&[("kind", R::NAME)]).inc();
-        }
-        Ok(())
     }
 }

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::websocket::CloseCode;
-use parking_lot::RwLock;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
 
 use super::Socket;
 use super::join::{JoinActor, JoinMessage, Turn};
 use crate::inbox::Wake;
 use crate::metric_definitions::Metrics;
-use crate::supervisor::ChildSpec;
+use crate::supervisor::{Brood, ChildSpec};
 
 /// The socket actor, while one of its joins is awake.
 #[derive(Default)]
@@ -172,69 +171,25 @@ impl Socket {
     }
 }
 
-/// The supervisor of all sockets of a node.
-pub struct Sockets {
-    cell: Arc<RwLock<Option<ActorCell>>>,
-    metrics: Arc<Metrics>,
-}
+/// The awake sockets of a node: one that crashes closes its connection, and its client comes back.
+pub struct Sockets(Brood);
 
 impl Sockets {
     /// Without an actor yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { cell: Arc::default(), metrics }
+        Self(Brood::new("sockets", "socket", metrics))
     }
 
     /// How its actor is started.
     #[must_use]
     pub fn child(&self) -> ChildSpec {
-        let (cell, metrics) = (self.cell.clone(), self.metrics.clone());
-        ChildSpec {
-            name: "sockets",
-            start: Box::new(move |supervisor| {
-                let (cell, metrics) = (cell.clone(), metrics.clone());
-                Box::pin(async move {
-                    let (actor, _) = Actor::spawn_linked(None, SocketsActor, metrics, supervisor).await?;
-                    *cell.write() = Some(actor.get_cell());
-                    Ok(actor.get_cell())
-                })
-            }),
-        }
+        self.0.child()
     }
 
     fn spawn(&self, socket: Arc<Socket>) -> Option<ActorCell> {
-        let supervisor = self.cell.read().clone()?;
-        let (actor, _) = ActorRuntime::spawn_linked_instant(None, SocketActor, socket, supervisor).ok()?;
+        let (actor, _) =
+            ActorRuntime::spawn_linked_instant(None, SocketActor, socket, self.0.supervisor()?).ok()?;
         Some(actor.get_cell())
-    }
-}
-
-/// A socket that crashes closes its connection; its client comes back. Nothing is started again.
-struct SocketsActor;
-
-impl Actor for SocketsActor {
-    type Msg = Wake;
-    type State = Arc<Metrics>;
-    type Arguments = Arc<Metrics>;
-
-    async fn pre_start(
-        &self,
-        _myself: ActorRef<Wake>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Arc<Metrics>, ActorProcessingErr> {
-        Ok(metrics)
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        _myself: ActorRef<Wake>,
-        event: SupervisionEvent,
-        metrics: &mut Arc<Metrics>,
-    ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(_, error) = event {
-            tracing::error!(%error, "a socket crashed");
-            metrics.crashes.get_or_create(&[("kind", "socket")]).inc();
-        }
-        Ok(())
     }
 }

@@ -83,6 +83,22 @@ pub struct Outcome {
     pub is_new: bool,
 }
 
+impl Outcome {
+    /// Of a message as it is.
+    #[must_use]
+    pub fn of(message: &Message, is_new: bool) -> Self {
+        Self {
+            id: message.id,
+            from: message.from,
+            to: message.to,
+            status: message.status,
+            reason: message.reason.clone(),
+            retries: message.retries,
+            is_new,
+        }
+    }
+}
+
 /// Whose messages: those an agent, or any agent of a user, has sent or is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Party {

@@ -2,7 +2,7 @@
 // not answered, in the way its sort of deal is meant to be done again.
 
 import { randomUUID } from "node:crypto";
-import { decimal, micros, Signer } from "../../clients/lib/signer.mjs";
+import { decimal, micros, Signer, statements } from "../../clients/lib/signer.mjs";
 import { Client } from "./client.mjs";
 
 /** Pause before something is tried again, ms. */
@@ -101,7 +101,7 @@ class Negotiators extends Maker {
     const { client, provider } = this.plan;
     const session = randomUUID();
     this.note({ e: "opened", x: session });
-    const offer = (side, amount) => ({ amount, signature: side.signer.offer({ session, agent: side.id, no: 1, amount }) });
+    const offer = (side, amount) => ({ amount, signature: side.signer.sign(statements.offer({ session, agent: side.id, no: 1, amount })) });
     const path = `/api/v1/negotiations/${session}`;
     const opening = { provider_agent_id: provider.id, session_id: session, ...offer(client, OFFERED) };
     const opened = await this.rest("POST", "/api/v1/negotiations", client.key, opening);
@@ -111,7 +111,7 @@ class Negotiators extends Maker {
     if (countered.status >= 300 && !(countered.tries > 1 && (await this.#session(path)).offers.some((one) => one.agent_id === provider.id))) {
       return this.failed(`countering: ${countered.status} ${countered.text}`);
     }
-    const signature = client.signer.accept({ session, agent: client.id, amount: AGREED, client: OFFERED, provider: ASKED });
+    const signature = client.signer.sign(statements.accept({ session, agent: client.id, amount: AGREED, client: OFFERED, provider: ASKED }));
     const accepted = await this.rest("POST", `${path}/accept`, client.key, { amount: AGREED, signature });
     if (accepted.status >= 300 && !(accepted.tries > 1 && (await this.#session(path)).status === "accepted")) {
       return this.failed(`accepting: ${accepted.status} ${accepted.text}`);
@@ -163,11 +163,11 @@ class Payers extends Maker {
     const after = this.state.balances.map((balance, side) => (side === payer ? balance - micros(amount) : balance + micros(amount)));
     const nonce = this.state.nonce + 1;
     const transfer = { channel, nonce, from: sides[payer].id, to: sides[1 - payer].id, amount, a: decimal(after[0]), b: decimal(after[1]) };
-    const move = (purpose, side) => ({ amount, nonce, signature: sides[side].signer[purpose](transfer) });
+    const move = (purpose, side) => ({ amount, nonce, signature: sides[side].signer.sign(statements[purpose](transfer)) });
     while (!this.ended) {
       let [what, answer] = ["propose_transfer", await this.#push(payer, "propose_transfer", move("propose", payer))];
       if (answer === "ok" || answer === "transfer_pending") {
-        [what, answer] = ["acknowledge_transfer", await this.#push(1 - payer, "acknowledge_transfer", move("acknowledge", 1 - payer))];
+        [what, answer] = ["acknowledge_transfer", await this.#push(1 - payer, "acknowledge_transfer", move("ack", 1 - payer))];
         if (answer === "ok") {
           this.note({ e: "moved", ch: channel, nonce });
           break;

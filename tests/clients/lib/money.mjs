@@ -1,40 +1,8 @@
-// What the tests of money share: Ed25519 keys and the texts that are signed, credits, and joined payment channels.
+// What the tests of money share: agents that sign, credits, and joined payment channels.
 
 import assert from "node:assert/strict";
-import { createPublicKey, generateKeyPairSync, sign } from "node:crypto";
 import { join, push } from "./phoenix.mjs";
-
-const PREFIX = "muster-sig-v1";
-
-/** A decimal amount in millionths, as it is signed. */
-export function micros(text) {
-  const [whole, fraction = ""] = String(text).split(".");
-  return BigInt(whole) * 1_000_000n + BigInt(fraction.padEnd(6, "0"));
-}
-
-/** Millionths as a decimal string. */
-export function decimal(value) {
-  const [whole, fraction] = [value / 1_000_000n, value % 1_000_000n];
-  return fraction === 0n ? `${whole}` : `${whole}.${String(fraction).padStart(6, "0").replace(/0+$/, "")}`;
-}
-
-export const statements = {
-  propose: (t) => [PREFIX, "payment.propose", t.channel, t.nonce, t.from, t.to, micros(t.amount), micros(t.a), micros(t.b)].join("\n"),
-  ack: (t) => [PREFIX, "payment.ack", t.channel, t.nonce, t.from, t.to, micros(t.amount), micros(t.a), micros(t.b)].join("\n"),
-  close: (channel, nonce, a, b) => [PREFIX, "payment.close", channel, nonce, micros(a), micros(b)].join("\n"),
-};
-
-/** A key pair that signs texts. */
-export class Signer {
-  constructor({ privateKey } = generateKeyPairSync("ed25519")) {
-    this.privateKey = privateKey;
-    this.publicKey = createPublicKey(privateKey).export({ type: "spki", format: "der" }).subarray(-32).toString("base64");
-  }
-
-  sign(text, spelling = "base64") {
-    return sign(null, Buffer.from(text), this.privateKey).toString(spelling);
-  }
-}
+import { decimal, micros, Signer, statements } from "./signer.mjs";
 
 /** An agent with a key to sign with, and perhaps some money. */
 export async function signingAgent(server, { credit: amount, ...options } = {}) {

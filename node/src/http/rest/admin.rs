@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::extract::{Body, Id, Operator, PageParams, Params, State};
+use super::extract::{Body, Id, Operator, PageParams, Pair, Params, State};
 use super::views::{AgentView, CredentialView, Envelope, Issued, Refusals};
 use crate::auth::Terms;
 use crate::cluster::status::Status;
@@ -93,14 +93,7 @@ pub async fn list_tokens(app: State, _: Operator, Id(id): Id<UserId>) -> Handled
 #[utoipa::path(delete, path = "/api/v1/admin/users/{id}/tokens/{token}",
     params(("id" = UserId, Path, description = "The user."), ("token" = CredentialId, Path, description = "The token's id.")),
     responses((status = 200), Refusals))]
-pub async fn revoke_token(
-    app: State,
-    _: Operator,
-    axum::extract::Path((user, token)): axum::extract::Path<(String, String)>,
-) -> Handled {
-    let not_found = || Refused::from(ErrorCode::NotFound);
-    let user: UserId = user.parse().map_err(|_| not_found())?;
-    let token: CredentialId = token.parse().map_err(|_| not_found())?;
+pub async fn revoke_token(app: State, _: Operator, Pair(user, token): Pair<UserId, CredentialId>) -> Handled {
     let now = app.core.environment.now();
     let revoked = app.core.store.revoke_credential(Owner::User(user), token, now).await?;
     let closed = app.core.notices.credentials_ended(&revoked, "credential revoked");

@@ -20,7 +20,7 @@ use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use super::admin::NewToken;
-use super::extract::{Body, Id, PageParams, Params, State};
+use super::extract::{Body, Id, PageParams, Pair, Params, State};
 use super::views::{AgentView, CredentialView, Envelope, Issued, Refusals, Registered};
 use crate::app::App;
 use crate::auth::{Caller, Terms};
@@ -441,11 +441,8 @@ pub async fn list_keys(app: State, caller: Caller, Id(id): Id<AgentId>) -> Handl
 pub async fn revoke_key(
     app: State,
     caller: Caller,
-    axum::extract::Path((agent, credential)): axum::extract::Path<(String, String)>,
+    Pair(agent, credential): Pair<AgentId, CredentialId>,
 ) -> Handled {
-    let not_found = || Refused::from(ErrorCode::NotFound);
-    let agent: AgentId = agent.parse().map_err(|_| not_found())?;
-    let credential: CredentialId = credential.parse().map_err(|_| not_found())?;
     let agent = own_agent(&app, &caller, agent).await?;
     let now = app.core.environment.now();
     let revoked = app.core.store.revoke_credential(Owner::Agent(agent.id), credential, now).await?;

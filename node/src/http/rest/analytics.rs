@@ -57,6 +57,16 @@ async fn visible(app: &App, caller: &Caller, agent: AgentId) -> Result<Whose, Re
     Ok(Whose::Agent(agent))
 }
 
+/// Whose figures are asked for, and of which time.
+async fn asked(
+    app: &App,
+    caller: &Caller,
+    agent: AgentId,
+    period: Option<&str>,
+) -> Result<(Whose, Period), Refused> {
+    Ok((visible(app, caller, agent).await?, Period::parse(period)?))
+}
+
 /// Sums of an agent's figures, for the agent and its owner.
 #[utoipa::path(get, path = "/api/v1/analytics/agents/{id}/metrics", params(("id" = AgentId, Path, description = "The agent."), PeriodParams),
     responses((status = 200, body = Envelope<MetricsView>), Refusals))]
@@ -66,8 +76,7 @@ pub async fn metrics(
     Id(agent): Id<AgentId>,
     Params(params): Params<PeriodParams>,
 ) -> Handled {
-    let whose = visible(&app, &caller, agent).await?;
-    let period = Period::parse(params.period.as_deref())?;
+    let (whose, period) = asked(&app, &caller, agent, params.period.as_deref()).await?;
     Answer::ok(&app.core.analytics.metrics(whose, period).await?)
 }
 
@@ -96,8 +105,7 @@ pub async fn revenue(
     Id(agent): Id<AgentId>,
     Params(params): Params<PeriodParams>,
 ) -> Handled {
-    let whose = visible(&app, &caller, agent).await?;
-    let period = Period::parse(params.period.as_deref())?;
+    let (whose, period) = asked(&app, &caller, agent, params.period.as_deref()).await?;
     Answer::ok(&app.core.analytics.revenue(whose, period).await?)
 }
 
@@ -110,7 +118,6 @@ pub async fn heatmap(
     Id(agent): Id<AgentId>,
     Params(params): Params<PeriodParams>,
 ) -> Handled {
-    let whose = visible(&app, &caller, agent).await?;
-    let period = Period::parse(params.period.as_deref())?;
+    let (whose, period) = asked(&app, &caller, agent, params.period.as_deref()).await?;
     Answer::ok(&app.core.analytics.heatmap(whose, period).await?)
 }

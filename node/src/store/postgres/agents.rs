@@ -15,7 +15,7 @@ use muster_protocol::webhook::Happening;
 use tokio_postgres::Row;
 
 use super::accounts::{insert_credential, lock_user};
-use super::columns::{Id, broken, id, id_bytes, json, number, optional_id, optional_time, time};
+use super::columns::{Id, amount, broken, id, id_bytes, json, number, optional_id, optional_time, time};
 use super::pool::{Connection, Failure};
 use super::webhooks;
 use crate::store::sql::{AGENT_COLUMNS, before, longest, order_by, page, page_rows, whole};
@@ -38,7 +38,7 @@ fn read_agent(row: &Row) -> Result<Agent, Failure> {
         did: row.try_get(3)?,
         capabilities: list(4)?,
         pricing_model: PricingModel::parse(row.try_get(5)?).ok_or_else(broken)?,
-        base_price: Amount::from_micros(row.try_get(6)?).ok_or_else(broken)?,
+        base_price: amount(row, 6)?,
         public_key,
         protocol_versions: list(8)?,
         metadata: json(row, 9)?,

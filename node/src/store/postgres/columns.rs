@@ -2,6 +2,7 @@
 
 use muster_actors::store::StoreError;
 use muster_protocol::json::Json;
+use muster_protocol::money::Amount;
 use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::private::BytesMut;
@@ -49,6 +50,17 @@ pub(super) use id;
 /// A row that this program did not write.
 pub fn broken() -> Failure {
     StoreError::Unavailable("a row of the database is damaged, or of a newer version".into()).into()
+}
+
+/// A column of micro-units.
+pub fn amount(row: &Row, index: usize) -> Result<Amount, Failure> {
+    Amount::from_micros(row.try_get(index)?).ok_or_else(broken)
+}
+
+/// A column of micro-units that may be null.
+pub fn optional_amount(row: &Row, index: usize) -> Result<Option<Amount>, Failure> {
+    let micros: Option<i64> = row.try_get(index)?;
+    micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose()
 }
 
 /// 16 bytes of an id column.

@@ -10,7 +10,9 @@ use muster_protocol::task::Task;
 use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
-use super::columns::{broken, id, id_bytes, json, optional_id, optional_json, optional_time, time};
+use super::columns::{
+    broken, id, id_bytes, json, optional_amount, optional_id, optional_json, optional_time, time,
+};
 use super::pool::{Connection, Failure};
 use super::{PostgresStore, messages, tasks};
 use crate::store::sql::{HANDOFF_COLUMNS, whole};
@@ -65,7 +67,6 @@ impl HandoffStore for PostgresStore {
 }
 
 fn read_handoff(row: &Row) -> Result<Handoff, Failure> {
-    let price: Option<i64> = row.try_get(7)?;
     Ok(Handoff {
         message: MessageId::from_bytes(id_bytes(row, 0)?),
         task: TaskId::from_bytes(id_bytes(row, 1)?),
@@ -74,7 +75,7 @@ fn read_handoff(row: &Row) -> Result<Handoff, Failure> {
         to: AgentId::from_bytes(id_bytes(row, 4)?),
         context: optional_json(row, 5)?,
         required_capabilities: json(row, 6)?.parse().map_err(|_| broken())?,
-        price: price.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose()?,
+        price: optional_amount(row, 7)?,
         created_at: time(row, 8)?,
         accepted_at: optional_time(row, 9)?,
         declined_at: optional_time(row, 10)?,

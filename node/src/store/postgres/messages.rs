@@ -171,7 +171,7 @@ async fn settle_all(c: &Connection, all: &[Settle]) -> Result<Vec<StoreResult<Ou
             reasons.push(mail.message.reason.clone());
             times.push(settle.now.unix_ms());
         }
-        settled.push(Ok(outcome(&mail.message, is_new)));
+        settled.push(Ok(Outcome::of(&mail.message, is_new)));
     }
     if !seqs.is_empty() {
         let sql =
@@ -181,18 +181,6 @@ async fn settle_all(c: &Connection, all: &[Settle]) -> Result<Vec<StoreResult<Ou
         c.execute(sql, &[&seqs, &statuses, &reasons, &times]).await?;
     }
     Ok(settled)
-}
-
-fn outcome(message: &Message, is_new: bool) -> Outcome {
-    Outcome {
-        id: message.id,
-        from: message.from,
-        to: message.to,
-        status: message.status,
-        reason: message.reason.clone(),
-        retries: message.retries,
-        is_new,
-    }
 }
 
 async fn list(
@@ -342,7 +330,7 @@ async fn fail(c: &Connection, to: AgentId, seqs: &[i64], now: Timestamp) -> Resu
         let told = || failed.iter().map(|mail| Happening::of_dead_letter(&mail.message, now)).collect();
         webhooks::queue_all(c, told).await?;
     }
-    Ok(failed.iter().map(|mail| outcome(&mail.message, true)).collect())
+    Ok(failed.iter().map(|mail| Outcome::of(&mail.message, true)).collect())
 }
 
 async fn redeliver(c: &Connection, message: MessageId, now: Timestamp) -> Result<Message, Failure> {
@@ -384,7 +372,7 @@ async fn expire(c: &Connection, now: Timestamp, rows_max: usize) -> Result<(usiz
         seqs.push(whole(mail.seq));
         statuses.push(status.as_str());
         if status != mail.message.status {
-            expired.push(Outcome { status, ..outcome(&mail.message, true) });
+            expired.push(Outcome { status, ..Outcome::of(&mail.message, true) });
         }
     }
     let sql = "UPDATE messages SET status = x.status, open = false, payload = NULL, signature = NULL, once_key = NULL,

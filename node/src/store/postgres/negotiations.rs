@@ -4,7 +4,6 @@ use async_trait::async_trait;
 use muster_actors::store::{NegotiationFilter, NegotiationStore, Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::ids::{AgentId, AgreementId, NegotiationId, TaskId};
 use muster_protocol::json::Json;
-use muster_protocol::money::Amount;
 use muster_protocol::negotiation::agreement::Agreement;
 use muster_protocol::negotiation::{Negotiation, Party, Side, Status};
 use muster_protocol::signing::PublicKey;
@@ -12,7 +11,7 @@ use muster_protocol::signing::statement::Digest;
 use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
-use super::columns::{Id, broken, id, id_bytes, json, number, optional_id, time};
+use super::columns::{Id, amount, broken, id, id_bytes, json, number, optional_id, time};
 use super::pool::{Connection, Failure};
 use super::{PostgresStore, agents};
 use crate::store::sql::{AGREEMENT_COLUMNS, NEGOTIATION_COLUMNS, before, page, page_rows, whole};
@@ -92,7 +91,7 @@ fn read_negotiation(row: &Row) -> Result<Negotiation, Failure> {
         provider: party(5)?,
         opened_by: Side::parse(row.try_get(7)?).ok_or_else(broken)?,
         task: optional_id(row, 8)?.map(TaskId::from_bytes),
-        base_price: Amount::from_micros(row.try_get(9)?).ok_or_else(broken)?,
+        base_price: amount(row, 9)?,
         terms: json(row, 10)?,
         terms_sha256: Digest::from_bytes(bytes(row, 11)?),
         offers: serde_json::from_str(row.try_get(12)?).map_err(|_| broken())?,

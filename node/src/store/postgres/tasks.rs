@@ -14,14 +14,14 @@ use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
 use super::agents::count_outcome;
-use super::columns::{Id, broken, id, id_bytes, json, optional_id, optional_json, optional_time, time};
+use super::columns::{
+    Id, amount, broken, id, id_bytes, json, optional_amount, optional_id, optional_json, optional_time, time,
+};
 use super::pool::{Connection, Failure};
 use super::{ledger, streams, webhooks};
 use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
 fn read_task(row: &Row) -> Result<Task, Failure> {
-    let amount =
-        |micros: Option<i64>| micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose();
     Ok(Task {
         id: TaskId::from_bytes(id_bytes(row, 0)?),
         status: TaskStatus::parse(row.try_get(1)?).ok_or_else(broken)?,
@@ -32,7 +32,7 @@ fn read_task(row: &Row) -> Result<Task, Failure> {
         input: json(row, 6)?,
         output: optional_json(row, 7)?,
         error: optional_json(row, 8)?,
-        max_price: amount(row.try_get(9)?)?,
+        max_price: optional_amount(row, 9)?,
         external_client: row.try_get(10)?,
         hiring: optional_id(row, 11)?.map(HiringId::from_bytes),
         created_at: time(row, 12)?,
@@ -40,8 +40,8 @@ fn read_task(row: &Row) -> Result<Task, Failure> {
         ended_at: optional_time(row, 14)?,
         payment: Payment {
             request: None,
-            price: amount(row.try_get(15)?)?,
-            fee: amount(Some(row.try_get(16)?))?.unwrap_or_default(),
+            price: optional_amount(row, 15)?,
+            fee: amount(row, 16)?,
             escrow: Escrow::parse(row.try_get(17)?).ok_or_else(broken)?,
         },
         progress: progress(row)?,

@@ -15,7 +15,7 @@ use muster_protocol::webhook::Happening;
 use rusqlite::{Connection, Row, params};
 
 use super::accounts::insert_credential;
-use super::columns::{count, id_bytes, json, optional_id, optional_time, rows, time};
+use super::columns::{amount, count, id_bytes, json, optional_id, optional_time, rows, time};
 use super::sql_error;
 use super::webhooks;
 use crate::store::sql::{AGENT_COLUMNS, before, longest, order_by, page, page_rows, whole};
@@ -34,7 +34,7 @@ fn read_agent(row: &Row<'_>) -> rusqlite::Result<Agent> {
         did: row.get(3)?,
         capabilities: list(4)?,
         pricing_model: PricingModel::parse(&pricing_model).ok_or_else(broken)?,
-        base_price: Amount::from_micros(row.get(6)?).ok_or_else(broken)?,
+        base_price: amount(row, 6)?,
         public_key: public_key.map(|bytes| PublicKey::from_bytes(bytes).ok_or_else(broken)).transpose()?,
         protocol_versions: list(8)?,
         metadata: json(row, 9)?,

@@ -2,6 +2,7 @@
 
 use muster_actors::store::StoreResult;
 use muster_protocol::json::Json;
+use muster_protocol::money::Amount;
 use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
@@ -45,6 +46,17 @@ pub fn json(row: &Row<'_>, index: usize) -> rusqlite::Result<Json> {
 /// A JSON column that may be null.
 pub fn optional_json(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Json>> {
     Ok(row.get::<_, Option<String>>(index)?.map(|text| Json::from_trusted_bytes(text.into())))
+}
+
+/// A column of micro-units.
+pub fn amount(row: &Row<'_>, index: usize) -> rusqlite::Result<Amount> {
+    Amount::from_micros(row.get(index)?).ok_or(rusqlite::Error::InvalidQuery)
+}
+
+/// A column of micro-units that may be null.
+pub fn optional_amount(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Amount>> {
+    let micros: Option<i64> = row.get(index)?;
+    micros.map(|micros| Amount::from_micros(micros).ok_or(rusqlite::Error::InvalidQuery)).transpose()
 }
 
 /// 16 bytes of an id column.

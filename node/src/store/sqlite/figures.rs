@@ -16,9 +16,9 @@ use rusqlite::{Connection, Row, TransactionBehavior, params, params_from_iter, t
 
 use super::columns::{id_bytes, rows, time};
 use super::readers::Readers;
-use super::{configure, sql_error};
+use super::{configure, schema, sql_error};
 use crate::store::figures::{columns, days, span, spread};
-use crate::store::sql::{check_version, whole};
+use crate::store::sql::whole;
 
 /// Its schema, whose number is its place, from 1.
 const MIGRATIONS: &[&str] = &[include_str!("../migrations/analytics/0001_figures.sql")];
@@ -45,15 +45,7 @@ impl SqliteFigures {
         connection.pragma_update(None, "journal_mode", "WAL").map_err(sql_error)?;
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(sql_error)?;
         configure(&connection)?;
-        let current: usize =
-            connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql_error)?;
-        check_version(current, MIGRATIONS.len())?;
-        for (index, migration) in MIGRATIONS.iter().enumerate().skip(current) {
-            let transaction = connection.transaction().map_err(sql_error)?;
-            transaction.execute_batch(migration).map_err(sql_error)?;
-            transaction.pragma_update(None, "user_version", index + 1).map_err(sql_error)?;
-            transaction.commit().map_err(sql_error)?;
-        }
+        schema::apply(&mut connection, MIGRATIONS, |_| ())?;
         let readers = Arc::new(Readers::open(&path, READERS)?);
         Ok(Self { writer: Arc::new(Mutex::new(Some(connection))), readers })
     }

@@ -130,7 +130,7 @@ fn settle(c: &Connection, settle: &Settle) -> StoreResult<Outcome> {
         .map_err(sql_error)?;
     let message = found.message.as_of(settle.now);
     if !message.status.may_be_settled() {
-        return Ok(outcome(&message, false));
+        return Ok(Outcome::of(&message, false));
     }
     let reason = match &settle.verdict {
         Verdict::Acknowledged => None,
@@ -139,19 +139,7 @@ fn settle(c: &Connection, settle: &Settle) -> StoreResult<Outcome> {
     let status = settle.verdict.status();
     let sql = "UPDATE messages SET status = ?1, reason = ?2, acknowledged_at = ?3, open = 0 WHERE seq = ?4";
     execute(c, sql, &[&status.as_str(), &reason, &settle.now.unix_ms(), &whole(found.seq)])?;
-    Ok(outcome(&Message { status, reason, ..message }, true))
-}
-
-fn outcome(message: &Message, is_new: bool) -> Outcome {
-    Outcome {
-        id: message.id,
-        from: message.from,
-        to: message.to,
-        status: message.status,
-        reason: message.reason.clone(),
-        retries: message.retries,
-        is_new,
-    }
+    Ok(Outcome::of(&Message { status, reason, ..message }, true))
 }
 
 fn one(c: &Connection, id: MessageId) -> StoreResult<Mail> {
@@ -305,7 +293,7 @@ fn fail(c: &Connection, to: AgentId, seqs: &[u64], now: Timestamp) -> StoreResul
         };
         execute(c, "UPDATE messages SET status = 'failed', open = 0 WHERE seq = ?1", &[&whole(*seq)])?;
         webhooks::queue_all(c, || vec![Happening::of_dead_letter(&mail.message, now)])?;
-        failed.push(outcome(&Message { status: MessageStatus::Failed, ..mail.message }, true));
+        failed.push(Outcome::of(&Message { status: MessageStatus::Failed, ..mail.message }, true));
     }
     Ok(failed)
 }
@@ -341,7 +329,7 @@ fn expire(c: &Connection, now: Timestamp, rows_max: usize) -> StoreResult<(usize
                        once_hash = NULL WHERE seq = ?2";
         execute(c, sql, &[&status.as_str(), &whole(mail.seq)])?;
         if status != mail.message.status {
-            expired.push(Outcome { status, ..outcome(&mail.message, true) });
+            expired.push(Outcome { status, ..Outcome::of(&mail.message, true) });
         }
     }
     execute(c, "UPDATE messages_swept SET expired_upto = ?1", &[&whole(last.seq)])?;

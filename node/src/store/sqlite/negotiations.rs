@@ -4,7 +4,6 @@ use async_trait::async_trait;
 use muster_actors::store::{NegotiationFilter, NegotiationStore, Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::ids::{AgentId, AgreementId, NegotiationId, TaskId};
 use muster_protocol::json::Json;
-use muster_protocol::money::Amount;
 use muster_protocol::negotiation::agreement::Agreement;
 use muster_protocol::negotiation::{Negotiation, Party, Side, Status};
 use muster_protocol::signing::PublicKey;
@@ -13,7 +12,7 @@ use muster_protocol::time::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 
-use super::columns::{count, id_bytes, json, optional_id, rows, time};
+use super::columns::{amount, count, id_bytes, json, optional_id, rows, time};
 use super::{SqliteStore, sql_error};
 use crate::store::sql::{AGREEMENT_COLUMNS, NEGOTIATION_COLUMNS, before, page, page_rows, whole};
 
@@ -93,7 +92,7 @@ fn read_negotiation(row: &Row<'_>) -> rusqlite::Result<Negotiation> {
         provider: party(5)?,
         opened_by: Side::parse(&text(7)?).ok_or_else(|| broken(7))?,
         task: optional_id(row, 8)?.map(TaskId::from_bytes),
-        base_price: Amount::from_micros(row.get(9)?).ok_or_else(|| broken(9))?,
+        base_price: amount(row, 9)?,
         terms: json(row, 10)?,
         terms_sha256: Digest::from_bytes(row.get(11)?),
         offers: serde_json::from_str(&text(12)?).map_err(|_| broken(12))?,

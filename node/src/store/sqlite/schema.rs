@@ -27,15 +27,23 @@ const MIGRATIONS: &[&str] = &[
 /// # Errors
 /// The database is newer than this program, or cannot be written.
 pub fn migrate(connection: &mut Connection) -> StoreResult<()> {
+    apply(connection, MIGRATIONS, |version| tracing::info!(version, "store migrated"))
+}
+
+/// Brings a database to the newest of some versions; tells of each once it is reached.
+///
+/// # Errors
+/// As for [`migrate`].
+pub fn apply(connection: &mut Connection, migrations: &[&str], reached: impl Fn(usize)) -> StoreResult<()> {
     let current: usize =
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql_error)?;
-    check_version(current, MIGRATIONS.len())?;
-    for (index, migration) in MIGRATIONS.iter().enumerate().skip(current) {
+    check_version(current, migrations.len())?;
+    for (index, migration) in migrations.iter().enumerate().skip(current) {
         let transaction = connection.transaction().map_err(sql_error)?;
         transaction.execute_batch(migration).map_err(sql_error)?;
         transaction.pragma_update(None, "user_version", index + 1).map_err(sql_error)?;
         transaction.commit().map_err(sql_error)?;
-        tracing::info!(version = index + 1, "store migrated");
+        reached(index + 1);
     }
     Ok(())
 }

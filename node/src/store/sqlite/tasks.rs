@@ -15,7 +15,10 @@ use muster_protocol::time::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use super::agents::count_outcome;
-use super::columns::{count, exists, id_bytes, json, optional_id, optional_json, optional_time, rows, time};
+use super::columns::{
+    amount, count, exists, id_bytes, json, optional_amount, optional_id, optional_json, optional_time, rows,
+    time,
+};
 use super::{ledger, sql_error, streams, webhooks};
 use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
 
@@ -23,8 +26,6 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let broken = || rusqlite::Error::InvalidQuery;
     let status: String = row.get(1)?;
     let escrow: String = row.get(17)?;
-    let amount =
-        |micros: Option<i64>| micros.map(|micros| Amount::from_micros(micros).ok_or_else(broken)).transpose();
     Ok(Task {
         id: TaskId::from_bytes(id_bytes(row, 0)?),
         status: TaskStatus::parse(&status).ok_or_else(broken)?,
@@ -35,7 +36,7 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
         input: json(row, 6)?,
         output: optional_json(row, 7)?,
         error: optional_json(row, 8)?,
-        max_price: amount(row.get(9)?)?,
+        max_price: optional_amount(row, 9)?,
         external_client: row.get(10)?,
         hiring: optional_id(row, 11)?.map(HiringId::from_bytes),
         created_at: time(row, 12)?,
@@ -43,8 +44,8 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
         ended_at: optional_time(row, 14)?,
         payment: Payment {
             request: None,
-            price: amount(row.get(15)?)?,
-            fee: amount(Some(row.get(16)?))?.unwrap_or_default(),
+            price: optional_amount(row, 15)?,
+            fee: amount(row, 16)?,
             escrow: Escrow::parse(&escrow).ok_or_else(broken)?,
         },
         progress: progress(row)?,
