@@ -10,6 +10,7 @@ use muster_protocol::limits::Limits;
 use muster_protocol::team::{Action, Change, Command, Entry, EntryKind, Team, Told};
 use muster_protocol::time::Timestamp;
 use muster_protocol::topic::{agent_topic, event, hirer_topic, team_member_topic, team_topic};
+use serde::Deserialize;
 
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
@@ -83,6 +84,12 @@ const fn event_of(told: Told) -> &'static str {
         Told::MemberAdded => event::MEMBER_ADDED,
         Told::MemberRemoved => event::MEMBER_REMOVED,
     }
+}
+
+/// As what the rules answer.
+#[derive(Deserialize)]
+struct Kept {
+    id: EntryId,
 }
 
 impl Teams {
@@ -194,18 +201,20 @@ impl Teams {
         let now = self.environment.now();
         let entry = EntryId::new(now, self.environment.id_entropy());
         let escalated = match &action {
-            Action::Escalate(request) => Some(Json::of(&serde_json::json!({
-                "team_id": id,
-                "id": entry,
-                "from_agent_id": by,
-                "reason": request.reason,
-                "severity": request.severity,
-            }))),
+            Action::Escalate(request) => Some((request.reason.clone(), request.severity)),
             _ => None,
         };
         let answer = self.sessions.ask(id, Command::Act { by, entry, action }).await?;
-        if let Some(payload) = escalated {
-            self.tell_above(id, payload).await;
+        if let Some((reason, severity)) = escalated {
+            let kept: Kept = answer.parse().map_err(|_| ErrorCode::Internal)?;
+            let payload = serde_json::json!({
+                "team_id": id,
+                "id": kept.id,
+                "from_agent_id": by,
+                "reason": reason,
+                "severity": severity,
+            });
+            self.tell_above(id, Json::of(&payload)).await;
         }
         Ok(answer)
     }

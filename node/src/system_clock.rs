@@ -50,5 +50,5 @@ impl Entropy for SystemEntropy {
 /// The real thing.
 #[must_use]
 pub fn environment() -> Environment {
-    Environment { clock: Arc::new(SystemClock { started: Instant::now() }), entropy: Arc::new(SystemEntropy) }
+    Environment::new(Arc::new(SystemClock { started: Instant::now() }), Arc::new(SystemEntropy))
 }

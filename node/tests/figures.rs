@@ -98,7 +98,7 @@ fn world(entries_max: usize) -> World {
     let cut = Arc::new(Cut { figures, is_away: AtomicBool::new(false) });
     let metrics = Arc::new(Metrics::register(&mut prometheus_client::registry::Registry::default()));
     let ports: (Arc<dyn FigureStore>, _) = (cut.clone(), store.clone());
-    let environment = Environment { clock: Arc::new(Stopped), ..system_clock::environment() };
+    let environment = Environment::new(Arc::new(Stopped), system_clock::environment().entropy);
     let analytics = Analytics::new((ports.0, ports.1), environment, metrics, (entries_max, 1_000));
     World { analytics, cut, store, _folder: folder }
 }

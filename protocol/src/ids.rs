@@ -133,6 +133,14 @@ record_id!(
     VoteId
 );
 
+impl EntryId {
+    /// The id that sorts right behind this one.
+    #[must_use]
+    pub const fn successor(self) -> Self {
+        Self(Uuid::from_u128(self.0.as_u128().wrapping_add(1)))
+    }
+}
+
 impl PaymentChannelId {
     /// The one that a request under a key opens: a UUID of version 8 from its hash.
     #[must_use]

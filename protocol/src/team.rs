@@ -30,6 +30,8 @@ pub struct Team {
     pub members: Vec<AgentId>,
     /// The votes that are open, oldest first.
     pub votes: Vec<Vote>,
+    /// What it kept last.
+    pub last_entry: Option<EntryId>,
     /// Creation.
     pub created_at: Timestamp,
     /// How often it has changed: what the store compares.
@@ -58,7 +60,7 @@ pub struct Vote {
 /// What a team keeps, one after another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Id; sorts by time.
+    /// Id; sorts by the order in which the team took them, whatever the clocks of its nodes say.
     pub id: EntryId,
     /// Of which sort.
     pub kind: EntryKind,
@@ -155,7 +157,16 @@ impl Team {
         if members.len() > limits.team_members_max {
             return Err(ErrorCode::LimitReached.into());
         }
-        Ok(Self { id, name, owner, members, votes: Vec::new(), created_at: now, version: 1 })
+        Ok(Self {
+            id,
+            name,
+            owner,
+            members,
+            votes: Vec::new(),
+            last_entry: None,
+            created_at: now,
+            version: 1,
+        })
     }
 
     /// Whether an agent belongs to it.
@@ -259,6 +270,7 @@ impl Change {
         now: Timestamp,
         limits: &Limits,
     ) -> Result<Option<Json>, Refusal> {
+        let id = self.next_entry(id);
         let answer = Json::of(&serde_json::json!({ "id": id, "inserted_at": now }));
         match action {
             Action::Say(content) => {
@@ -370,10 +382,20 @@ impl Change {
         for vote in over {
             let body = Json::of(&vote.result());
             self.told.push((Told::VoteClosed, body.clone()));
-            let id = EntryId::from_bytes(*vote.id.as_bytes());
+            let id = self.next_entry(EntryId::from_bytes(*vote.id.as_bytes()));
             let (kind, author) = (EntryKind::Vote, vote.opened_by);
-            self.entries.push(Entry { id, kind, author, body, inserted_at: vote.closes_at });
+            self.put(Entry { id, kind, author, body, inserted_at: vote.closes_at });
         }
+    }
+
+    /// The id wanted, or the next after what was kept last.
+    fn next_entry(&self, wanted: EntryId) -> EntryId {
+        self.team.last_entry.map_or(wanted, |last| wanted.max(last.successor()))
+    }
+
+    fn put(&mut self, entry: Entry) {
+        self.team.last_entry = Some(entry.id);
+        self.entries.push(entry);
     }
 
     fn keep(
@@ -393,7 +415,7 @@ impl Change {
         }
         let body = Json::of(&Body { id, from_agent_id: author, inserted_at: now, content });
         self.told.push((told, body.clone()));
-        self.entries.push(Entry { id, kind, author, body, inserted_at: now });
+        self.put(Entry { id, kind, author, body, inserted_at: now });
     }
 
     fn tell(&mut self, told: Told, payload: &impl Serialize) {

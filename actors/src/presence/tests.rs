@@ -47,7 +47,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let clock = Arc::new(Hand::default());
-        let environment = Environment { clock: clock.clone(), entropy: Arc::new(Zeroes) };
+        let environment = Environment::new(clock.clone(), Arc::new(Zeroes));
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
         let me = NodeKey { name: "alone".into(), incarnation: 1 };
         let limits = Limits::default();

@@ -101,7 +101,7 @@ impl Rules for Counting {
 }
 
 async fn node(shared: &Arc<Shared>, live_max: usize) -> Arc<Sessions<Counting>> {
-    let environment = Environment { clock: Arc::new(Still), entropy: Arc::new(Still) };
+    let environment = Environment::new(Arc::new(Still), Arc::new(Still));
     let metrics = Arc::new(Metrics::register(&mut MetricRegistry::default()));
     let sessions = Sessions::new(Counting(shared.clone()), live_max, environment.clone(), metrics.clone());
     let (supervisor, _) = Actor::spawn(None, Supervisor, (environment, metrics)).await.unwrap();

@@ -67,6 +67,20 @@ impl World {
 }
 
 #[test]
+fn what_is_kept_sorts_in_the_order_in_which_it_came() {
+    let mut world = World::new();
+    world.open_vote(1, 1, Some(60)).unwrap();
+    // The ids that are wanted get smaller: the members' nodes do not have one clock.
+    for (nth, wanted) in [200, 100, 50].into_iter().enumerate() {
+        world.count = wanted;
+        world.act(2, Action::Say(Json::of(&nth)), at(0)).unwrap();
+    }
+    world.ask(&Command::Due, at(60_000)).unwrap();
+    assert_eq!(world.entries.len(), 4);
+    assert!(world.entries.is_sorted_by(|a, b| a.id < b.id), "{:?}", world.entries);
+}
+
+#[test]
 fn the_owner_says_who_belongs_to_it() {
     let mut world = World::new();
     assert_eq!(world.team.members, [agent(1), agent(2), agent(3)]);

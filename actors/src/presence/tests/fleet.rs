@@ -104,10 +104,8 @@ impl Fleet {
         let members = watch::Sender::new(Arc::default());
         let end = Arc::new(End { me: me.clone(), wires: self.wires.clone(), members });
         let entropy = u8::try_from(incarnation * 16).unwrap() + n;
-        let environment = Environment {
-            clock: Arc::new(Hand::default()),
-            entropy: Arc::new(Counted(entropy, AtomicU64::new(0))),
-        };
+        let environment =
+            Environment::new(Arc::new(Hand::default()), Arc::new(Counted(entropy, AtomicU64::new(0))));
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
         let presence = Presence::new(environment.clone(), metrics.clone(), end.clone(), &self.limits);
         let online = Online::new(presence.clone(), environment, metrics);
