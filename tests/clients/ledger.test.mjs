@@ -69,8 +69,9 @@ onNode("the ledger", [], (world) => {
     assertRefused(await adjust("credit", { user_id: UNKNOWN_ID, amount: "1" }), 404, "NOT_FOUND");
     assertRefused(await adjust("credit", { agent_id: client.id, amount: "9223372036854.775807" }), 409, "LIMIT_REACHED");
     for (const who of [client, owner, stranger, {}]) {
-      for (const way of ["credit", "debit"]) assertRefused(await adjust(way, { agent_id: client.id, amount: "1" }, who), 401, "UNAUTHORIZED");
-      assertRefused(await world.ask("GET", "/admin/ledger/audit", who), 401, "UNAUTHORIZED");
+      const [status, code] = who.id ? [403, "FORBIDDEN"] : [401, "UNAUTHORIZED"];
+      for (const way of ["credit", "debit"]) assertRefused(await adjust(way, { agent_id: client.id, amount: "1" }, who), status, code);
+      assertRefused(await world.ask("GET", "/admin/ledger/audit", who), status, code);
     }
     assert.deepEqual([await money(server, client), await money(server, owner)], [["12", "0"], ["2", "0"]]);
   });

@@ -325,8 +325,8 @@ onNode("transfers", ["drills.enabled=true"], (world) => {
     }
     const disputed = await server.ok("GET", "/api/v1/admin/payment-channels", world.operator);
     assert.deepEqual(disputed.map(({ id, dispute }) => [id, dispute.reason, dispute.agent_id]), [[pair.id, "it did not work", pair.b.id]], "the operator sees which");
-    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }, {}]) assertRefused(await server.request("GET", "/api/v1/admin/payment-channels", as), 401, "UNAUTHORIZED");
-    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }, {}]) assertRefused(await world.resolve(pair.id, {}, as), 401, "UNAUTHORIZED");
+    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }]) assertRefused(await server.request("GET", "/api/v1/admin/payment-channels", as), 403, "FORBIDDEN");
+    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }]) assertRefused(await world.resolve(pair.id, {}, as), 403, "FORBIDDEN");
     assertRefused(await world.resolve(UNKNOWN_ID, {}), 404, "NOT_FOUND");
     assertRefused(await world.resolve(pair.id, { balance_a: "1", balance_b: "1" }), 422, "INVALID_AMOUNT");
     const resolved = await world.resolve(pair.id, {});

@@ -486,6 +486,7 @@ onNode("small bounds", [`limits.joins_per_agent=${rate(4)}`, "limits.task_channe
     const { client, provider } = await world.table();
     await client.ok("input_stream", { chunk: "x".repeat(900), seq: 1 });
     assert.deepEqual(await client.refused("input_stream", { chunk: "x".repeat(101), seq: 2 }), { reason: "stream_too_large", max_bytes: 1000, max_chunks: 5 });
+    assert.equal((await client.refused("input_stream", { chunk: "", seq: Number.MAX_SAFE_INTEGER })).reason, "stream_too_large", "what lies before it never fits");
     for (const seq of range(2, 5)) await client.ok("input_stream", { chunk: "", seq });
     assert.equal((await client.refused("input_stream", { chunk: "", seq: 6 })).reason, "stream_too_large");
     await client.push("input_stream", { chunk: "", seq: 2 });

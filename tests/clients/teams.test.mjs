@@ -156,6 +156,8 @@ describe("a team", () => {
     const ask = (method, path, who, body) => server.request(method, `/api/v1/teams/${team.id}${path}`, { key: who.key, body });
     assert.equal((await ask("POST", "/members", member, { agent_id: member.id })).status, 404, "not even that it exists");
     assert.equal((await ask("POST", "/members", owner, { agent_id: member.id })).status, 200);
+    const again = await ask("POST", "/members", owner, { agent_id: member.id });
+    assert.deepEqual([again.status, again.data.members], [200, [owner.id, member.id]], "who is in is in");
     await until("the member is told", () => joined.length === 1);
     assert.equal(joined[0].id, team.id);
     assert.equal((await ask("POST", "/members", member, { agent_id: stranger.id })).status, 403);

@@ -258,7 +258,7 @@ macro_rules! conformance_of {
             negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
                 negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
             teams: votes_fall_due;
-            handoffs: handoffs_happen_whole_or_not_at_all, handoffs_are_answered_once;
+            handoffs: handoffs_happen_whole_or_not_at_all, handoffs_are_answered_once, what_becomes_of_a_message_becomes_of_its_handoff;
         ], reopened [
             messages: messages_outlive_the_store;
             streams: claims_outlive_the_store;

@@ -7,9 +7,11 @@ use muster_actors::store::{
     Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Page, PageRequest, Party,
     Settle, StoreError, StoreResult,
 };
+use muster_protocol::handoff::NOT_ANSWERED;
 use muster_protocol::ids::{AgentId, MessageId};
 use muster_protocol::json::Json;
 use muster_protocol::mailbox::{Attempt, RETRIES_MAX};
+use muster_protocol::message::kinds::TASK_HANDOFF;
 use muster_protocol::message::{Guarantee, Message, MessageStatus, Verdict};
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::Happening;
@@ -18,7 +20,7 @@ use tokio_postgres::types::ToSql;
 
 use super::columns::{Id, broken, id, id_bytes, number, optional_json, optional_time, time};
 use super::pool::{Connection, Failure};
-use super::{PostgresStore, webhooks};
+use super::{PostgresStore, handoffs, webhooks};
 use crate::store::sql::{MESSAGE_COLUMNS, message_lists, page, page_rows, place_after, place_bytes, whole};
 
 fn read_mail_row(row: &Row) -> Result<Mail, Failure> {
@@ -151,7 +153,7 @@ async fn settle_all(c: &Connection, all: &[Settle]) -> Result<Vec<StoreResult<Ou
     let mut known: HashMap<MessageId, Mail> =
         read_all(&rows)?.into_iter().map(|mail| (mail.message.id, mail)).collect();
     let (mut seqs, mut statuses, mut reasons, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut settled = Vec::with_capacity(all.len());
+    let (mut settled, mut declined) = (Vec::with_capacity(all.len()), Vec::new());
     for settle in all {
         let found = known.get_mut(&settle.id).filter(|mail| mail.message.to == settle.to);
         let Some(mail) = found else {
@@ -170,6 +172,9 @@ async fn settle_all(c: &Connection, all: &[Settle]) -> Result<Vec<StoreResult<Ou
             statuses.push(mail.message.status.as_str());
             reasons.push(mail.message.reason.clone());
             times.push(settle.now.unix_ms());
+            if mail.message.status == MessageStatus::Rejected && mail.message.kind == TASK_HANDOFF {
+                declined.push((settle, mail.message.reason.clone()));
+            }
         }
         settled.push(Ok(Outcome::of(&mail.message, is_new)));
     }
@@ -179,6 +184,9 @@ async fn settle_all(c: &Connection, all: &[Settle]) -> Result<Vec<StoreResult<Ou
                    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[]) x (seq, status, reason, at)
                    WHERE messages.seq = x.seq";
         c.execute(sql, &[&seqs, &statuses, &reasons, &times]).await?;
+    }
+    for (settle, reason) in declined {
+        handoffs::decline(c, &[(settle.id, reason.as_deref())], true, settle.now).await?;
     }
     Ok(settled)
 }
@@ -378,6 +386,9 @@ async fn expire(c: &Connection, now: Timestamp, rows_max: usize) -> Result<(usiz
     let sql = "UPDATE messages SET status = x.status, open = false, payload = NULL, signature = NULL, once_key = NULL,
                    once_hash = NULL FROM unnest($1::bigint[], $2::text[]) x (seq, status) WHERE messages.seq = x.seq";
     c.execute(sql, &[&seqs, &statuses]).await?;
+    let handed = due.iter().filter(|mail| mail.message.kind == TASK_HANDOFF);
+    let handed: Vec<_> = handed.map(|mail| (mail.message.id, Some(NOT_ANSWERED))).collect();
+    handoffs::decline(c, &handed, false, now).await?;
     c.execute("UPDATE messages_swept SET expired_upto = $1", &[&last]).await?;
     Ok((due.len(), expired))
 }

@@ -5,9 +5,11 @@ use muster_actors::store::{
     Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Page, PageRequest, Party,
     Settle, StoreError, StoreResult,
 };
+use muster_protocol::handoff::NOT_ANSWERED;
 use muster_protocol::ids::{AgentId, MessageId};
 use muster_protocol::json::Json;
 use muster_protocol::mailbox::{Attempt, RETRIES_MAX};
+use muster_protocol::message::kinds::TASK_HANDOFF;
 use muster_protocol::message::{Guarantee, Message, MessageStatus, Verdict};
 use muster_protocol::signing::statement::Digest;
 use muster_protocol::time::Timestamp;
@@ -15,7 +17,7 @@ use muster_protocol::webhook::Happening;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
 
 use super::columns::{count, id_bytes, optional_json, optional_time, time};
-use super::{SqliteStore, sql_error, webhooks};
+use super::{SqliteStore, handoffs, sql_error, webhooks};
 use crate::store::sql::{MESSAGE_COLUMNS, message_lists, page, page_rows, place_after, place_bytes, whole};
 
 fn read_mail_row(row: &Row<'_>) -> rusqlite::Result<Mail> {
@@ -139,6 +141,9 @@ fn settle(c: &Connection, settle: &Settle) -> StoreResult<Outcome> {
     let status = settle.verdict.status();
     let sql = "UPDATE messages SET status = ?1, reason = ?2, acknowledged_at = ?3, open = 0 WHERE seq = ?4";
     execute(c, sql, &[&status.as_str(), &reason, &settle.now.unix_ms(), &whole(found.seq)])?;
+    if status == MessageStatus::Rejected && message.kind == TASK_HANDOFF {
+        handoffs::decline(c, message.id, reason.as_deref(), true, settle.now)?;
+    }
     Ok(Outcome::of(&Message { status, reason, ..message }, true))
 }
 
@@ -328,6 +333,9 @@ fn expire(c: &Connection, now: Timestamp, rows_max: usize) -> StoreResult<(usize
             "UPDATE messages SET status = ?1, open = 0, payload = NULL, signature = NULL, once_key = NULL,
                        once_hash = NULL WHERE seq = ?2";
         execute(c, sql, &[&status.as_str(), &whole(mail.seq)])?;
+        if mail.message.kind == TASK_HANDOFF {
+            handoffs::decline(c, mail.message.id, Some(NOT_ANSWERED), false, now)?;
+        }
         if status != mail.message.status {
             expired.push(Outcome { status, ..Outcome::of(&mail.message, true) });
         }
