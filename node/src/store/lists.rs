@@ -40,16 +40,29 @@ pub struct List {
 }
 
 /// One of the ways by which a row belongs to a list; no row by two of them.
-enum Side {
-    /// By itself.
-    Own(String),
-    /// As that of an agent of this user: the column that names the agent, the user, and what else must hold.
-    OfUser { agent: &'static str, user: String, but: String },
+struct Side {
+    /// The column that names who it belongs to.
+    column: &'static str,
+    /// The agent, or the user: the column has its id.
+    whose: String,
+    /// What has it, as rows of `own_id`.
+    own: String,
+    /// Whether `whose` is a user, and the column names agents of it.
+    is_through_agents: bool,
+    /// What else must hold.
+    but: String,
 }
 
-/// The agents of a user, by a name that no other table has.
-fn agents_of(user: &str) -> String {
-    format!("(SELECT id AS own_id FROM agents WHERE owner = {user}) AS own")
+impl Side {
+    fn of(column: &'static str, (table, whose): (&str, &str), but: String) -> Self {
+        let own = format!("(SELECT id AS own_id FROM {table} WHERE id = {whose}) AS own");
+        Self { column, whose: whose.to_owned(), own, is_through_agents: false, but }
+    }
+
+    fn of_agents(column: &'static str, user: &str, but: String) -> Self {
+        let own = format!("(SELECT id AS own_id FROM agents WHERE owner = {user}) AS own");
+        Self { column, whose: user.to_owned(), own, is_through_agents: true, but }
+    }
 }
 
 /// Puts a list together.
@@ -85,94 +98,103 @@ impl Builder {
         }
     }
 
+    /// Rows must name the agent there.
+    fn role(&mut self, column: &'static str, agent: Option<AgentId>) {
+        if self.sides.is_empty() {
+            let Some(agent) = agent else { return };
+            let agent = self.value(Value::Id(*agent.as_bytes()));
+            return self.sides.push(Side::of(column, ("agents", &agent), String::new()));
+        }
+        self.is(column, agent.map(|agent| Value::Id(*agent.as_bytes())));
+    }
+
     /// Rows must name the agent on one of two sides.
     fn party(&mut self, [one, other]: [&'static str; 2], agent: Option<AgentId>) {
         let Some(agent) = agent else { return };
         let agent = self.value(Value::Id(*agent.as_bytes()));
-        self.sides.push(Side::Own(format!("{one} = {agent}")));
-        self.sides.push(Side::Own(format!("{other} = {agent} AND {one} <> {agent}")));
+        if !self.sides.is_empty() {
+            return self.and(&format!("({one} = {agent} OR {other} = {agent})"));
+        }
+        self.sides.push(Side::of(one, ("agents", &agent), String::new()));
+        self.sides.push(Side::of(other, ("agents", &agent), format!(" AND {one} <> {agent}")));
     }
 
     /// Rows must be the user's own, or name an agent of the user.
-    fn user(&mut self, own: &str, agent: &'static str, user: Option<UserId>) {
+    fn user(&mut self, own: &'static str, agent: &'static str, user: Option<UserId>) {
         let Some(user) = user else { return };
         let user = self.value(Value::Id(*user.as_bytes()));
         if !self.sides.is_empty() {
-            let both =
-                format!(" AND ({own} = {user} OR {agent} IN (SELECT id FROM agents WHERE owner = {user}))");
-            return self.conditions.push_str(&both);
+            let of_user = format!("IN (SELECT id FROM agents WHERE owner = {user})");
+            return self.and(&format!("({own} = {user} OR {agent} {of_user})"));
         }
-        self.sides.push(Side::Own(format!("{own} = {user}")));
-        let but = format!(" AND {own} IS DISTINCT FROM {user}");
-        self.sides.push(Side::OfUser { agent, user, but });
+        self.sides.push(Side::of(own, ("users", &user), String::new()));
+        self.sides.push(Side::of_agents(agent, &user, format!(" AND {own} IS DISTINCT FROM {user}")));
     }
 
     /// Rows must name an agent of the user on one of two sides.
     fn user_of_either(&mut self, [one, other]: [&'static str; 2], user: Option<UserId>) {
         let Some(user) = user else { return };
         let user = self.value(Value::Id(*user.as_bytes()));
+        let of_user = format!("IN (SELECT id FROM agents WHERE owner = {user})");
         if !self.sides.is_empty() {
-            let of_user = format!("IN (SELECT id FROM agents WHERE owner = {user})");
-            return self.conditions.push_str(&format!(" AND ({one} {of_user} OR {other} {of_user})"));
+            return self.and(&format!("({one} {of_user} OR {other} {of_user})"));
         }
-        let but = format!(
-            " AND NOT EXISTS (SELECT 1 FROM agents AS first WHERE first.id = {one} AND first.owner = {user})"
-        );
-        self.sides.push(Side::OfUser { agent: one, user: user.clone(), but: String::new() });
-        self.sides.push(Side::OfUser { agent: other, user, but });
+        let is_first =
+            format!("SELECT 1 FROM agents AS first WHERE first.id = {one} AND first.owner = {user}");
+        self.sides.push(Side::of_agents(one, &user, String::new()));
+        self.sides.push(Side::of_agents(other, &user, format!(" AND NOT EXISTS ({is_first})")));
     }
 
-    /// Counts a side, up to what is counted.
-    fn counted(&self, table: &str, order: &str, side: &Side) -> String {
-        let conditions = &self.conditions;
-        match side {
-            Side::Own(own) => format!("SELECT {order} FROM {table} WHERE {own}{conditions}"),
-            Side::OfUser { agent, user, but } if self.dialect == Dialect::Postgres => format!(
-                "SELECT side.{order} FROM {own} CROSS JOIN LATERAL (SELECT {order} FROM {table}
-                 WHERE {agent} = own_id{but}{conditions} LIMIT {COUNTED_MAX}) AS side",
-                own = agents_of(user)
-            ),
-            Side::OfUser { agent, user, but } => format!(
-                "SELECT {order} FROM {own} CROSS JOIN {table} WHERE {agent} = own_id{but}{conditions}",
-                own = agents_of(user)
-            ),
-        }
+    fn and(&mut self, condition: &str) {
+        self.conditions.push_str(&format!(" AND {condition}"));
     }
 
-    /// The rows of a side: of each agent at most `most`, the newest below `after`.
-    fn listed(&self, table: &str, columns: &str, side: &Side, newest: &str) -> String {
+    /// The rows of a side: all there are, if it is counted, otherwise of each agent the `newest`.
+    fn rows(&self, table: &str, columns: &str, side: &Side, newest: Option<&str>) -> String {
+        let Side { column, whose, own, is_through_agents, but } = side;
         let conditions = &self.conditions;
-        match side {
-            Side::Own(own) => format!(
-                "SELECT * FROM (SELECT {columns} FROM {table} WHERE {own}{conditions}{newest}) AS side"
-            ),
-            Side::OfUser { agent, user, but } if self.dialect == Dialect::Postgres => format!(
+        let counted = format!(" LIMIT {COUNTED_MAX}");
+        match (self.dialect, is_through_agents, newest) {
+            // Agent by agent. The planner does not see which agent it is: it would go through the whole table for one that
+            // has a great part of it, and never find what is long ago.
+            (Dialect::Postgres, ..) => format!(
                 "SELECT side.* FROM {own} CROSS JOIN LATERAL (SELECT {columns} FROM {table}
-                 WHERE {agent} = own_id{but}{conditions}{newest}) AS side",
-                own = agents_of(user)
+                 WHERE {column} = own_id{but}{conditions}{newest}) AS side",
+                newest = newest.unwrap_or(&counted)
             ),
+            (Dialect::Sqlite, false, _) => format!(
+                "SELECT * FROM (SELECT {columns} FROM {table} WHERE {column} = {whose}{but}{conditions}{newest}) AS side",
+                newest = newest.unwrap_or(&counted)
+            ),
+            (Dialect::Sqlite, true, None) => {
+                format!("SELECT {columns} FROM {own} CROSS JOIN {table} WHERE {column} = own_id{but}{conditions}")
+            }
             // Without LATERAL: which rows first, agent by agent.
-            Side::OfUser { agent, user, but } => format!(
+            (Dialect::Sqlite, true, Some(newest)) => format!(
                 "SELECT {columns} FROM {table} WHERE id IN (SELECT picked.id FROM {own} CROSS JOIN {table} AS picked
-                 WHERE picked.id IN (SELECT id FROM {table} WHERE {agent} = own_id{but}{conditions}{newest}))",
-                own = agents_of(user)
+                 WHERE picked.id IN (SELECT id FROM {table} WHERE {column} = own_id{but}{conditions}{newest}))"
             ),
         }
     }
 
     /// The statements, for a table with a primary key `id`; `order` is one of the columns.
-    fn build(mut self, table: &str, columns: &str, order: &str) -> List {
-        if self.sides.is_empty() {
-            self.sides.push(Side::Own("true".into()));
-        }
+    fn build(self, table: &str, columns: &str, order: &str) -> List {
         let count = self.values.len();
         let [after, rows, skipped] = [1, 2, 3].map(|nth| self.mark(count + nth));
-        let all =
-            |of: &dyn Fn(&Side) -> String| self.sides.iter().map(of).collect::<Vec<_>>().join(" UNION ALL ");
-        let counted = all(&|side| self.counted(table, order, side));
         let most = format!("CAST({rows} AS bigint) + CAST({skipped} AS bigint)");
         let newest = format!(" AND {order} < {after} ORDER BY {order} DESC LIMIT {most}");
-        let listed = all(&|side| self.listed(table, columns, side, &newest));
+        let all = |columns: &str, newest: Option<&str>| {
+            let rows = |side: &Side| self.rows(table, columns, side, newest);
+            let sides: Vec<String> = self.sides.iter().map(rows).collect();
+            sides.join(" UNION ALL ")
+        };
+        let (counted, listed) = if self.sides.is_empty() {
+            let of_table =
+                |columns: &str| format!("SELECT {columns} FROM {table} WHERE true{}", self.conditions);
+            (of_table(order), format!("SELECT * FROM ({}{newest}) AS listed", of_table(columns)))
+        } else {
+            (all(order, None), all(columns, Some(&newest)))
+        };
         List {
             counting: format!(
                 "SELECT count(*) FROM (SELECT 1 FROM ({counted}) AS sides LIMIT {COUNTED_MAX}) AS counted"
@@ -195,19 +217,18 @@ pub fn negotiations(dialect: Dialect, filter: &NegotiationFilter) -> List {
 /// Tasks.
 pub fn tasks(dialect: Dialect, filter: &TaskFilter) -> List {
     let mut list = Builder::new(dialect);
-    let id = |agent: AgentId| Value::Id(*agent.as_bytes());
     list.is("status", filter.status.map(|status| Value::Text(TaskStatus::as_str(status))));
-    list.is("provider", filter.provider.map(id));
-    list.is("client", filter.client.map(id));
+    list.role("provider", filter.provider);
+    list.role("client", filter.client);
     // Whoever is named in a role is a party.
-    let is_named = filter.agent.is_some() && [filter.provider, filter.client].contains(&filter.agent);
+    let is_named = [filter.provider, filter.client].contains(&filter.agent);
     list.party(["client", "provider"], filter.agent.filter(|_| !is_named));
     list.user("client_owner", "provider", filter.user);
     list.build("tasks", TASK_COLUMNS, "id")
 }
 
 /// Hirings, with the columns that the store names.
-pub fn hirings(dialect: Dialect, columns: &str, user: &str, filter: &HiringFilter) -> List {
+pub fn hirings(dialect: Dialect, columns: &str, user: &'static str, filter: &HiringFilter) -> List {
     let mut list = Builder::new(dialect);
     list.is("status", filter.status.map(|status| Value::Text(status.task_status().as_str())));
     list.party(["client", "agent"], filter.agent);
@@ -222,3 +243,6 @@ pub fn channels(dialect: Dialect, agent: Option<AgentId>, status: Option<Channel
     list.party(["agent_a", "agent_b"], agent);
     list.build("payment_channels", "document, id", "id")
 }
+
+#[cfg(test)]
+mod tests;

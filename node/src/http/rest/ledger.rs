@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Id, Operator, PageParams, Params, State};
+use super::hirings::may_spend;
 use super::tasks::visible;
 use super::views::{Envelope, Refusals};
 use crate::app::App;
@@ -202,6 +203,9 @@ pub struct NewTransfer {
     reference: Option<String>,
 }
 
+/// The field that names what money is taken from.
+const FROM: &str = "from";
+
 /// The account of that name, if it is the user's.
 async fn own_account(app: &App, user: UserId, field: &'static str, name: &str) -> Result<Account, Refused> {
     if name.parse() == Ok(user) {
@@ -212,6 +216,8 @@ async fn own_account(app: &App, user: UserId, field: &'static str, name: &str) -
         || Refused(Refusal::field(ErrorCode::NotFound, field, "your own id, or that of an agent of yours"));
     let agent: AgentId = name.parse().map_err(|_| none())?;
     match app.core.store.agent(agent).await {
+        // What a stopped agent has stays where it is, for the operator to decide (R23).
+        Ok(agent) if agent.owner == Some(user) && field == FROM => Ok(Account::Agent(may_spend(agent)?.id)),
         Ok(agent) if agent.owner == Some(user) => Ok(Account::Agent(agent.id)),
         Ok(_) | Err(StoreError::NotFound) => Err(none()),
         Err(error) => Err(error.into()),
@@ -228,7 +234,7 @@ pub async fn transfer(
     Body(request): Body<NewTransfer>,
 ) -> Handled {
     let user = caller.principal.user.ok_or(ErrorCode::Forbidden)?;
-    let from = own_account(&app, user, "from", &request.from).await?;
+    let from = own_account(&app, user, FROM, &request.from).await?;
     let to = own_account(&app, user, "to", &request.to).await?;
     let order = order(request.amount, request.reference, &headers);
     moved(&app, from, app.core.ledger.transfer(user, (from, to), order).await?).await
