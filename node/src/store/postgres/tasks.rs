@@ -78,7 +78,7 @@ pub async fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -
 async fn insert_hiring(c: &Connection, hiring: &Hiring) -> Result<(), Failure> {
     c.execute(
         "INSERT INTO hirings (id, user_id, client, agent, agent_did, task, status, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+         VALUES ($1, $2, $3, $4, $5, $6, (SELECT status FROM tasks WHERE id = $6), $7, $8)",
         &[
             &id!(hiring.id),
             &hiring.user.map(|user| id!(user)),
@@ -86,7 +86,6 @@ async fn insert_hiring(c: &Connection, hiring: &Hiring) -> Result<(), Failure> {
             &id!(hiring.agent),
             &hiring.agent_did,
             &id!(hiring.task),
-            &hiring.status.task_status().as_str(),
             &hiring.created_at.unix_ms(),
             &hiring.updated_at.unix_ms(),
         ],

@@ -77,7 +77,7 @@ pub fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -> Stor
 fn insert_hiring(c: &Connection, hiring: &Hiring) -> StoreResult<()> {
     c.prepare_cached(
         "INSERT INTO hirings (id, user, client, agent, agent_did, task, status, created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, (SELECT status FROM tasks WHERE id = ?6), ?7, ?8)",
     )
     .and_then(|mut s| {
         s.execute(params![
@@ -87,7 +87,6 @@ fn insert_hiring(c: &Connection, hiring: &Hiring) -> StoreResult<()> {
             hiring.agent.as_bytes(),
             hiring.agent_did,
             hiring.task.as_bytes(),
-            hiring.status.task_status().as_str(),
             hiring.created_at.unix_ms(),
             hiring.updated_at.unix_ms(),
         ])
