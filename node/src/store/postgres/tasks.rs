@@ -77,8 +77,8 @@ pub async fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -
 
 async fn insert_hiring(c: &Connection, hiring: &Hiring) -> Result<(), Failure> {
     c.execute(
-        "INSERT INTO hirings (id, user_id, client, agent, agent_did, task, status, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, (SELECT status FROM tasks WHERE id = $6), $7, $8)",
+        "INSERT INTO hirings (id, user_id, client, agent, agent_did, task, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
             &id!(hiring.id),
             &hiring.user.map(|user| id!(user)),
@@ -237,7 +237,7 @@ pub async fn begin(c: &Connection, begun: &[(TaskId, Timestamp)]) -> Result<Vec<
                 UPDATE tasks SET status = 'in_progress', updated_at = x.at FROM unnest($1::uuid[], $2::bigint[]) x (id, at)
                 WHERE tasks.id = x.id AND status = 'pending' RETURNING tasks.id, provider, hiring, x.at
              ), hired AS (
-                UPDATE hirings SET status = 'in_progress', updated_at = begun.at FROM begun WHERE hirings.id = begun.hiring
+                UPDATE hirings SET updated_at = begun.at FROM begun WHERE hirings.id = begun.hiring
              ), told AS (
                 INSERT INTO timeline (task, entry, at, event, agent)
                 SELECT id, (SELECT coalesce(max(entry), 0) + 1 FROM timeline t WHERE t.task = begun.id), at,
@@ -252,11 +252,8 @@ pub async fn begin(c: &Connection, begun: &[(TaskId, Timestamp)]) -> Result<Vec<
     Ok(begun)
 }
 
-/// Its task has changed its state.
 async fn touch_hiring(c: &Connection, id: HiringId, now: Timestamp) -> Result<(), Failure> {
-    let sql = "UPDATE hirings SET status = (SELECT status FROM tasks WHERE tasks.id = hirings.task), updated_at = $1
-        WHERE id = $2";
-    c.execute(sql, &[&now.unix_ms(), &id!(id)]).await?;
+    c.execute("UPDATE hirings SET updated_at = $1 WHERE id = $2", &[&now.unix_ms(), &id!(id)]).await?;
     Ok(())
 }
 
@@ -340,7 +337,7 @@ pub async fn notes_of_hiring(
     rows.iter().rev().map(read_note).collect()
 }
 
-/// Of a hiring; its state is that of its task.
+/// Of a hiring; its state is that of its task, which triggers copy.
 const HIRING_COLUMNS: &str = "id, user_id, client, agent, agent_did, task, status, created_at, updated_at";
 
 fn read_hiring(row: &Row) -> Result<Hiring, Failure> {
@@ -381,8 +378,8 @@ pub async fn retry_hiring(c: &Connection, id: HiringId, task: &Task) -> Result<H
     create_task(c, task, None).await?;
     add_timeline(c, task.id, "task_retried", task.created_at, Some(task.client)).await?;
     c.execute(
-        "UPDATE hirings SET task = $1, status = $4, updated_at = $2 WHERE id = $3",
-        &[&id!(task.id), &task.created_at.unix_ms(), &id!(id), &task.status.as_str()],
+        "UPDATE hirings SET task = $1, updated_at = $2 WHERE id = $3",
+        &[&id!(task.id), &task.created_at.unix_ms(), &id!(id)],
     )
     .await?;
     hiring(c, id).await

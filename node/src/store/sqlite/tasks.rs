@@ -76,8 +76,8 @@ pub fn create_task(c: &Connection, task: &Task, hiring: Option<&Hiring>) -> Stor
 
 fn insert_hiring(c: &Connection, hiring: &Hiring) -> StoreResult<()> {
     c.prepare_cached(
-        "INSERT INTO hirings (id, user, client, agent, agent_did, task, status, created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, (SELECT status FROM tasks WHERE id = ?6), ?7, ?8)",
+        "INSERT INTO hirings (id, user, client, agent, agent_did, task, created_at, updated_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )
     .and_then(|mut s| {
         s.execute(params![
@@ -232,11 +232,8 @@ pub fn begin(c: &Connection, id: TaskId, now: Timestamp) -> StoreResult<()> {
     add_timeline(c, id, "task_started", now, Some(begun.provider))
 }
 
-/// Its task has changed its state.
 fn touch_hiring(c: &Connection, id: HiringId, now: Timestamp) -> StoreResult<()> {
-    let sql = "UPDATE hirings SET status = (SELECT status FROM tasks WHERE tasks.id = hirings.task), updated_at = ?1
-        WHERE id = ?2";
-    c.prepare_cached(sql)
+    c.prepare_cached("UPDATE hirings SET updated_at = ?1 WHERE id = ?2")
         .and_then(|mut s| s.execute(params![now.unix_ms(), id.as_bytes()]))
         .map_err(sql_error)?;
     Ok(())
@@ -320,7 +317,7 @@ pub fn notes_of_hiring(c: &Connection, hiring: HiringId, notes_max: usize) -> St
     Ok(newest)
 }
 
-/// Of a hiring; its state is that of its task.
+/// Of a hiring; its state is that of its task, which triggers copy.
 const HIRING_COLUMNS: &str = "id, user, client, agent, agent_did, task, status, created_at, updated_at";
 
 fn read_hiring(row: &Row<'_>) -> rusqlite::Result<Hiring> {
@@ -356,9 +353,8 @@ pub fn retry_hiring(c: &Connection, id: HiringId, task: &Task) -> StoreResult<Hi
     hiring(c, id)?.status.check_retry().map_err(|_| StoreError::Conflict)?;
     create_task(c, task, None)?;
     add_timeline(c, task.id, "task_retried", task.created_at, Some(task.client))?;
-    let (at, status) = (task.created_at.unix_ms(), task.status.as_str());
-    c.prepare_cached("UPDATE hirings SET task = ?1, status = ?4, updated_at = ?2 WHERE id = ?3")
-        .and_then(|mut s| s.execute(params![task.id.as_bytes(), at, id.as_bytes(), status]))
+    c.prepare_cached("UPDATE hirings SET task = ?1, updated_at = ?2 WHERE id = ?3")
+        .and_then(|mut s| s.execute(params![task.id.as_bytes(), task.created_at.unix_ms(), id.as_bytes()]))
         .map_err(sql_error)?;
     hiring(c, id)
 }
