@@ -165,6 +165,9 @@ pub struct Limits {
     pub negotiation_reason_chars_max: usize,
     /// Open negotiations that one agent has begun; a further one answers `limit_reached`.
     pub negotiations_open_per_agent_max: usize,
+    /// Payment channels that one agent has opened and that are not over; a further one answers `limit_reached`. Each holds
+    /// money of its own until both agree, so an agent that streams payments has one for each agent it works with.
+    pub payment_channels_per_agent_max: usize,
     /// Negotiations, and teams, each so many live in a node's memory at once; a further one answers `overloaded`.
     pub sessions_live_max: usize,
     /// Members of one team.
@@ -337,6 +340,7 @@ impl Default for Limits {
             negotiation_terms_bytes_max: 16 * KIB,
             negotiation_reason_chars_max: 500,
             negotiations_open_per_agent_max: 1_000,
+            payment_channels_per_agent_max: 10_000,
             sessions_live_max: 100_000,
             team_members_max: 100,
             teams_per_agent_max: 1_000,

@@ -186,7 +186,7 @@ pub async fn money_disputes_and_dead_letters_are_queued(store: &dyn Store) {
     assert_eq!(drain(store).await, heard(&[(1, "withdrawal.processed"), (3, "withdrawal.processed")]));
 
     let (mut channel, entry) = pending(1, a, b, ("4", "0"));
-    store.create_payment_channel(channel.clone(), entry).await.unwrap();
+    store.create_payment_channel(channel.clone(), entry, 10).await.unwrap();
     let change = accepted(&channel);
     save(store, &channel, &change).await.unwrap();
     assert_eq!(drain(store).await, heard(&[]), "money is held, nobody is paid");
