@@ -18,6 +18,7 @@ const USAGE = `usage: scripts/chaos SCENARIO… [options]           scenarios by
   --network       auto (namespaces where they can be), or loopback
   --store         postgres, or embedded (one node)
   --no-redis      without the way around a broken link; what is done to Redis is left out
+  --before BINARY nodes start as this one, of an older version; what is started again is ours (rolling: an upgrade)
   --set NAME=VALUE  a setting of every node; may be given again
   --presence-ms N how long presence may be wrong with nothing broken (5000)
   --print         only prints the scenario
@@ -34,7 +35,7 @@ const scenarios = path.join(import.meta.dirname, "scenarios");
 const options = {
   seed: { type: "string" }, minutes: { type: "string" }, kinds: { type: "string" }, nodes: { type: "string" }, clients: { type: "string" }, rate: { type: "string" },
   network: { type: "string", default: "auto" }, store: { type: "string", default: "postgres" }, set: { type: "string", multiple: true, default: [] }, "no-redis": { type: "boolean" },
-  "presence-ms": { type: "string" }, print: { type: "boolean" }, keep: { type: "boolean" }, list: { type: "boolean" }, help: { type: "boolean", short: "h" },
+  before: { type: "string" }, "presence-ms": { type: "string" }, print: { type: "boolean" }, keep: { type: "boolean" }, list: { type: "boolean" }, help: { type: "boolean", short: "h" },
 };
 
 function read() {
@@ -126,7 +127,7 @@ for (const { title, text } of wanted()) {
   say(`\n=== ${title}`);
   current = new Run({
     title, scenario, folder, nodes, say, clients: given.clients ?? scenario.clients ?? 600, rate: given.rate ?? scenario.rate ?? 500,
-    seed: seed ?? 1, network: values.network, store: values.store, set: values.set, bounds: presence ? { presence } : {},
+    seed: seed ?? 1, network: values.network, store: values.store, set: values.set, before: values.before, bounds: presence ? { presence } : {},
   });
   const result = await current.run();
   say(result.text);

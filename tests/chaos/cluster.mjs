@@ -50,10 +50,12 @@ export class Node extends Server {
 
   /** Starts a process; it is ready some time later. */
   launch() {
-    const { set, env, host } = this.#shape;
+    const { set, env, host, before } = this.#shape;
+    // In its first life it may be of an older version.
+    const command = this.launches === 0 && before ? before : binary();
     mkdirSync(this.dataDir, { recursive: true });
     const args = ["serve", "--listen", `${this.address}:${this.port}`, "--data-dir", this.dataDir, ...set.flatMap((setting) => ["--set", setting])];
-    this.child = new Child({ name: this.name, command: binary(), args, env, log: this.log, wrap: host.wrap });
+    this.child = new Child({ name: this.name, command, args, env, log: this.log, wrap: host.wrap });
     this.launches++;
     this.restartedAt = Date.now();
     this.paused = false;
@@ -139,8 +141,9 @@ export class Cluster {
   /**
    * `folder` takes logs and data. `network`: "auto" (namespaces where they can be) or "loopback". `store`: "postgres", or
    * "embedded" for one node alone. `transport`: "auto" or "redis".
+   * `before`: the binary that nodes start as; what is started again is ours.
    */
-  static async start({ count = 3, folder, network = "auto", redis = true, transport = "auto", store = "postgres", balancer = true, set = [] }) {
+  static async start({ count = 3, folder, network = "auto", redis = true, transport = "auto", store = "postgres", balancer = true, set = [], before }) {
     if (store === "embedded" && count !== 1) throw new Error("nodes share a store only on PostgreSQL");
     if (transport === "redis" && !redis) throw new Error("the transport is Redis, and there is to be none");
     const cluster = new Cluster();
@@ -150,7 +153,7 @@ export class Cluster {
     const best = network === "auto" ? await bestNetwork() : { network: new Loopback(), without: "this run is on loopback" };
     Object.assign(cluster, best, { transport, adminToken: `op_${secret()}` });
     try {
-      await cluster.#start({ count, redis, store, balancer, set });
+      await cluster.#start({ count, redis, store, balancer, set, before });
     } catch (error) {
       await cluster.close();
       throw error;
@@ -158,7 +161,7 @@ export class Cluster {
     return cluster;
   }
 
-  async #start({ count, redis, store, balancer, set }) {
+  async #start({ count, redis, store, balancer, set, before }) {
     const { network, folder } = this;
     const common = { network, folder };
     if (store === "postgres") this.postgres = await Postgres.start({ host: await network.host("postgres"), ...common });
@@ -185,7 +188,7 @@ export class Cluster {
         env.MUSTER_CLUSTER_SECRET = clusterSecret;
         if (this.redis) env.MUSTER_CLUSTER_REDIS_URL = this.redis.url;
       }
-      const node = new Node(place.name, { ...place, env, set: [...settings, ...set], folder, adminToken: this.adminToken });
+      const node = new Node(place.name, { ...place, env, before, set: [...settings, ...set], folder, adminToken: this.adminToken });
       node.onEnd = () => this.#ended(node.child);
       this.nodes.push(node);
     }

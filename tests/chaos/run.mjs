@@ -67,7 +67,7 @@ export class Run {
     const { scenario } = this;
     this.cluster = await Cluster.start({
       count: this.nodes, folder: path.join(this.folder, "logs"), network: this.network ?? "auto", store: this.store ?? "postgres",
-      transport: scenario.transport ?? "auto", redis: scenario.redis ?? true, set: [...(scenario.deals ? DEAL_LIMITS : []), ...(this.set ?? [])],
+      transport: scenario.transport ?? "auto", redis: scenario.redis ?? true, before: this.before, set: [...(scenario.deals ? DEAL_LIMITS : []), ...(this.set ?? [])],
     });
     this.cluster.onProblem = (problem) => this.note({ e: "crash", text: problem.text });
     for (const problem of this.cluster.problems) this.note({ e: "crash", text: problem.text });

@@ -14,7 +14,13 @@ const [OFFERED, ASKED, AGREED] = ["80", "100", "90"];
 
 const later = (ms = AGAIN_MS) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** A client that makes something each `everyMs`, with at most `window` under way, until it is told to be quiet. */
+/** How often a client looks what is due, for each that it makes. */
+const LOOKS = 4;
+
+/**
+ * A client that makes something each `everyMs`, with at most `window` under way, until it is told to be quiet. What could
+ * not be begun in time, as a node was away, is made up for.
+ */
 class Maker extends Client {
   made = 0;
   /** What is under way. */
@@ -23,9 +29,11 @@ class Maker extends Client {
   quiet = false;
 
   start() {
+    const begun = Date.now();
     this.timer = setInterval(() => {
-      if (!this.quiet && !this.ended && this.pending.length < this.plan.window) this.#run({ n: ++this.made });
-    }, this.plan.everyMs);
+      const due = Math.floor((Date.now() - begun) / this.plan.everyMs);
+      while (!this.quiet && !this.ended && this.made < due && this.pending.length < this.plan.window) this.#run({ n: ++this.made });
+    }, this.plan.everyMs / LOOKS);
   }
 
   async #run(deal) {
