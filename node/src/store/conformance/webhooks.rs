@@ -13,7 +13,7 @@ use muster_protocol::payment_channel::Channel;
 use muster_protocol::payment_channel::machine::{Action, Command, Objection};
 use muster_protocol::task::Ending;
 use muster_protocol::time::Timestamp;
-use muster_protocol::webhook::{Attempted, Delivery, Events, Next, PART_MAX, WAITING_MAX, Webhook};
+use muster_protocol::webhook::{Attempted, Delivery, Events, Next, WAITING_MAX, Webhook};
 
 use super::ledger::{amount, credit};
 use super::messages::dead_letter;
@@ -319,7 +319,6 @@ pub async fn a_queue_has_a_bound(store: &dyn Store) {
     assert_eq!(store.queue_delivery(hook.id, many(elsewhere)).await, Err(StoreError::LimitReached));
     store.queue_delivery(hook.id, many(first_free)).await.unwrap();
     assert_eq!(store.queue_delivery(hook.id, many(first_free + 256)).await, Err(StoreError::LimitReached));
-    assert!(PART_MAX < WAITING_MAX);
     // What happens goes on; its webhook misses it.
     store.create_task(task(1, &agent, &agent), None).await.unwrap();
     store.delete_webhook(Owner::Agent(agent.id), hook.id).await.unwrap();
