@@ -133,33 +133,34 @@ pub fn lost(status: MessageStatus) -> Option<&'static str> {
 }
 
 /// Counts and lists messages a party has sent or was sent, newest first. Takes how the party's agents are told (the right side
-/// of a comparison), on which sides they are looked for, more conditions, up to how many are counted, how a value is written,
-/// and how many values there are; the list takes two more: the place it goes on from, and how many. Each side has an index in
-/// the order of places; a query for both at once would read all there are.
+/// of a comparison), on which sides they are looked for, from where those are read that it was sent, more conditions, up to how
+/// many are counted, how a value is written, and how many values there are; the list takes two more: the place it goes on from,
+/// and how many. Each side has an index in the order of places; a query for both at once would read all there are.
 #[must_use]
 pub fn message_lists(
-    (own, sides): (&str, (bool, bool)),
+    (own, sides, received): (&str, (bool, bool), &str),
     conditions: &str,
     counted_max: u64,
     value: impl Fn(usize) -> String,
     values: usize,
 ) -> (String, String) {
     let sides = match sides {
-        (true, true) => {
-            vec![format!("from_agent {own}"), format!("to_agent {own} AND NOT (from_agent {own})")]
-        }
-        (true, false) => vec![format!("from_agent {own}")],
-        _ => vec![format!("to_agent {own}")],
+        (true, true) => vec![
+            format!("messages WHERE from_agent {own}"),
+            format!("{received} WHERE to_agent {own} AND NOT (from_agent {own})"),
+        ],
+        (true, false) => vec![format!("messages WHERE from_agent {own}")],
+        _ => vec![format!("{received} WHERE to_agent {own}")],
     };
     let of_sides =
         |part: &dyn Fn(&String) -> String| sides.iter().map(part).collect::<Vec<_>>().join(" UNION ALL ");
-    let counted = of_sides(&|side| format!("SELECT seq FROM messages WHERE {side}{conditions}"));
+    let counted = of_sides(&|side| format!("SELECT seq FROM {side}{conditions}"));
     let counting =
         format!("SELECT count(*) FROM (SELECT 1 FROM ({counted}) AS sides LIMIT {counted_max}) AS counted");
     let (after, rows) = (value(values + 1), value(values + 2));
     let listed = of_sides(&|side| {
         format!(
-            "SELECT * FROM (SELECT {MESSAGE_COLUMNS} FROM messages WHERE {side}{conditions} AND seq < {after}
+            "SELECT * FROM (SELECT {MESSAGE_COLUMNS} FROM {side}{conditions} AND seq < {after}
              ORDER BY seq DESC LIMIT {rows}) AS side"
         )
     });

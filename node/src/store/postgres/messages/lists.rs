@@ -45,7 +45,7 @@ pub fn statements(filter: &MessageFilter) -> (String, String, Vec<Value>) {
             conditions += " AND open";
         }
     }
-    let own = (own, sides(filter));
+    let own = (own, sides(filter), "messages");
     let (counting, listing) =
         message_lists(own, &conditions, COUNTED_MAX, |at| format!("${at}"), values.len());
     (counting, listing, values)
