@@ -80,7 +80,8 @@ pub fn list(c: &Connection, filter: &MessageFilter, request: &PageRequest) -> St
 
 /// Reads the index of what waits, and no message.
 const WAITING: &str = "SELECT from_agent, count(*), sum(bytes) FROM
-    (SELECT from_agent, bytes FROM messages WHERE to_agent = ?1 AND open = 1 ORDER BY seq LIMIT ?2) GROUP BY from_agent";
+    (SELECT from_agent, bytes FROM messages INDEXED BY messages_open WHERE to_agent = ?1 AND open = 1
+     ORDER BY seq LIMIT ?2) GROUP BY from_agent";
 
 /// What waits for a recipient.
 pub fn waiting(c: &Connection, to: AgentId, most: usize, heavy: (usize, usize)) -> StoreResult<Waiting> {
@@ -138,6 +139,10 @@ mod tests {
         }
         let one_side = lists(&MessageFilter { to: Some(own), ..all }).1;
         assert!(!one_side.contains("UNION"), "{one_side}");
+        let fetching = plan(&c, &super::super::fetching(), 4);
+        let by_place = "SEARCH messages USING INDEX messages_open (to_agent=?)";
+        assert!(fetching.iter().any(|step| step == by_place), "{fetching:#?}");
+        assert!(!fetching.iter().any(|step| step.contains("TEMP B-TREE FOR ORDER BY")), "{fetching:#?}");
         let waiting = plan(&c, WAITING, 2);
         assert!(waiting.iter().any(|step| step.contains("COVERING INDEX messages_open")), "{waiting:#?}");
     }
