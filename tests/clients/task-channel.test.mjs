@@ -142,7 +142,7 @@ onNode("one node", ["drills.enabled=true"], (world) => {
     assert.deepEqual((await gap.client.refused("input_complete", closing("02"))).seqs, [1]);
   });
 
-  test("R69 R167: each side sends its own direction, and what is the provider's to say the client cannot", async () => {
+  test("R69 R74 R75 R76 R77 R78 R167: each side sends its own direction, and what is the provider's to say the client cannot", async () => {
     const { client, provider, task, agents } = await world.table();
     const unauthorized = { reason: "unauthorized" };
     assert.deepEqual(await provider.refused("input_stream", { chunk: "x", seq: 1 }), unauthorized);

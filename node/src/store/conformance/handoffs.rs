@@ -111,7 +111,7 @@ pub async fn handoffs_happen_whole_or_not_at_all(store: &dyn Store) {
     assert_eq!(store.message(message.message.id).await, Err(StoreError::NotFound));
     assert_eq!(store.handoff(handoff.message).await, Err(StoreError::NotFound));
     assert_eq!(store.handoff_of_task(task.id).await, Ok(None));
-    let waiting = store.waiting_mail(agent(2, None).id, 10).await;
+    let waiting = store.waiting_mail(agent(2, None).id, 10, (9, 9_999)).await.map(|waiting| waiting.messages);
     assert_eq!(waiting, Ok(1), "the first alone");
 }
 

@@ -252,7 +252,7 @@ macro_rules! conformance_of {
                 of_many_at_once_one_runs, old_keys_are_forgotten;
             messages: messages_wait_in_order, messages_are_settled_once, pushes_are_counted_once,
                 what_is_pushed_at_most_once_is_given_once, keys_give_the_first_message, messages_expire_and_are_forgotten,
-                messages_are_listed_by_party;
+                messages_are_listed_by_party, what_waits_is_counted_by_sender, what_nobody_took_is_queued_again;
             webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
                 money_disputes_and_dead_letters_are_queued,
                 one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;

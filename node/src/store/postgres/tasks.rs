@@ -224,7 +224,9 @@ pub async fn reassign_task(c: &Connection, reassign: &Reassign) -> Result<Task, 
         )
         .await?;
     }
-    task(c, id).await
+    let given = task(c, id).await?;
+    webhooks::queue_reassigned(c, &given, before.provider).await?;
+    Ok(given)
 }
 
 /// Moves pending tasks to in progress, each at its time; gives those that were pending.

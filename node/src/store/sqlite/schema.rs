@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0011_teams.sql"),
     include_str!("../migrations/sqlite/0012_handoffs.sql"),
     include_str!("../migrations/sqlite/0013_lists.sql"),
+    include_str!("../migrations/sqlite/0014_queues.sql"),
 ];
 
 /// Brings the database to the newest version.

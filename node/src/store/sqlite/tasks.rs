@@ -209,7 +209,9 @@ pub fn reassign_task(c: &Connection, reassign: &Reassign) -> StoreResult<Task> {
         .and_then(|mut s| s.execute(params![provider.as_bytes(), now.unix_ms(), hiring.as_bytes()]))
         .map_err(sql_error)?;
     }
-    task(c, id)
+    let given = task(c, id)?;
+    webhooks::queue_reassigned(c, &given, before.provider)?;
+    Ok(given)
 }
 
 /// Moves a pending task to in progress; one that has begun stays as it is: what begins it may come by several ways.
