@@ -226,8 +226,9 @@ onNode("escrow", ["ledger.platform_fee_bps=500", "ledger.currency=EUR"], (world)
     const { api_key: session } = await server.ok("POST", `/api/v1/agents/${client.id}/credentials`, { key: client.key, body: {} });
     await server.ok("POST", "/api/v1/auth/rotate-key", { key: session });
     for (const who of [client, owner, provider, { key: session }, { token: "op_another" }, {}]) {
-      assertRefused(await withdraw({ amount: "0.01", reference: "payout 1" }, who), 401, "UNAUTHORIZED");
-      assertRefused(await world.ask("GET", "/admin/ledger", who), 401, "UNAUTHORIZED");
+      const [status, code] = who.id ? [403, "FORBIDDEN"] : [401, "UNAUTHORIZED"];
+      assertRefused(await withdraw({ amount: "0.01", reference: "payout 1" }, who), status, code);
+      assertRefused(await world.ask("GET", "/admin/ledger", who), status, code);
     }
     assert.deepEqual(await world.ok("GET", "/admin/ledger", operator), left, "and nothing has moved");
   });
@@ -356,7 +357,7 @@ onNode("who pays here", ["ledger.platform_fee_bps=0"], (world) => {
     for (const who of [owner, await server.user("Other"), client, provider]) {
       const pushed = await world.ask("POST", "/ledger/transfer", who, { from: owner.id, to: provider.id, amount: "1" });
       assert.ok([403, 404].includes(pushed.status), pushed.text);
-      assertRefused(await world.ask("POST", "/admin/ledger/credit", who, { agent_id: provider.id, amount: "1" }), 401, "UNAUTHORIZED");
+      assertRefused(await world.ask("POST", "/admin/ledger/credit", who, { agent_id: provider.id, amount: "1" }), 403, "FORBIDDEN");
     }
     await hiresFreely();
     // The operator makes it pay.
