@@ -172,6 +172,7 @@ pub struct DiscoverParams {
     /// Only those that are connected.
     online_only: Option<bool>,
     /// `reputation` (default), `price` or `name`; those online always come first.
+    #[param(inline)]
     sort_by: Option<SortBy>,
     /// Agents at most.
     limit: Option<usize>,
@@ -356,6 +357,7 @@ pub struct NewPublicKey {
 /// Sets the key an agent signs with. A stolen API key must not be able to swap it, so the old key signs for the new
 /// one; an operator may set it without.
 #[utoipa::path(put, path = "/api/v1/agents/{id}/public_key", request_body = NewPublicKey,
+    security(("api_key" = []), ("bearer" = []), ("operator" = [])),
     params(("id" = AgentId, Path, description = "The agent.")),
     responses((status = 200, body = Envelope<AgentView>), Refusals))]
 pub async fn set_public_key(
