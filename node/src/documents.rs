@@ -1,14 +1,14 @@
 //! Documents made from the code's own tables: what is served, what is checked in under `docs/`, and what a test compares
 //! are the same bytes.
 
+mod settings;
+
 use std::fmt::Write;
 
 use muster_protocol::catalog::{EventEntry, TOPICS, TopicEntry};
 use muster_protocol::error_code::ErrorCode;
 use muster_protocol::websocket::CloseCode;
 use serde_json::{Map, Value, json};
-
-use crate::config::Config;
 
 /// The REST endpoints, as OpenAPI.
 #[must_use]
@@ -149,21 +149,6 @@ pub fn errors_markdown() -> String {
     out
 }
 
-/// Every setting with its default, as a configuration file.
-#[must_use]
-pub fn config_reference() -> String {
-    let defaults = toml::to_string_pretty(&Config::default()).unwrap_or_default();
-    format!(
-        "# Configuration\n\nWritten from the code's own defaults by `muster docs`; a test compares them.\n\n\
-         A file given by `--config` or `MUSTER_CONFIG`, then variables (`[http] listen` is `MUSTER_HTTP_LISTEN`), then \
-         flags (`--set http.listen=…`), each over the one before. Unknown names are errors. `muster config` prints what \
-         comes out. What each setting means stands beside it in `node/src/config/mod.rs` and `protocol/src/limits.rs`.\n\n\
-         Absent by default: `http.tls_certificate`, `http.tls_key` (PEM files; both serve TLS), `http.metrics_listen` \
-         (an address of its own for `/metrics`), `store.url` (PostgreSQL instead of the embedded store; shown without its \
-         password), `store.tls_ca` (PEM file by which the database's server is verified).\n\n```toml\n{defaults}```\n"
-    )
-}
-
 /// Every document, by its path in the repository.
 #[must_use]
 pub fn all() -> Vec<(&'static str, String)> {
@@ -171,7 +156,7 @@ pub fn all() -> Vec<(&'static str, String)> {
         ("docs/openapi.json", openapi()),
         ("docs/asyncapi.json", asyncapi()),
         ("docs/errors.md", errors_markdown()),
-        ("docs/configuration.md", config_reference()),
+        ("docs/configuration.md", settings::reference()),
     ]
 }
 

@@ -226,9 +226,8 @@ fn the_examples_of_the_document_are_written_and_verified() {
     for key in [&a, &b, &server] {
         assert!(document.contains(&key.public().to_base64()));
     }
-    let agents: Vec<AgentId> = ["a", "b"]
-        .map(|last| format!("01a00000-0000-7000-8000-00000000000{last}").parse().unwrap())
-        .into();
+    let agents: Vec<AgentId> =
+        ["a", "b"].map(|last| format!("01a00000-0000-7000-8000-00000000000{last}").parse().unwrap()).into();
     let (agent_a, agent_b) = (agents[0], agents[1]);
     let session = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
     let channel = "01a00000-0000-7000-8000-0000000000cc";
