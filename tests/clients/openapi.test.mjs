@@ -1,13 +1,13 @@
 // The OpenAPI document against a node: what is sent and answered fits it, and those may call whom it says.
 
 import assert from "node:assert/strict";
-import { randomUUID } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { after, before, describe, test } from "node:test";
 import { signingAgent } from "./lib/money.mjs";
 import { accept, offer, signing } from "./lib/negotiations.mjs";
-import { Contract, misfit, operations } from "./lib/openapi.mjs";
+import { Contract, fits, joinMisfit, misfit, operations } from "./lib/openapi.mjs";
 import { join, push } from "./lib/phoenix.mjs";
 import { Server, until } from "./lib/server.mjs";
 import { Signer, statements } from "./lib/signer.mjs";
@@ -219,6 +219,68 @@ describe("the OpenAPI document", () => {
     await until("it is given up", async () => (await v1("GET /messages/{id}/status", { ...as(agent), id: lost.id })).status === "failed");
     await v1("GET /messages/dead-letters", as(agent));
     await v1("POST /messages/{id}/redeliver", { ...as(agent), id: lost.id });
+  });
+
+  test("R172: events that go both ways are as the AsyncAPI document says, each way", async () => {
+    const [client, provider] = [await signing(server, { name: "Client" }), await signing(server, { name: "Provider" })];
+    /** Both on a topic: `ask(0 or 1, event, payload)` pushes, and waits for what the other is told when `told` says of what. */
+    const both = async (topic, channelName) => {
+      const sides = [];
+      for (const who of [client, provider]) {
+        const channel = (await connections.socket(server, "/socket", who.key)).channel(topic, {});
+        const heard = [];
+        channel.onMessage = (event, payload) => {
+          heard.push([event, payload]);
+          return payload;
+        };
+        assert.equal((await join(channel)).status, "ok", topic);
+        sides.push({ channel, heard });
+      }
+      return async (n, event, payload, told = event) => {
+        const { status, response } = await push(sides[n].channel, event, payload);
+        assert.equal(status, "ok", `${topic} ${event}: ${JSON.stringify(response)}`);
+        fits(channelName, `receive.${event}`, payload, response);
+        if (!told) return response;
+        const found = await until(`${told} is told`, () => sides[1 - n].heard.find(([name]) => name === told));
+        fits(channelName, `send.${told}`, found[1]);
+        return response;
+      };
+    };
+
+    const task = await server.task(client, provider);
+    const asked = await both(`task:${task.id}`, "task");
+    await asked(0, "input_stream", { chunk: "a", seq: 1 });
+    assert.equal((await asked(0, "input_stream", { chunk: "a", seq: 1 })).duplicate, true);
+    await asked(1, "output_stream", { chunk: "YQ==", seq: 0, encoding: "base64" });
+    const checksum = createHash("sha256").update("a").digest("hex");
+    await asked(0, "input_complete", { checksum, total_size: 1 });
+    await asked(1, "output_complete", { checksum, total_size: 1 });
+    await asked(1, "progress", { percent: 50, message: "half" });
+    await asked(1, "checkpoint", { seq: 1, state: {} }, null);
+    await asked(1, "error", { type: "odd", message: "it is odd", details: {} }, "task_failed");
+    const other = await server.task(client, provider);
+    await (await both(`task:${other.id}`, "task"))(0, "cancel", { reason: "no more" });
+
+    const team = await server.ok("POST", "/api/v1/teams", { key: client.key, body: { name: "Crew", member_agent_ids: [provider.id] } });
+    const said = await both(`team:${team.id}`, "team");
+    await said(0, "team_message", { content: "Hello" });
+    const vote = await said(0, "vote_open", { question: "Go?", options: ["yes", "no"] }, "vote_opened");
+    await said(1, "vote_cast", { vote_id: vote.vote_id, option: "yes" });
+    await said(1, "knowledge_add", { topic: "t", content: {} }, "knowledge_added");
+    await said(1, "escalate", { reason: "stuck" }, "escalated");
+
+    const session = randomUUID();
+    const { id } = await server.ok("POST", "/api/v1/negotiations", { key: client.key, body: { to_agent_id: provider.id, session_id: session, ...offer(session, client, 1, "80") } });
+    const bargained = await both(`negotiation:${id}`, "negotiation");
+    await bargained(1, "offer", offer(id, provider, 1, "100"));
+    await bargained(0, "accept", accept(id, client, "90", ["80", "100"]), "negotiation_complete");
+
+    for (const presence of [null, "full", { capability: "code", max_price: "5" }]) {
+      const channel = (await connections.socket(server, "/socket", client.key)).channel("agents:discovery", { presence });
+      assert.equal((await join(channel)).status, "ok");
+      assert.equal(joinMisfit("agents.discovery", { presence }), undefined);
+    }
+    assert.match(joinMisfit("agents.discovery", { presence: "some" }), /presence/);
   });
 
   test("R172: every operation was tried", () => {

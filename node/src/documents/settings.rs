@@ -165,7 +165,7 @@ mod tests {
             "* **`limits.page_items_max`** (`100`; at least 1): ",
             "* **`ledger.platform_fee_bps`** (`0`; at most 10000): ",
             "* **`negotiation.rounds_max`** (`10`; from 2 to 100): ",
-            "* **`limits.joins_per_agent`** (`{ tokens = 30, period_ms = 60000, burst = 30 }`): ",
+            "* **`limits.joins_per_agent`** (`{ burst = 30, period_ms = 60000, tokens = 30 }`): ",
             "* **`http.tls_key`** (absent): ",
             "* **`stream.ack`** (`\"durable\"`): ",
         ] {

@@ -40,13 +40,17 @@ pub(super) const PAYMENT: TopicEntry = TopicEntry {
             name: event::DISPUTE,
             description: "Has the operator decide; until then nothing moves.",
             payload: r#"{"type":"object","required":["reason"],"properties":{"reason":{"type":"string"},"evidence":{}}}"#,
-            reply: Some(r#"{"type":"object","required":["status"]}"#),
+            reply: Some(
+                r#"{"type":"object","required":["status"],"properties":{"status":{"type":"string"}}}"#,
+            ),
         },
         EventEntry {
             name: event::CLOSE,
             description: "Closes the channel, with both signatures over the same bytes, and pays out.",
             payload: r#"{"type":"object","required":["final_balance_a","final_balance_b","signature_a","signature_b"],"properties":{"final_balance_a":{},"final_balance_b":{},"signature_a":{"type":"string"},"signature_b":{"type":"string"}}}"#,
-            reply: Some(r#"{"type":"object","required":["status","balance_a","balance_b"]}"#),
+            reply: Some(
+                r#"{"type":"object","required":["status","balance_a","balance_b"],"properties":{"status":{"type":"string"},"balance_a":{"type":"string"},"balance_b":{"type":"string"}}}"#,
+            ),
         },
     ],
     outbound: &[
@@ -54,27 +58,27 @@ pub(super) const PAYMENT: TopicEntry = TopicEntry {
         pushed(
             event::TRANSFER_PROPOSED,
             "The other side wants to pay; for the one that is paid alone.",
-            r#"{"type":"object","required":["channel_id","nonce","amount","from","to","balance_a","balance_b","signature","statement","lapses_at"]}"#,
+            r#"{"type":"object","required":["channel_id","nonce","amount","from","to","balance_a","balance_b","signature","statement","lapses_at"],"properties":{"channel_id":{"type":"string","format":"uuid"},"nonce":{"type":"integer"},"amount":{"type":"string"},"from":{"type":"string","format":"uuid"},"to":{"type":"string","format":"uuid"},"balance_a":{"type":"string"},"balance_b":{"type":"string"},"signature":{"type":"string"},"statement":{"type":"string"},"lapses_at":{"type":"string","format":"date-time"}}}"#,
         ),
         pushed(
             event::TRANSFER_COMPLETE,
             "A transfer was executed.",
-            r#"{"type":"object","required":["channel_id","nonce","amount","from","to","balance_a","balance_b"]}"#,
+            r#"{"type":"object","required":["channel_id","nonce","amount","from","to","balance_a","balance_b"],"properties":{"channel_id":{"type":"string","format":"uuid"},"nonce":{"type":"integer"},"amount":{"type":"string"},"from":{"type":"string","format":"uuid"},"to":{"type":"string","format":"uuid"},"balance_a":{"type":"string"},"balance_b":{"type":"string"}}}"#,
         ),
         pushed(
             event::TRANSFER_REJECTED,
             "A transfer was rejected, taken back, or has lapsed (`agent_id` is null); its nonce is used up.",
-            r#"{"type":"object","required":["channel_id","nonce","reason","agent_id"]}"#,
+            r#"{"type":"object","required":["channel_id","nonce","reason","agent_id"],"properties":{"channel_id":{"type":"string","format":"uuid"},"nonce":{"type":"integer"},"reason":{"type":["string","null"]},"agent_id":{"type":["string","null"],"format":"uuid"}}}"#,
         ),
         pushed(
             event::DISPUTE_OPENED,
             "A side disputes; nothing moves until the operator has resolved it.",
-            r#"{"type":"object","required":["channel_id","agent_id","reason","evidence","nonce","balance_a","balance_b"]}"#,
+            r#"{"type":"object","required":["channel_id","agent_id","reason","evidence","nonce","balance_a","balance_b"],"properties":{"channel_id":{"type":"string","format":"uuid"},"agent_id":{"type":["string","null"],"format":"uuid"},"reason":{"type":["string","null"]},"evidence":{},"nonce":{"type":"integer"},"balance_a":{"type":"string"},"balance_b":{"type":"string"}}}"#,
         ),
         pushed(
             event::CHANNEL_CLOSED,
             "Paid out: closed by both, resolved by the operator (`resolved`), or never accepted (`expired`).",
-            r#"{"type":"object","required":["channel_id","status","nonce","balance_a","balance_b","resolved"]}"#,
+            r#"{"type":"object","required":["channel_id","status","nonce","balance_a","balance_b","resolved"],"properties":{"channel_id":{"type":"string","format":"uuid"},"status":{"type":"string"},"nonce":{"type":"integer"},"balance_a":{"type":"string"},"balance_b":{"type":"string"},"resolved":{"type":"boolean"}}}"#,
         ),
     ],
 };
@@ -177,7 +181,7 @@ pub(super) const TEAM_TOPIC: TopicEntry = TopicEntry {
     mounts: &[Mount::Main],
     description: "Agents that work on something together. Its members join; whoever is put out is closed.",
     join: NOTHING,
-    joined: r#"{"type":"object","required":["team"]}"#,
+    joined: TEAM_JOIN,
     inbound: &[
         EventEntry {
             name: event::TEAM_MESSAGE,
@@ -195,7 +199,7 @@ pub(super) const TEAM_TOPIC: TopicEntry = TopicEntry {
             name: event::VOTE_CAST,
             description: "Answers; another answer takes the place of the first until the vote is closed.",
             payload: r#"{"type":"object","required":["vote_id","option"],"properties":{"vote_id":{"type":"string","format":"uuid"},"option":{"type":["string","integer"]}}}"#,
-            reply: Some(NOTHING),
+            reply: Some(VOTE_CAST),
         },
         EventEntry {
             name: event::KNOWLEDGE_ADD,
@@ -211,20 +215,16 @@ pub(super) const TEAM_TOPIC: TopicEntry = TopicEntry {
         },
     ],
     outbound: &[
-        pushed(event::TEAM_MESSAGE, "A member said something.", TEAM_ENTRY),
+        pushed(event::TEAM_MESSAGE, "A member said something.", TEAM_SAID),
         pushed(event::VOTE_OPENED, "Something is asked.", VOTE),
         pushed(
             event::VOTE_CAST,
             "A member has answered; what, is told at the end.",
-            r#"{"type":"object","required":["vote_id","agent_id","ballots"]}"#,
+            r#"{"type":"object","required":["vote_id","agent_id","ballots"],"properties":{"vote_id":{"type":"string","format":"uuid"},"agent_id":{"type":"string","format":"uuid"},"ballots":{"type":"integer"}}}"#,
         ),
-        pushed(
-            event::VOTE_CLOSED,
-            "How a vote ended.",
-            r#"{"type":"object","required":["vote_id","tally","winner"]}"#,
-        ),
-        pushed(event::KNOWLEDGE_ADDED, "Something all should know.", TEAM_ENTRY),
-        pushed(event::ESCALATED, "A member needs help.", TEAM_ENTRY),
+        pushed(event::VOTE_CLOSED, "How a vote ended.", VOTE_RESULT),
+        pushed(event::KNOWLEDGE_ADDED, "Something all should know.", TEAM_KNOWS),
+        pushed(event::ESCALATED, "A member needs help.", TEAM_ESCALATION),
         pushed(event::MEMBER_ADDED, "An agent was taken in.", MEMBER),
         pushed(event::MEMBER_REMOVED, "An agent is out.", MEMBER),
     ],

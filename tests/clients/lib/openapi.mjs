@@ -1,11 +1,13 @@
-// Holds what is sent and answered against the checked-in OpenAPI document, as strictly as its schemas say.
+// Holds what is sent and answered against the checked-in OpenAPI and AsyncAPI documents, as strictly as their schemas say.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import Ajv2020 from "ajv/dist/2020.js";
 import addFormats from "ajv-formats";
 
-export const document = JSON.parse(readFileSync(new URL("../../../docs/openapi.json", import.meta.url), "utf8"));
+const read = (name) => JSON.parse(readFileSync(new URL(`../../../docs/${name}`, import.meta.url), "utf8"));
+export const document = read("openapi.json");
+export const events = read("asyncapi.json");
 
 const ajv = new Ajv2020({ allErrors: true, allowUnionTypes: true, strict: true, strictRequired: false, validateFormats: true });
 addFormats(ajv);
@@ -84,4 +86,29 @@ export class Contract {
     assert.ok(answer.status < 300, `${name}: ${answer.status} ${answer.text}`);
     return answer.data;
   }
+}
+
+const eventAjv = new Ajv2020({ allErrors: true, allowUnionTypes: true, strict: true, strictRequired: false, strictTypes: false });
+addFormats(eventAjv);
+
+/** `fits("team", "receive.vote_cast", payload, reply)`: a push, and what it was answered; `send.…` is what the server pushes. */
+export function fits(channel, name, payload, reply) {
+  const message = events.channels[channel]?.messages[name];
+  assert.ok(message, `${channel} ${name} is not in the document`);
+  for (const [what, value] of [["payload", payload], ["x-reply", reply]]) {
+    if (value === undefined) continue;
+    assert.ok(message[what], `${channel} ${name} has no ${what}`);
+    const validate = eventAjv.compile(message[what]);
+    assert.ok(validate(value), `${channel} ${name} ${what}: ${eventAjv.errorsText(validate.errors)}: ${JSON.stringify(value)}`);
+    const more = unnamed(message[what], value);
+    assert.deepEqual(more, [], `${channel} ${name} ${what} does not describe them`);
+    // An object of which nothing is said tells a client nothing.
+    assert.ok(message[what].properties || Object.keys(value).length === 0, `${channel} ${name} ${what} describes no field`);
+  }
+}
+
+/** What is wrong with the payload of a join; nothing when it fits. */
+export function joinMisfit(channel, payload) {
+  const validate = eventAjv.compile(events.channels[channel]["x-join"]);
+  return validate(payload) ? undefined : eventAjv.errorsText(validate.errors);
 }
