@@ -28,12 +28,16 @@ struct Told {
     book: Book,
     /// Dropped entries when it was looked last.
     dropped: u64,
+    /// Agents that went offline and were not looked at yet; as many as there may be conditions.
+    gone: BTreeSet<AgentId>,
+    /// Where the last round ended: with those that were told to be offline, with figures, with open tasks.
+    left_after: Option<AgentId>,
+    window_after: Option<AgentId>,
+    open_after: Option<AgentId>,
 }
 
-/// Agents whose figures are looked at in one round.
+/// Agents whose figures are looked at in one round; the next one goes on behind them.
 const AGENTS_MAX: usize = 10_000;
-/// Agents whose tasks are counted in one round.
-const COUNTED_MAX: usize = 100;
 const MINUTE_MS: i64 = 60_000;
 const DAY_MS: i64 = 86_400_000;
 /// What follows from figures, which all nodes see alike.
@@ -61,12 +65,17 @@ impl Alerts {
         let before = std::mem::replace(&mut self.told.lock().dropped, dropped);
         let is_dropping = (dropped > before).then_some(Severity::Critical);
         self.note(core, None, Kind::FiguresDropped, is_dropping).await;
-        let left = self.told.lock().book.agents(Kind::OfflineWithTasks);
-        for agent in left.into_iter().take(COUNTED_MAX) {
+        let left = {
+            let mut told = self.told.lock();
+            let all = told.book.agents(Kind::OfflineWithTasks).into_iter().collect();
+            alerts::next_part(&all, &mut told.left_after, self.settings.agents_per_round)
+        };
+        for agent in left {
             if core.online.contains(agent) || in_progress(core, agent).await? == 0 {
                 self.note(core, Some(agent), Kind::OfflineWithTasks, None).await;
             }
         }
+        self.look_at_gone(core).await?;
         if core.presence.is_first_of_nodes() {
             self.look_at_figures(core).await
         } else {
@@ -75,12 +84,24 @@ impl Alerts {
         }
     }
 
+    /// Looks at agents in the order of their ids, at so many in a round, until all were looked at; and then again.
     async fn look_at_figures(&self, core: &Core) -> StoreResult<()> {
         let (now, figures) = (core.environment.now(), core.analytics.store());
         let since = |minutes: i64| Interval::Minute.floor(now.plus_ms(-minutes * MINUTE_MS));
-        let window = figures.figures_by_agent(Interval::Minute, since(WINDOW_MINUTES), AGENTS_MAX).await?;
+        let after = self.told.lock().window_after;
+        let part = (after, AGENTS_MAX);
+        let window = figures.figures_by_agent(Interval::Minute, since(WINDOW_MINUTES), part).await?;
+        let upto = window.last().filter(|_| window.len() >= AGENTS_MAX).map(|(agent, _)| *agent);
         let window: HashMap<AgentId, Figures> = window.into_iter().collect();
-        let told = |kind| self.told.lock().book.agents(kind);
+        // Of those that are not in this part nothing is known.
+        let told = |kind| {
+            self.told
+                .lock()
+                .book
+                .agents(kind)
+                .into_iter()
+                .filter(move |agent| is_between(*agent, after, upto))
+        };
         let agents: BTreeSet<AgentId> = window.keys().copied().chain(told(Kind::FailureRate)).collect();
         let of = |agent: &AgentId| window.get(agent).copied().unwrap_or_default();
         for agent in agents {
@@ -92,18 +113,33 @@ impl Alerts {
         for agent in agents {
             self.note(core, Some(agent), Kind::DeadLetters, alerts::dead_letters(&of(&agent))).await;
         }
-        let minutes = i64::try_from(self.settings.stalled_minutes).unwrap_or(WINDOW_MINUTES);
-        let recent = figures.figures_by_agent(Interval::Minute, since(minutes), AGENTS_MAX).await?;
-        let recent: HashMap<AgentId, Figures> = recent.into_iter().collect();
+        self.told.lock().window_after = upto;
+        self.look_at_open(core).await
+    }
+
+    /// The same with those that have tasks open.
+    async fn look_at_open(&self, core: &Core) -> StoreResult<()> {
+        let (now, figures) = (core.environment.now(), core.analytics.store());
+        let after = self.told.lock().open_after;
+        let part = (after, AGENTS_MAX);
         let yesterday = Interval::Day.floor(now.plus_ms(-DAY_MS));
-        let days = figures.figures_by_agent(Interval::Day, yesterday, AGENTS_MAX).await?;
-        let candidates = days.into_iter().filter(|(_, days)| {
+        let days = figures.figures_by_agent(Interval::Day, yesterday, part).await?;
+        let upto = days.last().filter(|_| days.len() >= AGENTS_MAX).map(|(agent, _)| *agent);
+        let minutes = i64::try_from(self.settings.stalled_minutes).unwrap_or(WINDOW_MINUTES);
+        let since = Interval::Minute.floor(now.plus_ms(-minutes * MINUTE_MS));
+        // Whoever has some of a minute has some of its day, so these are all of the same part.
+        let recent = figures.figures_by_agent(Interval::Minute, since, part).await?;
+        let recent: HashMap<AgentId, Figures> = recent.into_iter().collect();
+        let is_open = |(_, days): &(AgentId, Figures)| {
             let ended = days.tasks_completed + days.tasks_failed + days.tasks_cancelled;
             days.tasks_created.saturating_sub(ended) >= self.settings.stalled_open_min
-        });
+        };
+        let told = self.told.lock().book.agents(Kind::Stalled);
+        let told = told.into_iter().filter(|agent| is_between(*agent, after, upto));
         let candidates: BTreeSet<AgentId> =
-            candidates.map(|(agent, _)| agent).take(COUNTED_MAX).chain(told(Kind::Stalled)).collect();
-        for agent in candidates {
+            days.into_iter().filter(is_open).map(|(agent, _)| agent).chain(told).collect();
+        let mut ended = after;
+        for agent in alerts::next_part(&candidates, &mut ended, self.settings.agents_per_round) {
             let recent = recent.get(&agent).copied().unwrap_or_default();
             let open = count(core, agent, TaskStatus::Pending).await? + in_progress(core, agent).await?;
             // Those it was given just now it could not have completed.
@@ -112,6 +148,8 @@ impl Alerts {
             let severity = alerts::stalled(open, recent.tasks_completed, &self.settings, before);
             self.note(core, Some(agent), Kind::Stalled, severity).await;
         }
+        // The rest of this part first, then the next part, and from the beginning when there is none.
+        self.told.lock().open_after = ended.or(upto);
         Ok(())
     }
 
@@ -120,9 +158,28 @@ impl Alerts {
     /// # Errors
     /// The store cannot be read.
     pub async fn went(&self, core: &Core, agents: &HashSet<AgentId>) -> StoreResult<()> {
-        for agent in agents.iter().take(COUNTED_MAX) {
-            if in_progress(core, *agent).await? > 0 && !core.online.contains(*agent) {
-                self.note(core, Some(*agent), Kind::OfflineWithTasks, Some(Severity::Warning)).await;
+        {
+            let mut told = self.told.lock();
+            let room = self.settings.conditions_max.saturating_sub(told.gone.len());
+            told.gone.extend(agents.iter().take(room));
+        }
+        self.look_at_gone(core).await
+    }
+
+    /// Looks at some of those that went offline; the others' turn comes.
+    async fn look_at_gone(&self, core: &Core) -> StoreResult<()> {
+        let part = {
+            let mut told = self.told.lock();
+            let part: Vec<AgentId> =
+                told.gone.iter().take(self.settings.agents_per_round.max(1)).copied().collect();
+            part.iter().for_each(|agent| {
+                told.gone.remove(agent);
+            });
+            part
+        };
+        for agent in part {
+            if in_progress(core, agent).await? > 0 && !core.online.contains(agent) {
+                self.note(core, Some(agent), Kind::OfflineWithTasks, Some(Severity::Warning)).await;
             }
         }
         Ok(())
@@ -160,6 +217,10 @@ impl Alerts {
             Err(error) => tracing::warn!(%error, "cannot read whose agent an alert is about"),
         }
     }
+}
+
+fn is_between(agent: AgentId, after: Option<AgentId>, upto: Option<AgentId>) -> bool {
+    after.is_none_or(|after| agent > after) && upto.is_none_or(|upto| agent <= upto)
 }
 
 async fn in_progress(core: &Core, agent: AgentId) -> StoreResult<u64> {

@@ -207,6 +207,7 @@ impl Core {
         let streams = Streams::new(Needs {
             store: store.clone(),
             cluster: cluster.clone(),
+            pubsub: pubsub.clone(),
             environment: environment.clone(),
             limits: limits.clone(),
             settings: streams,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use muster_protocol::agent::AgentStatus;
+use muster_protocol::agent::{AgentStatus, check_other};
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::handoff::{Answer, Handoff, HandoffRequest, HandoffState};
 use muster_protocol::ids::{AgentId, MessageId, TaskId};
@@ -46,9 +46,7 @@ impl Handoffs {
     /// named is none of the sender's; the price is above what the sender would pay at most.
     pub(crate) async fn prepare(&self, message: &Message) -> Result<(Task, Handoff), Refusal> {
         let (store, limits) = (&self.tasks.store, &self.tasks.limits);
-        if message.from == message.to {
-            return Err(Refusal::field(ErrorCode::InvalidPayload, "to_agent_id", "another agent"));
-        }
+        check_other(message.from, (message.to, "to_agent_id"))?;
         let payload = message.payload.as_ref().ok_or(ErrorCode::Internal)?;
         let request = HandoffRequest::read(payload, limits)?;
         let sender = store.agent(message.from).await.map_err(refusal_of)?;

@@ -132,7 +132,7 @@ impl Metrics {
         );
         registry.register(
             "agent_messages",
-            "Messages between agents that were accepted, pushed, pushed again, or given up",
+            "Messages between agents that were accepted, pushed, pushed again, given up, or queued again when nobody had taken them",
             self.agent_messages.clone(),
         );
         registry.register(

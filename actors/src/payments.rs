@@ -132,7 +132,8 @@ impl Payments {
     ///
     /// # Errors
     /// What [`OpenRequest::open`] refuses; the other agent is unknown, not active, or blocks or is blocked by the opener;
-    /// `insufficient_balance`; `already_exists` when there is a channel of the chosen id.
+    /// `insufficient_balance`; `already_exists` when there is a channel of the chosen id; `limit_reached` when it has opened
+    /// as many as it may, and they are not over.
     pub async fn open(
         &self,
         opener: &Agent,
@@ -149,7 +150,8 @@ impl Payments {
         let (channel, entry) = request.open((id, opener.id, opener.public_key), now, accept_until)?;
         let other = (channel.agent_b, "counterparty_agent_id");
         counterpart(self.store().as_ref(), now, opener.id, other).await?;
-        match self.store().create_payment_channel(channel.clone(), entry).await {
+        let live_max = self.limits.payment_channels_per_agent_max;
+        match self.store().create_payment_channel(channel.clone(), entry, live_max).await {
             // Its first answer was lost.
             Err(StoreError::AlreadyExists) if key.is_some() && request.channel_id.is_none() => {
                 let made = self.of_party(id, opener.id).await?;

@@ -32,7 +32,8 @@ pub use self::handoffs::HandoffStore;
 pub use self::idempotency::{IdempotencyStore, KeyedRequest};
 pub use self::ledger::LedgerStore;
 pub use self::messages::{
-    Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Party, Settle,
+    Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Party, Settle, Waiting,
+    queued_bytes,
 };
 pub use self::negotiations::{NegotiationFilter, NegotiationStore};
 pub use self::payments::PaymentStore;

@@ -195,12 +195,10 @@ impl Tasks {
         let task = self.streams.reassign(task, provider.id, client.id).await?;
         // Always: what was read before may have changed meanwhile, and who is out must not go on listening.
         task_channel::reassigned(&self.pubsub, &task);
-        if before.provider != task.provider {
-            self.publish_task(&agent_topic(before.provider), event::TASK_CANCELLED, &task);
-            self.tell_handoff(&task).await;
-        }
+        // Who had it last was told where it was given away.
         self.publish_task(&agent_topic(task.provider), event::TASK_CREATED, &task);
         if before.provider != task.provider {
+            self.tell_handoff(&task).await;
             self.analytics.record(Event::TaskReassigned(&task));
         }
         Ok(task)

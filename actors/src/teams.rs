@@ -15,6 +15,7 @@ use serde::Deserialize;
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
+use crate::rate_limits::Buckets;
 use crate::session::{Decision, Rules, Sessions};
 use crate::store::{Page, PageRequest, Store, StoreError, StoreResult};
 use crate::supervisor::ChildSpec;
@@ -24,6 +25,8 @@ use crate::task_stream::refusal_of;
 pub struct Teams {
     sessions: Sessions<TeamRules>,
     environment: Environment,
+    /// What each agent does.
+    buckets: Buckets<AgentId>,
 }
 
 struct TeamRules {
@@ -53,7 +56,8 @@ impl Rules for TeamRules {
 
     async fn save(&self, _before: &Team, change: &Change) -> StoreResult<Team> {
         let (team, entries) = (change.team.clone(), change.entries.clone());
-        self.store.save_team(team, entries, self.limits.team_entries_max).await?;
+        let most = (self.limits.team_entries_max, self.limits.team_entries_bytes_max);
+        self.store.save_team(team, entries, most).await?;
         Ok(change.team.clone())
     }
 
@@ -100,9 +104,9 @@ impl Teams {
         limits: Arc<Limits>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let live_max = limits.sessions_live_max;
+        let (live_max, buckets) = (limits.sessions_live_max, Buckets::new(limits.team_actions_per_agent));
         let rules = TeamRules { store, pubsub, limits };
-        Self { sessions: Sessions::new(rules, live_max, environment.clone(), metrics), environment }
+        Self { sessions: Sessions::new(rules, live_max, environment.clone(), metrics), environment, buckets }
     }
 
     /// How their supervisor is started.
@@ -119,11 +123,16 @@ impl Teams {
         self.sessions.sweep().await
     }
 
+    fn within_rate(&self, agent: AgentId) -> Result<(), Refusal> {
+        self.buckets.take(agent, self.environment.monotonic_ms()).map_err(Refusal::rate_limited)
+    }
+
     /// Makes a team.
     ///
     /// # Errors
-    /// What [`Team::new`] refuses; a member that is no agent, or blocks or is blocked by the owner; too many teams.
+    /// Too much at once; what [`Team::new`] refuses; a member that is no agent, or blocks or is blocked by the owner; too many teams.
     pub async fn create(&self, owner: AgentId, name: String, others: &[AgentId]) -> Result<Team, Refusal> {
+        self.within_rate(owner)?;
         let rules = self.sessions.rules();
         let now = self.environment.now();
         let id = TeamId::new(now, self.environment.id_entropy());
@@ -170,8 +179,9 @@ impl Teams {
     /// Takes somebody in, as the owner.
     ///
     /// # Errors
-    /// Not the owner; the agent is unknown; the team is full.
+    /// Too much at once; not the owner; the agent is unknown; the team is full.
     pub async fn add(&self, id: TeamId, by: AgentId, agent: AgentId) -> Result<Json, Refusal> {
+        self.within_rate(by)?;
         let team = self.of_member(id, by).await?;
         self.check_member(team.owner, agent).await?;
         let answer = self.sessions.ask(id, Command::Add { by, agent }).await?;
@@ -184,8 +194,9 @@ impl Teams {
     /// Puts somebody out, as the owner, or leaves.
     ///
     /// # Errors
-    /// Neither the owner nor oneself; the agent is no member, or the owner.
+    /// Too much at once; neither the owner nor oneself; the agent is no member, or the owner.
     pub async fn remove(&self, id: TeamId, by: AgentId, agent: AgentId) -> Result<Json, Refusal> {
+        self.within_rate(by)?;
         self.of_member(id, by).await?;
         let answer = self.sessions.ask(id, Command::Remove { by, agent }).await?;
         self.sessions.rules().pubsub.dismiss(&team_member_topic(id, agent));
@@ -196,8 +207,9 @@ impl Teams {
     /// wherever they are.
     ///
     /// # Errors
-    /// Not a member, or what the rules refuse.
+    /// Too much at once; not a member, or what the rules refuse.
     pub async fn act(&self, id: TeamId, by: AgentId, action: Action) -> Result<Json, Refusal> {
+        self.within_rate(by)?;
         let now = self.environment.now();
         let entry = EntryId::new(now, self.environment.id_entropy());
         let escalated = match &action {

@@ -127,12 +127,16 @@ impl Webhooks {
     /// Sends an owner's webhook something to try it out.
     ///
     /// # Errors
-    /// As [`Self::of`], or as many wait for it as may.
+    /// As [`Self::of`]; it is disabled, or as many wait for it as may.
     pub async fn test(&self, owner: Owner, id: WebhookId) -> Result<DeliveryId, Refusal> {
         let webhook = self.of(owner, id).await?;
+        if let Some(disabled_at) = webhook.disabled_at {
+            return Err(Refusal::new(ErrorCode::WebhookDisabled).with("disabled_at", &disabled_at));
+        }
         let now = self.environment.now();
         let delivery = Delivery {
-            id: DeliveryId::new(now, self.environment.id_entropy()),
+            // Spread as evenly as those of what happens: by its first byte a place is looked for.
+            id: DeliveryId::from_bytes(self.environment.random()),
             event: EventKind::Test.as_str().to_owned(),
             data: Json::of(&json!({ "webhook_id": webhook.id })),
             created_at: now,

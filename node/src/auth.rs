@@ -57,12 +57,15 @@ impl Authenticator {
     /// Whether the secret is the operator's.
     ///
     /// # Errors
-    /// It is not, or the address has guessed too often.
-    pub fn operator(&self, secret: Option<&Secret>, from: IpAddr) -> Result<(), Refusal> {
+    /// It is somebody else's, or nobody's, or the address has guessed too often.
+    pub async fn operator(&self, secret: Option<&Secret>, from: IpAddr) -> Result<(), Refusal> {
         let now_ms = self.core.environment.monotonic_ms();
         self.guesses.check(from, now_ms)?;
         if self.is_operator(secret) {
             return Ok(());
+        }
+        if self.known(secret).await?.is_some() {
+            return Err(ErrorCode::Forbidden.into());
         }
         self.guesses.failed(from, now_ms);
         Err(ErrorCode::Unauthenticated.into())

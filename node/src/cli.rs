@@ -394,7 +394,9 @@ async fn user(command: UserCommand) -> Result<(), RunError> {
 async fn token(command: TokenCommand) -> Result<(), RunError> {
     match command {
         TokenCommand::Create { user, label, scope, expires_at, server } => {
-            let body = json!({ "label": label, "scopes": scope, "expires_at": expires_at });
+            // None on the command line is every one.
+            let scopes = Some(scope).filter(|scopes| !scopes.is_empty());
+            let body = json!({ "label": label, "scopes": scopes, "expires_at": expires_at });
             show(&server, Method::POST, &format!("/api/v1/admin/users/{user}/tokens"), Some(body)).await
         }
         TokenCommand::List { user, server } => {

@@ -53,9 +53,9 @@ impl FigureStore for Cut {
         &self,
         interval: Interval,
         since: Timestamp,
-        limit: usize,
+        part: (Option<AgentId>, usize),
     ) -> StoreResult<Vec<(AgentId, Figures)>> {
-        self.reach()?.figures_by_agent(interval, since, limit).await
+        self.reach()?.figures_by_agent(interval, since, part).await
     }
 
     async fn purge_figures(&self, now: Timestamp, rows_max: usize) -> StoreResult<usize> {

@@ -321,6 +321,18 @@ pub(crate) fn set_protected(
     Ok(metadata)
 }
 
+/// Whether an agent may deal with another, as `field` of its request names it: nobody hires, pays, hands a task to or
+/// negotiates with themselves.
+///
+/// # Errors
+/// Both are one.
+pub fn check_other(agent: AgentId, (other, field): (AgentId, &'static str)) -> Result<(), Refusal> {
+    if agent != other {
+        return Ok(());
+    }
+    Err(Refusal::field(ErrorCode::InvalidPayload, field, "another agent than the one that asks"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

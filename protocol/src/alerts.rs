@@ -2,7 +2,8 @@
 //! it becomes worse, and once when it is over; to be over it has to be better by a margin, so that what hovers at a
 //! threshold is not told again and again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,8 @@ pub struct AlertSettings {
     pub stalled_minutes: u64,
     /// Conditions that are known at once; further ones are not told.
     pub conditions_max: usize,
+    /// Agents whose tasks are counted in one round; the next one goes on behind them.
+    pub agents_per_round: usize,
 }
 
 impl Default for AlertSettings {
@@ -54,6 +57,7 @@ impl Default for AlertSettings {
             stalled_open_min: 10,
             stalled_minutes: 10,
             conditions_max: 10_000,
+            agents_per_round: 100,
         }
     }
 }
@@ -196,9 +200,35 @@ impl Book {
     }
 }
 
+/// So many of these agents, behind where the last round ended; from the beginning once it has come to the end.
+pub fn next_part(agents: &BTreeSet<AgentId>, after: &mut Option<AgentId>, most: usize) -> Vec<AgentId> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let part: Vec<AgentId> = agents.range((from, Bound::Unbounded)).take(most.max(1)).copied().collect();
+    *after = part.last().copied().filter(|last| agents.last() > Some(last));
+    part
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// R106: nobody is passed over for good, however many there are and whoever comes and goes meanwhile.
+    #[test]
+    fn parts_go_on_where_the_last_one_ended() {
+        let agent = |n: u8| AgentId::from_bytes([n; 16]);
+        let all: BTreeSet<AgentId> = (1..=5).map(agent).collect();
+        let mut after = None;
+        let mut part = |all: &BTreeSet<AgentId>| next_part(all, &mut after, 2);
+        assert_eq!(part(&all), [agent(1), agent(2)]);
+        assert_eq!(part(&all), [agent(3), agent(4)]);
+        assert_eq!(part(&all), [agent(5)]);
+        assert_eq!(part(&all), [agent(1), agent(2)]);
+        let rest: BTreeSet<AgentId> = [3, 4].map(agent).into();
+        assert_eq!(part(&rest), [agent(3), agent(4)], "to the end exactly");
+        assert_eq!(part(&all), [agent(1), agent(2)]);
+        assert_eq!(part(&BTreeSet::new()), []);
+        assert_eq!(next_part(&all, &mut None, 0), [agent(1)], "one at least");
+    }
 
     fn figures(completed: u64, failed: u64) -> Figures {
         Figures { tasks_completed: completed, tasks_failed: failed, ..Figures::default() }

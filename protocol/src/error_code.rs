@@ -101,6 +101,7 @@ error_codes! {
     AnswerNotKept = "answer_not_kept", "IDEMPOTENCY_ANSWER_NOT_KEPT", 409, false, "The request was done under this key; its answer was too large to be kept, or held a secret. `answer_status` says which status it had.";
     MessageNotActive = "message_not_active", "MESSAGE_NOT_ACTIVE", 409, false, "The message is not in a state that allows this; `status` says which it is in.";
     CapabilityMismatch = "capability_mismatch", "CAPABILITY_MISMATCH", 422, false, "The recipient cannot do all that is required; `missing` says what.";
+    WebhookDisabled = "webhook_disabled", "WEBHOOK_DISABLED", 409, false, "Nothing has arrived at the webhook for days, and nothing is sent to it any more; remove it and add it again.";
     HandoffNotActive = "handoff_not_active", "HANDOFF_NOT_ACTIVE", 409, false, "The handoff is not in a state that allows this; `status` says which it is in.";
     ProtocolVersionIncompatible = "protocol_version_incompatible", "PROTOCOL_VERSION_INCOMPATIBLE", 422, false, "The two agents have no such protocol version in common; `yours` and `theirs` say which each speaks.";
     ProtocolVersionBlocked = "protocol_version_blocked", "PROTOCOL_VERSION_BLOCKED", 426, false, "The protocol version is not served any more; `sunset_at` says since when.";

@@ -38,6 +38,9 @@ text_forms!(HandoffState {
     Failed = "failed",
 });
 
+/// Why a handoff is over that nobody had answered when its message was (7 days, R122).
+pub const NOT_ANSWERED: &str = "not answered in time";
+
 /// What a recipient says of a handoff.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {

@@ -439,5 +439,16 @@ pub struct Audit {
     pub sum_micros: i64,
 }
 
+/// Where the money is that belongs to no agent and no user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// What the platform has kept of payments, and nobody has taken out yet.
+    pub fees: Amount,
+    /// What the operator has taken out, less what was put in: below zero, by all the money there is here.
+    pub external: Delta,
+    /// What all accounts hold together: always 0.
+    pub sum: Delta,
+}
+
 #[cfg(test)]
 mod tests;

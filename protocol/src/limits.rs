@@ -165,6 +165,9 @@ pub struct Limits {
     pub negotiation_reason_chars_max: usize,
     /// Open negotiations that one agent has begun; a further one answers `limit_reached`.
     pub negotiations_open_per_agent_max: usize,
+    /// Payment channels that one agent has opened and that are not over; a further one answers `limit_reached`. Each holds
+    /// money of its own until both agree, so an agent that streams payments has one for each agent it works with.
+    pub payment_channels_per_agent_max: usize,
     /// Negotiations, and teams, each so many live in a node's memory at once; a further one answers `overloaded`.
     pub sessions_live_max: usize,
     /// Members of one team.
@@ -177,6 +180,10 @@ pub struct Limits {
     pub team_entry_bytes_max: usize,
     /// Messages, pieces of knowledge, escalations and ended votes of one team; beyond them the oldest are forgotten.
     pub team_entries_max: usize,
+    /// Bytes of what one team keeps, as JSON; beyond them the oldest are forgotten.
+    pub team_entries_bytes_max: usize,
+    /// What one agent does in teams, and to them.
+    pub team_actions_per_agent: Rate,
     /// Items of a page when the request does not say, and at most.
     pub page_items_default: usize,
     /// Items of a page at most.
@@ -195,6 +202,11 @@ pub struct Limits {
     /// Messages that wait for one recipient, about: several nodes at once, or requests at the same moment, may exceed it a
     /// little. A further one is refused.
     pub mailbox_messages_max: usize,
+    /// Bytes of the payloads of messages that wait for one recipient, about, as for `mailbox_messages_max`.
+    pub mailbox_bytes_max: usize,
+    /// How much of a recipient's queue, by number and by bytes, what one sender has sent may take, in hundredths; one message
+    /// always.
+    pub mailbox_sender_percent: usize,
     /// Messages pushed to one recipient that it has not acknowledged.
     pub mailbox_window_max: usize,
     /// Delay before a message is pushed again for the first time, in milliseconds; each further delay is twice as long.
@@ -337,12 +349,15 @@ impl Default for Limits {
             negotiation_terms_bytes_max: 16 * KIB,
             negotiation_reason_chars_max: 500,
             negotiations_open_per_agent_max: 1_000,
+            payment_channels_per_agent_max: 10_000,
             sessions_live_max: 100_000,
             team_members_max: 100,
             teams_per_agent_max: 1_000,
             team_open_votes_max: 20,
             team_entry_bytes_max: 64 * KIB,
             team_entries_max: 100_000,
+            team_entries_bytes_max: 256 * MIB,
+            team_actions_per_agent: Rate::per_second(50, 200),
             page_items_default: 20,
             page_items_max: 100,
 
@@ -352,6 +367,8 @@ impl Default for Limits {
             message_batch_max: 500,
             messages_per_agent: Rate::per_second(5_000, 10_000),
             mailbox_messages_max: 100_000,
+            mailbox_bytes_max: 256 * MIB,
+            mailbox_sender_percent: 10,
             mailbox_window_max: 100,
             message_retry_ms: 1_000,
             message_retention_ms: 7 * DAY_MS,

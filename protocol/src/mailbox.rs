@@ -5,6 +5,10 @@
 //! decides: a message is pushed only after the store has counted the push, and it counts none of a message that is
 //! settled. So several nodes may run this for one recipient, and each pushes to the connections it has. What is settled
 //! while the store is asked about it ([`Mailbox::settle`]) is not pushed either, however its answer reads.
+//!
+//! A recipient whose connection has fallen silent cannot acknowledge, and the node finds out late. So a message is given up
+//! only if its recipient was heard of since the last push ([`Mailbox::heard`]); one that nobody showed any life after is
+//! queued again, as if it had not been pushed, when the connection is gone ([`Mailbox::unheard`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -81,6 +85,7 @@ struct Flight {
     id: MessageId,
     retries: u32,
     due_ms: u64,
+    pushed_ms: u64,
 }
 
 /// The way to one recipient.
@@ -97,6 +102,8 @@ pub struct Mailbox {
     asking: bool,
     /// Nothing is asked of the store before this.
     paused_until_ms: u64,
+    /// When the recipient was heard of last.
+    heard_ms: u64,
 }
 
 /// Messages that are tried again, or given up, in one step.
@@ -114,7 +121,30 @@ impl Mailbox {
             settled: HashSet::new(),
             asking: false,
             paused_until_ms: 0,
+            heard_ms: 0,
         }
+    }
+
+    /// The recipient was heard of then, over any of its connections and whatever it said.
+    pub fn heard(&mut self, at_ms: u64) {
+        self.heard_ms = self.heard_ms.max(at_ms);
+    }
+
+    /// Those under way after whose last push nothing was heard of the recipient, which is gone: they are to be queued again. They
+    /// are not under way any more.
+    pub fn unheard(&mut self) -> Vec<Attempt> {
+        let heard_ms = self.heard_ms;
+        let unheard: Vec<Attempt> = self
+            .under_way
+            .iter()
+            .filter(|(_, flight)| flight.pushed_ms >= heard_ms)
+            .map(|(seq, flight)| Attempt { seq: *seq, retries: flight.retries })
+            .collect();
+        for attempt in &unheard {
+            self.drop_flight(attempt.seq);
+        }
+        self.has_more |= !unheard.is_empty();
+        unheard
     }
 
     /// There may be new messages.
@@ -152,11 +182,13 @@ impl Mailbox {
         if now_ms < self.paused_until_ms {
             return Step::Wait(Some(self.paused_until_ms));
         }
+        let heard_ms = self.heard_ms;
         let due = |flight: &Flight| flight.due_ms <= now_ms;
+        let is_last = |flight: &Flight| flight.retries >= RETRIES_MAX;
         let over: Vec<u64> = self
             .under_way
             .iter()
-            .filter(|(_, flight)| due(flight) && flight.retries >= RETRIES_MAX)
+            .filter(|(_, flight)| due(flight) && is_last(flight) && flight.pushed_ms < heard_ms)
             .map(|(seq, _)| *seq)
             .take(DUE_AT_ONCE)
             .collect();
@@ -166,7 +198,7 @@ impl Mailbox {
         let again: Vec<Attempt> = self
             .under_way
             .iter()
-            .filter(|(_, flight)| due(flight))
+            .filter(|(_, flight)| due(flight) && !is_last(flight))
             .map(|(seq, flight)| Attempt { seq: *seq, retries: flight.retries })
             .take(DUE_AT_ONCE)
             .collect();
@@ -180,7 +212,10 @@ impl Mailbox {
             let known = self.under_way.keys().copied().collect();
             return self.ask(Step::Fetch { known, room });
         }
-        Step::Wait(self.under_way.values().map(|flight| flight.due_ms).min())
+        // What is left to be given up waits for a sign of life.
+        let look_again_ms = now_ms.saturating_add(self.terms.first_delay_ms.max(1));
+        let next = |flight: &Flight| if due(flight) { look_again_ms } else { flight.due_ms };
+        Step::Wait(self.under_way.values().map(next).min())
     }
 
     fn ask(&mut self, step: Step) -> Step {
@@ -247,7 +282,7 @@ impl Mailbox {
             pushed.push(at);
             if counted.is_open {
                 let due_ms = now_ms.saturating_add(self.terms.delay_ms(counted.retries, jitter()));
-                let flight = Flight { id: counted.id, retries: counted.retries, due_ms };
+                let flight = Flight { id: counted.id, retries: counted.retries, due_ms, pushed_ms: now_ms };
                 self.under_way.insert(counted.seq, flight);
                 self.places.insert(counted.id, counted.seq);
             }

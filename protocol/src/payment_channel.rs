@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::text_forms;
+use crate::agent::{check_other, text_forms};
 use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::{AgentId, PaymentChannelId};
 use crate::json::Json;
@@ -214,13 +214,7 @@ impl OpenRequest {
         accept_until: Timestamp,
     ) -> Result<(Channel, Option<Entry>), Refusal> {
         let key_a = key.ok_or(ErrorCode::NoPublicKey)?;
-        if self.counterparty_agent_id == opener {
-            return Err(Refusal::field(
-                ErrorCode::InvalidPayload,
-                "counterparty_agent_id",
-                "another agent than the one that opens it",
-            ));
-        }
+        check_other(opener, (self.counterparty_agent_id, "counterparty_agent_id"))?;
         let deposit_b = self.counterparty_deposit.unwrap_or_default();
         let total = self.deposit.micros().checked_add(deposit_b.micros());
         if total.is_none_or(|total| total == 0) {

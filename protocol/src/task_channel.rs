@@ -236,7 +236,9 @@ impl StreamState {
             return Err(Refusal::field(ErrorCode::InvalidPayload, "seq", "this stream begins at 1"));
         }
         let bytes = self.bytes.saturating_add(size as u64);
-        if bytes > bounds.bytes_max || self.chunks >= bounds.chunks_max {
+        // A seq so far away that the chunks before it do not fit: the stream could never end.
+        let reach = seq.saturating_sub(self.first_seq()).saturating_add(1);
+        if bytes > bounds.bytes_max || self.chunks >= bounds.chunks_max || reach > bounds.chunks_max {
             let refusal = Refusal::new(ErrorCode::StreamTooLarge);
             return Err(refusal.with("max_bytes", &bounds.bytes_max).with("max_chunks", &bounds.chunks_max));
         }

@@ -207,12 +207,11 @@ impl Team {
     /// What a command does.
     pub fn decide(&self, command: &Command, now: Timestamp, limits: &Limits) -> Decided {
         let mut change = Change { team: self.clone(), entries: Vec::new(), told: Vec::new() };
-        change.team.version += 1;
         // A vote whose time is over takes nothing more, whether or not the sweep has come by.
         change.close_votes(now);
-        let closed = change.entries.len();
         let answer = change.apply(command, now, limits);
-        let has_changed = answer.as_ref().is_ok_and(|did| did.is_some()) || closed > 0;
+        let has_changed = change.team != *self || !change.entries.is_empty() || !change.told.is_empty();
+        change.team.version += 1;
         (has_changed.then_some(change), answer.map(|answer| answer.unwrap_or_else(Json::empty_object)))
     }
 }
@@ -238,7 +237,7 @@ impl Change {
             return Err(ErrorCode::Forbidden.into());
         }
         if self.team.has(agent) {
-            return Ok(None);
+            return Ok(Some(self.team.view()));
         }
         if self.team.members.len() >= limits.team_members_max {
             return Err(ErrorCode::LimitReached.into());

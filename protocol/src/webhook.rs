@@ -166,8 +166,13 @@ impl std::fmt::Debug for Webhook {
     }
 }
 
-/// Deliveries that wait for one webhook; of what comes while there are as many, it is told nothing.
-pub const WAITING_MAX: usize = 10_000;
+/// Parts into which the deliveries of a webhook are divided, by the first byte of their ids, which are evenly spread: so a
+/// place is looked for in one part alone, and nobody who has something to tell counts all that waits.
+const PARTS: usize = 256;
+/// Deliveries of one part that wait; of what comes while there are as many, the webhook is told nothing.
+pub const PART_MAX: usize = 64;
+/// Deliveries that wait for one webhook at most. Nearly all find a place while there are fewer than 10,000.
+pub const WAITING_MAX: usize = PARTS * PART_MAX;
 /// Attempts that are remembered of one webhook.
 pub const ATTEMPTS_KEPT: usize = 100;
 /// Bytes of a task's output that is sent along.
@@ -176,6 +181,16 @@ pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 pub const SECRET_CHARS: std::ops::RangeInclusive<usize> = 8..=256;
 /// Bytes of a URL.
 pub const URL_BYTES_MAX: usize = 2_048;
+
+/// The first and the last id of the part that a delivery belongs to.
+#[must_use]
+pub fn part_of(delivery: DeliveryId) -> ([u8; 16], [u8; 16]) {
+    let [part, ..] = *delivery.as_bytes();
+    let (mut first, mut last) = ([0; 16], [u8::MAX; 16]);
+    first[0] = part;
+    last[0] = part;
+    (first, last)
+}
 
 /// An event on its way to a webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,9 +234,10 @@ pub struct WebhookSettings {
     pub retry_base_ms: u64,
     /// The longest pause, in milliseconds.
     pub retry_max_ms: u64,
-    /// Attempts of one delivery at most.
+    /// Attempts of one delivery at most. More than go into `keep_trying_ms` with the pauses above, which ends them then: with
+    /// fewer a delivery is given up earlier.
     pub attempts_max: u32,
-    /// How long one delivery is tried, in milliseconds.
+    /// How long one delivery is tried, in milliseconds; the last attempt is made at its end.
     pub keep_trying_ms: i64,
     /// A webhook at which nothing has arrived for this long is disabled, in milliseconds.
     pub disable_after_ms: i64,
@@ -238,7 +254,7 @@ impl Default for WebhookSettings {
             timeout_ms: 10_000,
             retry_base_ms: 1_000,
             retry_max_ms: 3_600_000,
-            attempts_max: 12,
+            attempts_max: 60,
             keep_trying_ms: 86_400_000,
             disable_after_ms: 3 * 86_400_000,
             poll_ms: 500,
@@ -309,9 +325,9 @@ pub fn after_attempt(
     let pause = settings.retry_base_ms.saturating_mul(1 << (attempts - 1).min(40)).min(settings.retry_max_ms);
     // From three quarters to five.
     let pause = (pause / 4).saturating_mul(3) + (pause / 2).saturating_mul(u64::from(chance)) / 255;
-    let due = now.plus_ms(i64::try_from(pause.max(1)).unwrap_or(i64::MAX));
-    let over =
-        attempts >= settings.attempts_max || due.ms_since(delivery.created_at) >= settings.keep_trying_ms;
+    let end = delivery.created_at.plus_ms(settings.keep_trying_ms);
+    let due = now.plus_ms(i64::try_from(pause.max(1)).unwrap_or(i64::MAX)).min(end);
+    let over = attempts >= settings.attempts_max || now >= end;
     let next = if over || disabled { Next::Dead } else { Next::Retry(due) };
     (next, Some(since), disabled)
 }

@@ -98,7 +98,8 @@ describe("operator", () => {
     ];
     for (const [who, as] of await strangers()) {
       for (const [method, path, body] of requests) {
-        refused(await server.request(method, path, { ...as, body }), 401, "UNAUTHORIZED", `${who}: ${method} ${path}`);
+        const [status, code] = /^an? (user|agent)'s/.test(who) ? [403, "FORBIDDEN"] : [401, "UNAUTHORIZED"];
+        refused(await server.request(method, path, { ...as, body }), status, code, `${who}: ${method} ${path}`);
       }
     }
     assert.equal((await me(agent, { key: agent.key })).data.status, "active");
@@ -286,7 +287,7 @@ describe("credentials", () => {
 
   test("R17: an unknown scope, and terms of another type, are refused", async () => {
     const user = await server.user();
-    for (const body of [{ scopes: ["root"] }, { scopes: "read" }, { expires_at: "soon" }, { expires_at: 5 }, { label: "" }, { label: "x".repeat(200) }]) {
+    for (const body of [{ scopes: ["root"] }, { scopes: "read" }, { scopes: [] }, { expires_at: "soon" }, { expires_at: 5 }, { label: "" }, { label: "x".repeat(200) }]) {
       refused(await operator("POST", `/api/v1/admin/users/${user.id}/tokens`, body), 422, "VALIDATION_ERROR", JSON.stringify(body));
     }
   });

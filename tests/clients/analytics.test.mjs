@@ -19,7 +19,8 @@ const secret = (who) => who.key ?? who.token;
 function tools(world) {
   /** A joined channel of a topic on the main socket, or why it was refused. */
   world.join = async (who, topic, server = world.server) => {
-    const socket = await world.connections.socket(server, "/socket", secret(who));
+    // Shows life often: what it does not acknowledge is given up in time.
+    const socket = await world.connections.socket(server, "/socket", secret(who), { heartbeatIntervalMs: 300 });
     const channel = socket.channel(topic, {});
     const alerts = collect(channel, "alert");
     const stats = collect(channel, "global_stats");
@@ -452,6 +453,50 @@ onNode("figures that are dropped", ["alerts.every_ms=200", "limits.analytics_ent
     const told = await until("it is told", () => all.alerts[0]);
     assert.deepEqual([told.severity, told.type, told.agent_id], ["critical", "figures_dropped", null]);
     assert.equal((await until("it is over", () => all.alerts[1])).severity, "info");
+  });
+});
+
+onNode("many agents, looked at two at a time", ["alerts.every_ms=100", "alerts.stalled_open_min=3", "alerts.agents_per_round=2"], (world) => {
+  test("R106: however many stand still or go at once, each is told of", { timeout: 120_000 }, async () => {
+    const { server } = world;
+    const client = await server.agent({ name: "Client" });
+    const agents = await Promise.all(Array.from({ length: 7 }, () => server.agent()));
+    const online = new Connections();
+    const watched = [];
+    for (const agent of agents) {
+      const mine = await world.figures(agent, `analytics:agent:${agent.id}`);
+      await mine.ok("subscribe_alerts");
+      watched.push(mine);
+      const channel = await online.agent(server, agent);
+      const tasks = [];
+      for (let n = 0; n < 3; n++) tasks.push(await server.task(client, agent));
+      assert.equal((await push(channel, "task.stream_chunk", { task_id: tasks[0].id, content: "x" })).status, "ok");
+    }
+    await online.close();
+    const told = (type, severity) => (mine) => mine.alerts.some((alert) => alert.type === type && alert.severity === severity);
+    await until("all that went", () => watched.every(told("offline_with_tasks", "warning")));
+    await world.advance(11 * 60_000);
+    await until("all that stand still", () => watched.every(told("stalled", "warning")));
+    for (const agent of agents) await world.connections.agent(server, agent);
+    await until("all that are back", () => watched.every(told("offline_with_tasks", "info")));
+    for (const mine of watched) assert.equal(new Set(mine.alerts.map(({ type, severity }) => type + severity)).size, mine.alerts.length, "each once");
+  });
+});
+
+onNode("the rate of questions", [`limits.requests_per_credential=${rate(5, 1, 600_000)}`], (world) => {
+  test("R102 R169: a question on a topic takes from the rate of its credential as one over REST does", async () => {
+    const agent = await world.server.agent();
+    const mine = await world.figures(agent, `analytics:agent:${agent.id}`);
+    for (const event of ["request_metrics", "request_revenue", "request_heatmap"]) await mine.ok(event);
+    await mine.ok("request_time_series", { metric: "chunks" });
+    assert.equal((await world.server.request("GET", `/api/v1/analytics/agents/${agent.id}/metrics`, { key: agent.key })).status, 200);
+    const refused = await mine.ask("request_metrics", {});
+    assert.deepEqual([refused.status, refused.response.reason], ["error", "rate_limited"]);
+    assert.ok(refused.response.retry_after_ms > 0);
+    assert.equal((await world.server.request("GET", `/api/v1/analytics/agents/${agent.id}/metrics`, { key: agent.key })).status, 429);
+    assert.deepEqual(await mine.ok("subscribe_alerts"), {}, "no question");
+    const other = await world.server.agent();
+    await (await world.figures(other, `analytics:agent:${other.id}`)).ok("request_metrics");
   });
 });
 

@@ -133,6 +133,29 @@ describe("a task that is handed over", () => {
     assert.deepEqual([await money(server, from), (await money(server, to))[0]], [["10", "0"], "0"]);
   });
 
+  test("R112 R127: to answer is to have received; to reject the message is to decline", async () => {
+    const [from, to] = await pair();
+    const sender = await box(from);
+    const [accepted, declined, rejected, begun] = [await api.hand(from, to, {}), await api.hand(from, to, {}), await api.hand(from, to, { price: "4" }), await api.hand(from, to, { price: "1" })];
+    const status = async ({ id }) => (await api.ok("GET", `/messages/${id}/status`, from)).status;
+    await api.say(to, accepted.id, "accept");
+    await api.say(to, declined.id, "decline", { reason: "no time" });
+    assert.deepEqual([await status(accepted), await status(declined)], ["acknowledged", "rejected"]);
+    await api.ok("PUT", `/tasks/${(await api.handoff(to, begun.id)).task.id}/complete`, to, { output: 1 });
+    await api.ok("POST", `/messages/${begun.id}/reject`, to, { reason: "too late" });
+    assert.equal((await api.handoff(to, begun.id)).state, "completed", "what is done is done");
+
+    assert.deepEqual(await money(server, from), ["5", "4"]);
+    await api.ok("POST", `/messages/${rejected.id}/reject`, to, { reason: "not mine" });
+    const { state, reason } = await api.handoff(from, rejected.id);
+    assert.deepEqual([state, reason], ["declined", "not mine"]);
+    refused(await api.say(to, rejected.id, "accept"), 409, "HANDOFF_NOT_ACTIVE");
+    await until("the money is back", async () => (await money(server, from))[0] === "9");
+    const { task } = await api.handoff(from, rejected.id);
+    assert.deepEqual([task.status, task.escrow], ["cancelled", "refunded"]);
+    await until("the sender is told", () => sender.updates.some((update) => update.id === rejected.id && update.state === "declined"));
+  });
+
   test("R127: the task ends it in whatever way it ends", async () => {
     const [from, to] = await pair();
     const boxes = [await box(from), await box(to)];
@@ -315,11 +338,19 @@ describe("a task that is handed over", () => {
 
       // The message goes; what was handed over stays, and a session that is over answers nothing.
       const open = await there.hand(from, to, {});
+      const begun = await there.hand(from, to, {});
+      await there.ok("POST", `/tasks/${(await there.handoff(to, begun.id)).task.id}/chunk`, to, { content: "begun" });
       const session = await own.ok("POST", "/api/v1/auth/authenticate", { key: to.key, body: {} });
       await own.ok("POST", "/api/v1/admin/drills/clock", { token: own.adminToken, body: { advance_ms: 7 * DAY_MS + 60_000 } });
       assert.equal((await there.ok("GET", `/messages/${one.id}`, from)).payload, null);
       assert.deepEqual((await there.handoff(from, one.id)).context, { a: 1 });
       refused(await there.say({ token: session.token }, open.id, "accept"), 401, "UNAUTHORIZED");
+      // Who has not answered in time has declined, unless it has begun.
+      await until("it is over", async () => (await there.handoff(from, open.id)).task.status === "cancelled");
+      const over = await there.handoff(from, open.id);
+      assert.deepEqual([over.state, over.reason, over.task.status], ["declined", "not answered in time", "cancelled"]);
+      refused(await there.say(to, open.id, "accept"), 409, "HANDOFF_NOT_ACTIVE");
+      assert.equal((await there.handoff(from, begun.id)).state, "pending");
       await assertSound(own);
     } finally {
       await own.end();

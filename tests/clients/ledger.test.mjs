@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import { assertSound, credit, money } from "./lib/money.mjs";
+import { assertSound, credit, money, openChannel, Pair, signingAgent } from "./lib/money.mjs";
 import { Server, until } from "./lib/server.mjs";
 import { Connections, range, ROOMY } from "./lib/streams.mjs";
 
@@ -69,8 +69,9 @@ onNode("the ledger", [], (world) => {
     assertRefused(await adjust("credit", { user_id: UNKNOWN_ID, amount: "1" }), 404, "NOT_FOUND");
     assertRefused(await adjust("credit", { agent_id: client.id, amount: "9223372036854.775807" }), 409, "LIMIT_REACHED");
     for (const who of [client, owner, stranger, {}]) {
-      for (const way of ["credit", "debit"]) assertRefused(await adjust(way, { agent_id: client.id, amount: "1" }, who), 401, "UNAUTHORIZED");
-      assertRefused(await world.ask("GET", "/admin/ledger/audit", who), 401, "UNAUTHORIZED");
+      const [status, code] = who.id ? [403, "FORBIDDEN"] : [401, "UNAUTHORIZED"];
+      for (const way of ["credit", "debit"]) assertRefused(await adjust(way, { agent_id: client.id, amount: "1" }, who), status, code);
+      assertRefused(await world.ask("GET", "/admin/ledger/audit", who), status, code);
     }
     assert.deepEqual([await money(server, client), await money(server, owner)], [["12", "0"], ["2", "0"]]);
   });
@@ -124,6 +125,36 @@ onNode("the ledger", [], (world) => {
     assert.deepEqual([await money(server, owner), await money(server, client)], [["3.25", "0"], ["4.75", "0"]]);
   });
 
+  test("R23 R142 R167: what a stopped agent has is moved by nobody but the operator", async () => {
+    const { server, operator } = world;
+    for (const stopped of ["banned", "suspended"]) {
+      const { client, owner, provider } = await world.company({ has: "10" });
+      const spare = await server.agent({ owner, name: "Spare" });
+      const failed = (await world.hire(client, provider)).data;
+      await world.ok("POST", `/hirings/${failed.hiring.id}/cancel`, client, {});
+      const { api_key: second } = await server.ok("POST", `/api/v1/agents/${client.id}/credentials`, { key: client.key, body: {} });
+      await server.ok("PUT", `/api/v1/admin/agents/${client.id}/status`, { ...operator, body: { status: stopped } });
+      const task = { provider_agent_id: provider.id, capability: "code", price: "1" };
+      const channel = { counterparty_agent_id: provider.id, deposit: "1" };
+      const moves = (who) => [world.hire(who, provider), world.ask("POST", "/tasks", who, task), world.ask("POST", "/payment-channels", who, channel)];
+      // By itself, with any of its keys; by its owner who acts as it.
+      for (const who of [client, { key: second }, { token: owner.token, agent: client.id }]) {
+        for (const move of moves(who)) assertRefused(await move, 403, "FORBIDDEN");
+      }
+      // By its owner, in its name.
+      assertRefused(await world.hire(owner, provider, { client_agent_id: client.id }), 503, "AGENT_UNAVAILABLE");
+      assertRefused(await world.ask("POST", `/hirings/${failed.hiring.id}/retry`, owner, { queue: true }), 503, "AGENT_UNAVAILABLE");
+      for (const to of [owner, spare]) {
+        assertRefused(await world.ask("POST", "/ledger/transfer", owner, { from: client.id, to: to.id, amount: "1" }), 503, "AGENT_UNAVAILABLE");
+      }
+      assert.equal((await world.ok("GET", `/ledger/balance?agent_id=${client.id}`, owner)).available, "10", "as it was");
+      // What the owner has, may go there; and the operator can take it out.
+      await world.ok("POST", "/admin/ledger/credit", operator, { user_id: owner.id, amount: "1" });
+      assert.equal((await world.ask("POST", "/ledger/transfer", owner, { from: owner.id, to: client.id, amount: "1" })).status, 201);
+      assert.equal((await world.ok("POST", "/admin/ledger/debit", operator, { agent_id: client.id, amount: "11" })).balance.available, "0");
+    }
+  });
+
   test("R142: movements are listed newest first, page by page, with what each did to the account", async () => {
     const { client, owner } = await world.company({ has: "10" });
     for (const n of range(1, 6)) await world.ok("POST", "/ledger/transfer", owner, { from: client.id, to: owner.id, amount: `0.${n}`, reference: `t${n}` });
@@ -163,6 +194,43 @@ onNode("escrow", ["ledger.platform_fee_bps=500", "ledger.currency=EUR"], (world)
     ]);
     assert.equal((await world.ok("GET", "/ledger/balance", client)).currency, "EUR");
     assert.equal((await world.ok("GET", "/ledger/transactions", client))[0].reference, task.id);
+  });
+
+  test("R142 R167: the operator sees what the platform has earned, and takes it out once; nobody else does", async () => {
+    const { server, operator } = world;
+    const { client, owner, provider } = await world.company({ price: "4" });
+    const { task } = (await world.hire(client, provider)).data;
+    const before = await world.ok("GET", "/admin/ledger", operator);
+    await world.ok("PUT", `/tasks/${task.id}/complete`, provider, {});
+    const totals = await world.ok("GET", "/admin/ledger", operator);
+    const [earlier, fees] = [Number(before.fees), Number(totals.fees)];
+    assert.ok(Math.abs(fees - earlier - 0.2) < 1e-9, `${earlier} ${fees}`);
+    assert.deepEqual([totals.sum, totals.currency, totals.external], ["0", "EUR", before.external]);
+    const withdraw = (body, who = operator, headers) => world.ask("POST", "/admin/ledger/fees/withdraw", who, body, headers);
+    const first = await withdraw({ amount: "0.15", reference: "payout 1" });
+    assert.deepEqual([first.status, first.data.duplicate, first.data.transaction.kind, first.data.transaction.amount], [201, false, "debit", "-0.15"], first.text);
+    const again = await withdraw({ amount: "0.15", reference: "payout 1" });
+    assert.deepEqual([again.status, again.data.duplicate, again.data.transaction], [200, true, first.data.transaction]);
+    assertRefused(await withdraw({ amount: "0.1", reference: "payout 1" }), 409, "ALREADY_EXISTS");
+    const keyed = () => withdraw({ amount: "0.000001" }, operator, { "x-idempotency-key": "fees" });
+    const [one, other] = [await keyed(), await keyed()];
+    assert.deepEqual([one.status, other.text, other.headers.get("idempotency-replayed")], [201, one.text, "true"]);
+    const left = await world.ok("GET", "/admin/ledger", operator);
+    assert.ok(Math.abs(Number(left.fees) - fees + 0.150001) < 1e-9, left.fees);
+    assert.ok(Math.abs(Number(left.external) - Number(totals.external) - 0.150001) < 1e-9, left.external);
+    const over = await withdraw({ amount: String(Number(left.fees) + 1) });
+    assertRefused(over, 422, "INSUFFICIENT_BALANCE");
+    assert.equal(over.error.details.available, left.fees);
+    for (const amount of ["0", "-1", "x"]) assertRefused(await withdraw({ amount }), 422, "INVALID_AMOUNT");
+    assertRefused(await withdraw({}), 422, "VALIDATION_ERROR");
+    const { api_key: session } = await server.ok("POST", `/api/v1/agents/${client.id}/credentials`, { key: client.key, body: {} });
+    await server.ok("POST", "/api/v1/auth/rotate-key", { key: session });
+    for (const who of [client, owner, provider, { key: session }, { token: "op_another" }, {}]) {
+      const [status, code] = who.id ? [403, "FORBIDDEN"] : [401, "UNAUTHORIZED"];
+      assertRefused(await withdraw({ amount: "0.01", reference: "payout 1" }, who), status, code);
+      assertRefused(await world.ask("GET", "/admin/ledger", who), status, code);
+    }
+    assert.deepEqual(await world.ok("GET", "/admin/ledger", operator), left, "and nothing has moved");
   });
 
   test("R141: failure and withdrawal give the price back whole, also of a plain task with a price", async () => {
@@ -254,6 +322,59 @@ onNode("escrow", ["ledger.platform_fee_bps=500", "ledger.currency=EUR"], (world)
     assertRefused(await world.hire(client, provider), 422, "INSUFFICIENT_BALANCE");
     await world.ok("PUT", `/tasks/${first.id}/complete`, provider, {});
     assert.deepEqual([await money(world.server, client), await money(world.server, provider)], [["2", "0"], ["0", "0"]], "nothing was held, nothing is paid");
+  });
+});
+
+onNode("who pays here", ["ledger.platform_fee_bps=0"], (world) => {
+  test("R141 R167: what others pay, and what strangers try, makes nobody one that pays here", async () => {
+    const { server } = world;
+    const { client, owner, provider, stranger } = await world.company({ price: "3" });
+    const hiresFreely = async () => {
+      const { task } = (await world.hire(provider, stranger, { price: "1" })).data;
+      assert.deepEqual([task.price, task.escrow], ["1", "none"]);
+    };
+    await hiresFreely();
+    // Paid for a task.
+    const { task } = (await world.hire(client, provider)).data;
+    await world.ok("PUT", `/tasks/${task.id}/complete`, provider, {});
+    assert.deepEqual(await money(server, provider), ["3", "0"]);
+    await hiresFreely();
+    // Paid by a payment channel.
+    const pair = await openChannel(server, { counter: "0" });
+    await server.ok("POST", `/api/v1/admin/ledger/debit`, { token: server.adminToken, body: { agent_id: pair.b.id, amount: "100" } });
+    const fresh = await signingAgent(server, { name: "Fresh" });
+    const opened = await world.ok("POST", "/payment-channels", pair.a, { counterparty_agent_id: fresh.id, deposit: "2" });
+    await world.ok("POST", `/payment-channels/${opened.id}/accept`, fresh, {});
+    const paying = new Pair(server, opened.id, pair.a, fresh);
+    const sides = await paying.join(world.connections);
+    await paying.pay(sides, pair.a, "2");
+    const closed = await sides[0].ask("close", paying.closing("0", "2", 1));
+    assert.equal(closed.refused, undefined, JSON.stringify(closed));
+    await until("it is paid out", async () => (await money(server, fresh))[0] === "2");
+    const order = (await world.hire(fresh, stranger, { price: "1" })).data.task;
+    assert.deepEqual([order.escrow, await money(server, fresh)], ["none", ["2", "0"]]);
+    // Pushed upon it by a stranger, by another's owner, by itself.
+    for (const who of [owner, await server.user("Other"), client, provider]) {
+      const pushed = await world.ask("POST", "/ledger/transfer", who, { from: owner.id, to: provider.id, amount: "1" });
+      assert.ok([403, 404].includes(pushed.status), pushed.text);
+      assertRefused(await world.ask("POST", "/admin/ledger/credit", who, { agent_id: provider.id, amount: "1" }), 403, "FORBIDDEN");
+    }
+    await hiresFreely();
+    // The operator makes it pay.
+    await credit(server, provider, "1");
+    assert.equal((await world.hire(provider, stranger, { price: "4" })).data.task.escrow, "held", "with all it has");
+    assertRefused(await world.hire(provider, stranger, { price: "1" }), 422, "INSUFFICIENT_BALANCE");
+  });
+
+  test("R141: the owner makes an own agent pay here, by giving it money", async () => {
+    const { server, operator } = world;
+    const { client, owner, provider } = await world.company({ has: null });
+    assert.equal((await world.hire(client, provider)).data.task.escrow, "none");
+    await world.ok("POST", "/admin/ledger/credit", operator, { user_id: owner.id, amount: "3" });
+    await world.ok("POST", "/ledger/transfer", owner, { from: owner.id, to: client.id, amount: "3" });
+    assert.equal((await world.hire(client, provider)).data.task.escrow, "held");
+    assertRefused(await world.hire(client, provider), 422, "INSUFFICIENT_BALANCE");
+    assert.deepEqual(await money(server, client), ["0", "3"]);
   });
 });
 

@@ -85,6 +85,26 @@ describe("messages on several nodes", () => {
     assert.equal((await world.two.ok("GET", `/api/v1/messages/${id}/status`, { key: from.key })).status, "acknowledged");
   });
 
+  test("R120: who falls silent at one node and is cut off has its messages at the other as if they had not been pushed", async () => {
+    const [from, to] = [await world.one.agent(), await world.one.agent()];
+    const box = await mailbox(world.one, to);
+    const { id } = await send(world.two, from, to);
+    await until("two pushes", () => box.of(id).length === 2);
+    box.socket.reconnectTimer.scheduleTimeout = () => {};
+    box.socket.conn.terminate();
+    const status = () => world.two.ok("GET", `/api/v1/messages/${id}/status`, { key: from.key });
+    const queued = await until("it is queued again", async () => {
+      const now = await status();
+      return now.status === "queued" && now;
+    });
+    assert.deepEqual([queued.retry_count, queued.delivered_at], [0, null]);
+    const back = await mailbox(world.two, to);
+    await until("it comes there", () => back.seen.length > 0);
+    assert.deepEqual([back.seen[0].id, back.seen[0].retry_count], [id, 0]);
+    await back.ack(id);
+    assert.equal((await status()).status, "acknowledged");
+  });
+
   test("R123 R120: a node that is killed takes nothing with it: what it had pushed comes from another", async () => {
     const [from, to] = [await world.two.agent(), await world.two.agent()];
     const box = await mailbox(world.one, to);

@@ -17,9 +17,9 @@ const ISO = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/;
 const session = async (server, agent) => (await server.ok("POST", "/api/v1/auth/authenticate", { key: agent.key, body: {} })).token;
 
 /** Joins an agent's messages; notes all that comes. `takes` says which are acknowledged as they come. */
-async function mailbox(open, server, agent, { takes = () => false, mount = "/user_socket", params, topic } = {}) {
+async function mailbox(open, server, agent, { takes = () => false, mount = "/user_socket", params, topic, ...options } = {}) {
   const credential = params ?? { agent_id: agent.id, token: await session(server, agent) };
-  const socket = await connect(VERSION, server, mount, credential, { rejoinAfterMs: () => 50, reconnectAfterMs: () => 50, timeout: 30_000 });
+  const socket = await connect(VERSION, server, mount, credential, { rejoinAfterMs: () => 50, reconnectAfterMs: () => 50, timeout: 30_000, ...options });
   open.push(() => socket.disconnect());
   const channel = socket.channel(topic ?? `messages:${agent.id}`, {});
   const box = { socket, channel, seen: [], statuses: collect(channel, "message_status"), errors: [] };
@@ -36,6 +36,21 @@ async function mailbox(open, server, agent, { takes = () => false, mount = "/use
   box.joined = await join(channel);
   return box;
 }
+
+/** Shows life every so often, so that what it does not acknowledge is given up in time. */
+const ALIVE = { heartbeatIntervalMs: 300 };
+
+/** Takes nothing any more and says nothing, as one whose network is gone; the node has not noticed. */
+const fallSilent = (box) => box.socket.conn._socket.pause();
+
+/** Goes without a word, and does not come back by itself. */
+function vanish(box) {
+  box.socket.reconnectTimer.scheduleTimeout = () => {};
+  box.socket.conn.terminate();
+}
+
+/** A further key of an agent, with these scopes. */
+const narrowKey = async (server, agent, scopes) => (await server.ok("POST", `/api/v1/agents/${agent.id}/credentials`, { key: agent.key, body: { scopes } })).api_key;
 
 /** A node of its own for some tests. */
 function onNode(title, set, define) {
@@ -133,6 +148,35 @@ onNode("messages", ["limits.message_retry_ms=60000"], (world) => {
     assert.equal((await join(socket.channel("agents:discovery", {}))).response.reason, "unmatched topic");
   });
 
+  test("R109 R112 R167: who may only read takes nothing from the queue and settles nothing; a key that was revoked is out", async () => {
+    const { server } = world;
+    const [from, to] = await world.pair();
+    const { id } = await world.send(from, to);
+    const key = await narrowKey(server, to, ["connect", "read"]);
+    const narrow = await server.ok("POST", "/api/v1/auth/authenticate", { key, body: {} }).then(({ token }) => token, () => undefined);
+    for (const [mount, params] of [["/socket", { api_key: key }], ...(narrow ? [["/user_socket", { agent_id: to.id, token: narrow }]] : [])]) {
+      const box = await world.box(to, { mount, params });
+      assert.deepEqual(box.joined, { status: "error", response: { reason: "forbidden" } }, mount);
+      box.channel.leave();
+      await sleep(100);
+      assert.deepEqual(box.seen, []);
+    }
+    for (const action of ["acknowledge", "reject"]) assertRefused(await world.ask("POST", `/messages/${id}/${action}`, { key }, {}), 403, "FORBIDDEN");
+    assert.equal((await world.status({ key }, id)).status, "queued", "it may look");
+    const stranger = await server.agent();
+    for (const action of ["acknowledge", "reject"]) assertRefused(await world.ask("POST", `/messages/${id}/${action}`, stranger, {}), 404, "NOT_FOUND");
+    const box = await world.box(to, { mount: "/socket", params: { api_key: to.key } });
+    await until("it comes", () => box.seen.length === 1);
+    await server.ok("POST", "/api/v1/auth/rotate-key", { key: to.key, body: {} });
+    await until("the old key's socket is closed", () => box.socket.recorded.closes.length > 0);
+    vanish(box);
+    for (const [method, path] of [["POST", "/acknowledge"], ["POST", "/reject"], ["GET", "/status"], ["GET", ""]]) {
+      assertRefused(await world.ask(method, `/messages/${id}${path}`, to, method === "POST" ? {} : undefined), 401, "UNAUTHORIZED");
+    }
+    assertRefused(await world.post(to, from), 401, "UNAUTHORIZED");
+    assert.notEqual((await world.status(from, id)).status, "acknowledged");
+  });
+
   test("R111 R114: a message is pushed with its fields, as it was sent, to every connection of its recipient", async () => {
     const [from, to] = await world.pair();
     const boxes = [await world.box(to), await world.box(to), await world.box(to, { mount: "/socket", params: { api_key: to.key } })];
@@ -209,6 +253,23 @@ onNode("messages", ["limits.message_retry_ms=60000"], (world) => {
     const last = await world.box(to);
     await sleep(300);
     assert.deepEqual(last.seen, [], "what is acknowledged is never pushed again");
+  });
+
+  test("R116 R120: a connection that breaks leaves what it showed life after where it was, and what it did not is queued again", async () => {
+    const [from, to] = await world.pair();
+    const box = await world.box(to);
+    const heard = await world.send(from, to, { payload: { n: 0 } });
+    await until("it has come", () => box.seen.length === 1);
+    await push(box.channel, "acknowledge", { message_id: UNKNOWN_ID });
+    const unheard = await world.send(from, to, { payload: { n: 1 } });
+    await until("it has come", () => box.seen.length === 2);
+    vanish(box);
+    await until("the node has noticed", async () => (await world.status(from, unheard.id)).status === "queued");
+    const { status, delivered_at } = await world.status(from, heard.id);
+    assert.deepEqual([status, typeof delivered_at], ["delivered", "string"]);
+    const back = await world.box(to);
+    await until("both come again", () => back.seen.length === 2);
+    assert.deepEqual(back.numbers(), [0, 1]);
   });
 
   test("R114 R123: a socket sends as REST does, and is answered when the message is durable", async () => {
@@ -457,7 +518,7 @@ onNode("messages", ["limits.message_retry_ms=60000"], (world) => {
 onNode("messages that are not acknowledged", ["limits.message_retry_ms=100"], (world) => {
   test("R119: an unacknowledged message is pushed five more times, later and later, then it is a dead letter and its sender is told", async () => {
     const [from, to] = await world.pair();
-    const [sender, box] = [await world.box(from), await world.box(to)];
+    const [sender, box] = [await world.box(from), await world.box(to, ALIVE)];
     const at = [];
     box.channel.on("new_message", () => at.push(performance.now()));
     const { id } = await world.send(from, to);
@@ -477,6 +538,11 @@ onNode("messages that are not acknowledged", ["limits.message_retry_ms=100"], (w
     const stranger = await world.server.agent();
     assert.deepEqual(await world.ok("GET", "/messages/dead-letters", stranger), []);
     assertRefused(await world.ask("POST", `/messages/${id}/redeliver`, stranger, {}), 404, "NOT_FOUND");
+    const revoked = await world.server.agent();
+    const readOnly = await narrowKey(world.server, to, ["connect", "read"]);
+    assertRefused(await world.ask("POST", `/messages/${id}/redeliver`, { key: readOnly }, {}), 403, "FORBIDDEN");
+    await world.server.ok("POST", "/api/v1/auth/rotate-key", { key: revoked.key, body: {} });
+    assertRefused(await world.ask("POST", `/messages/${id}/redeliver`, revoked, {}), 401, "UNAUTHORIZED");
     const queued = await world.ok("POST", `/messages/${id}/redeliver`, to, {});
     assert.deepEqual([queued.status, queued.retry_count], ["queued", 0]);
     assertRefused(await world.ask("POST", `/messages/${id}/redeliver`, from, {}), 409, "MESSAGE_NOT_ACTIVE");
@@ -484,6 +550,36 @@ onNode("messages that are not acknowledged", ["limits.message_retry_ms=100"], (w
     assert.equal(box.of(id)[6].retry_count, 0);
     assert.equal((await box.ack(id)).response.status, "acknowledged");
     assert.deepEqual(await world.ok("GET", "/messages/dead-letters", from), []);
+  });
+
+  test("R115 R119: a dead letter is queued again only if it could be sent, and once however many ask", async () => {
+    const { server } = world;
+    const [from, to] = await world.pair();
+    const box = await world.box(to, ALIVE);
+    const { id } = await world.send(from, to);
+    await until("it is given up", async () => (await world.status(from, id)).status === "failed");
+    const pushed = box.of(id).length;
+    const redeliver = (who) => world.ask("POST", `/messages/${id}/redeliver`, who, {});
+    for (const [blocker, blocked] of [[to, from], [from, to]]) {
+      await server.ok("POST", "/api/v1/blocks", { key: blocker.key, body: { agent_id: blocked.id } });
+      for (const who of [from, to]) assertRefused(await redeliver(who), 403, "FORBIDDEN", "to_agent_id");
+      await server.ok("DELETE", `/api/v1/blocks/${blocked.id}`, { key: blocker.key });
+    }
+    const status = (agent, status) => server.ok("PUT", `/api/v1/admin/agents/${agent.id}/status`, { token: server.adminToken, body: { status } });
+    await status(from, "banned");
+    assertRefused(await redeliver(to), 503, "AGENT_UNAVAILABLE");
+    await status(from, "active");
+    assert.deepEqual([(await world.status(to, id)).status, box.of(id).length], ["failed", pushed]);
+    const answers = await Promise.all(Array.from({ length: 12 }, (_, n) => redeliver(n % 2 ? from : to)));
+    for (const answer of answers) {
+      // Whoever asks once it is queued again is told that, as ever.
+      assert.ok(answer.status === 200 || answer.error.code === "MESSAGE_NOT_ACTIVE", answer.text);
+    }
+    assert.ok(answers.some(({ status }) => status === 200));
+    await until("it comes again", () => box.of(id).length > pushed);
+    await box.ack(id);
+    const again = box.of(id).slice(pushed).map(({ retry_count }) => retry_count);
+    assert.deepEqual(again, again.map((_, n) => n), "each push once, from the first on");
   });
 
   test("R119 R121: what is acknowledged between two retries is never pushed again", async () => {
@@ -518,7 +614,93 @@ onNode("messages that are not acknowledged", ["limits.message_retry_ms=100"], (w
   });
 });
 
-onNode("bounds of messages", ["limits.mailbox_messages_max=5", `limits.messages_per_agent=${rate(40, 1, 60_000)}`], (world) => {
+onNode("recipients that fall silent", ["limits.message_retry_ms=40", "limits.socket_idle_timeout_ms=6000"], (world) => {
+  /** As long as all pushes and the wait for an acknowledgement take, and more. */
+  const GIVEN_UP_MS = 47 * 40 * 1.2 + 300;
+
+  test("R119 R120: who says nothing at all is not given up on; when its connection has ended its messages are as if they had not been pushed", async () => {
+    const [from, to] = await world.pair();
+    const sender = await world.box(from, ALIVE);
+    const box = await world.box(to);
+    const first = await world.send(from, to, { payload: { n: 0 } });
+    await until("it has come", () => box.seen.length > 0);
+    fallSilent(box);
+    const second = await world.send(from, to, { payload: { n: 1 } });
+    await until("it was pushed as often as may be", async () => (await world.status(from, second.id)).retry_count === 5);
+    await sleep(GIVEN_UP_MS);
+    for (const { id } of [first, second]) assert.equal((await world.status(from, id)).status, "delivered", "nobody knows yet that it is gone");
+    assert.deepEqual([await world.ok("GET", "/messages/dead-letters", to), sender.statuses], [[], []]);
+    // The node finds out by the silence, and closes the socket.
+    for (const { id } of [first, second]) {
+      const status = await until("it is queued again", async () => {
+        const now = await world.status(from, id);
+        return now.status === "queued" && now;
+      });
+      assert.deepEqual([status.retry_count, status.delivered_at], [0, null]);
+    }
+    vanish(box);
+    const back = await world.box(to);
+    await until("both come again", () => back.seen.length >= 2);
+    assert.deepEqual(back.seen.slice(0, 2).map(({ id, retry_count }) => [id, retry_count]), [[first.id, 0], [second.id, 0]]);
+    for (const { id } of [first, second]) await back.ack(id);
+    assert.deepEqual((await world.ok("GET", "/messages?status=acknowledged", from)).map(({ id }) => id), [second.id, first.id]);
+  });
+
+  test("R119: whoever answers heartbeats and never acknowledges is given up on, after five retries", async () => {
+    const [from, to] = await world.pair();
+    const box = await world.box(to, ALIVE);
+    const { id } = await world.send(from, to);
+    const status = await until("it is given up", async () => {
+      const now = await world.status(from, id);
+      return now.status === "failed" && now;
+    });
+    assert.deepEqual([status.retry_count, box.of(id).map(({ retry_count }) => retry_count)], [5, [0, 1, 2, 3, 4, 5]]);
+    // One that has failed stays so when its recipient goes.
+    vanish(box);
+    await sleep(200);
+    assert.equal((await world.status(from, id)).status, "failed");
+  });
+});
+
+onNode("a queue with many senders", ["limits.mailbox_messages_max=20", "limits.mailbox_sender_percent=25", "limits.mailbox_bytes_max=4000"], (world) => {
+  const full = (answer, max, bytesMax) => {
+    assertRefused(answer, 409, "LIMIT_REACHED", "to_agent_id");
+    assert.deepEqual([answer.error.details.max, answer.error.details.bytes_max], [max, bytesMax], answer.text);
+  };
+
+  test("R115 R169: one sender fills its share of a queue and no more, by number", async () => {
+    const [first, to] = await world.pair();
+    const senders = [first, ...(await Promise.all(Array.from({ length: 4 }, () => world.server.agent())))];
+    for (const from of senders.slice(0, 4)) {
+      for (let n = 0; n < 5; n += 1) assert.equal((await world.post(from, to)).status, 201);
+      if (from === first) full(await world.post(from, to), 5, 1_000);
+    }
+    full(await world.post(senders[4], to), 20, 4_000);
+    // Another recipient has a queue of its own.
+    assert.equal((await world.post(first, senders[4])).status, 201);
+    const box = await world.box(to, { takes: ({ from_agent_id }) => from_agent_id === first.id });
+    await until("the first sender's are settled", () => box.seen.length === 20);
+    await until("there is room", async () => {
+      await sleep(250);
+      return (await world.post(senders[4], to)).status === 201;
+    });
+    full(await world.post(senders[1], to), 5, 1_000);
+  });
+
+  test("R115 R169: and by bytes", async () => {
+    const [first, to] = await world.pair();
+    const large = { payload: { x: "x".repeat(890) } };
+    assert.equal((await world.post(first, to, large)).status, 201);
+    full(await world.post(first, to, large), 5, 1_000);
+    assert.equal((await world.post(first, to)).status, 201, "what is small goes into its share");
+    const others = await Promise.all(Array.from({ length: 4 }, () => world.server.agent()));
+    for (const from of others.slice(0, 3)) assert.equal((await world.post(from, to, large)).status, 201);
+    full(await world.post(others[3], to, large), 20, 4_000);
+    assert.equal((await world.post(others[3], to)).status, 201);
+  });
+});
+
+onNode("bounds of messages", ["limits.mailbox_messages_max=5", "limits.mailbox_sender_percent=100", `limits.messages_per_agent=${rate(40, 1, 60_000)}`], (world) => {
   test("R115 R169: a queue that is full takes no more until there is room, and a sender has a rate", async () => {
     const [from, to] = await world.pair();
     const answers = [];

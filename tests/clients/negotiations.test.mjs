@@ -420,6 +420,43 @@ onNode("negotiations", [], (world) => {
     assertRefused(await world.call("POST", "/negotiations", provider, { task_id: task.id, to_agent_id: provider.id, amount: "70" }), 422, "VALIDATION_ERROR", undefined, "to_agent_id");
   });
 
+  test("R134: lists hold an agent's or a user's own, newest first, by state and page by page, and say how many there are", async () => {
+    const { server } = world;
+    const owner = await server.user("Owner");
+    const [client, provider] = await world.pair();
+    const owned = await signing(server, { owner, name: "Owned" });
+    const opened = [];
+    for (const [from, to] of [[client, provider], [owned, provider], [client, owned], [client, provider], [owned, provider]]) opened.push((await world.open(from, to, "80")).id);
+    const [first, second, third, fourth, fifth] = opened;
+    for (const id of [first, second]) await world.ok("POST", `/negotiations/${id}/reject`, provider, {});
+    const list = async (who, query = "") => {
+      const { data, body } = await world.call("GET", `/negotiations${query}`, who);
+      return [data.map(({ id }) => id), body.meta.pagination.total_count];
+    };
+    assert.deepEqual(await list(client), [[fourth, third, first], 3]);
+    assert.deepEqual(await list(provider), [[fifth, fourth, second, first], 4]);
+    assert.deepEqual(await list(owner), [[fifth, third, second], 3], "of all agents of the user, on either side");
+    assert.deepEqual(await list({ token: owner.token, agent: owned.id }), [[fifth, third, second], 3]);
+    assert.deepEqual(await list(client, "?status=rejected"), [[first], 1]);
+    assert.deepEqual(await list(provider, "?status=open"), [[fifth, fourth], 2]);
+    assert.deepEqual(await list(owner, "?status=rejected"), [[second], 1]);
+    assert.deepEqual(await list(owner, "?status=accepted"), [[], 0]);
+    assert.deepEqual(await list(await server.user("Other")), [[], 0]);
+    assert.deepEqual(await list(await server.agent()), [[], 0]);
+    const seen = [];
+    for (let cursor = ""; ;) {
+      const { data, body } = await world.call("GET", `/negotiations?limit=3${cursor}`, provider);
+      seen.push(...data.map(({ id }) => id));
+      const { pagination } = body.meta;
+      assert.equal(pagination.total_count, 4, "on every page");
+      if (!pagination.has_more) break;
+      cursor = `&cursor=${pagination.cursor}`;
+    }
+    assert.deepEqual(seen, [fifth, fourth, second, first]);
+    assertRefused(await world.call("GET", "/negotiations?status=lost", client), 422, "VALIDATION_ERROR");
+    assertRefused(await world.call("GET", "/negotiations"), 401, "UNAUTHORIZED");
+  });
+
   test("R135 R136 R167: parties move, their owners watch; others are refused, and unknown ids are not found", async () => {
     const [clientOwner, other] = [await world.server.user("Owner"), await world.server.user("Other")];
     const client = await signing(world.server, { owner: clientOwner });
@@ -658,7 +695,33 @@ onNode("time and crashes", [], (world) => {
 });
 
 describe("negotiations on several nodes", () => {
-  const cluster = onCluster({ balancer: false });
+  const cluster = onCluster({ balancer: false, set: ["drills.enabled=true"] });
+
+  test("R86: many that are over at once expire each once, whichever node's time it is, and their parties are told where they are", async () => {
+    const MANY = 200;
+    const { one, two, three, connections } = cluster;
+    const at = [one, two, three].map((node) => helpers(connections, node));
+    const [client, provider] = await at[0].pair();
+    const ids = [];
+    for (let n = 0; n < MANY; n += 20) {
+      const opened = await Promise.all(Array.from({ length: 20 }, () => at[n % 3].open(client, provider, "80")));
+      ids.push(...opened.map(({ id }) => id));
+    }
+    const ended = (await at[0].open(client, provider, "80")).id;
+    await at[0].ok("POST", `/negotiations/${ended}/reject`, client, {});
+    const told = [];
+    for (const id of [ids[0], ids[MANY - 1], ended]) told.push((await at[2].channel(provider, id, three)).told);
+    const total = async (node, status) => (await node.call("GET", `/negotiations?limit=1&status=${status}`, client)).body.meta.pagination.total_count;
+    assert.deepEqual([await total(at[1], "open"), await total(at[1], "expired")], [MANY, 0]);
+    // Two nodes see at once that their time is over.
+    for (const node of [one, two]) await node.ok("POST", "/api/v1/admin/drills/clock", { token: node.adminToken, body: { advance_ms: 1_800_000 } });
+    await until("all have expired", async () => (await total(at[2], "expired")) === MANY);
+    assert.equal(await total(at[2], "open"), 0);
+    assert.equal(await total(at[2], "rejected"), 1, "what was over otherwise stays that");
+    await until("they are told", () => told[0].negotiation_expired.length > 0 && told[1].negotiation_expired.length > 0);
+    await sleep(300);
+    assert.deepEqual(told.map(({ negotiation_expired }) => negotiation_expired.map((one) => one.session_id)), [[ids[0]], [ids[MANY - 1]], []]);
+  });
 
   test("R84 R89 R135: an offer by REST at one node reaches the channel at another; acceptances at two nodes make one agreement", async () => {
     const { one, two, three, connections } = cluster;

@@ -74,7 +74,6 @@ describe("the OpenAPI document", () => {
     const task = await create({ price: "2.5", max_price: 3 });
     const chunk = { content: "Hello", kind: "chat", metadata: { n: 1 }, idempotency_key: "1" };
     await v1("POST /tasks/{id}/chunk", { ...as(provider), id: task.id, body: chunk });
-    await v1("POST /admin/drills/streams/{id}/crash", { ...operator, id: task.id });
     await v1("GET /tasks/{id}/stream", { ...as(client), id: task.id, query: { after: 0 } });
     await v1("POST /tasks/{id}/messages", { ...as(client), id: task.id, body: { content: "Well?" } });
     await v1("GET /tasks/{id}/messages", { ...as(provider), id: task.id });
@@ -88,6 +87,9 @@ describe("the OpenAPI document", () => {
     await v1("PUT /tasks/{id}/fail", { ...as(second), id: moved.id, body: { error: { type: "odd" }, error_reason: "it is odd" } });
     await v1("GET /tasks/{id}", { ...as(client), id: moved.id });
     await v1("POST /tasks/{id}/cancel", { ...as(client), id: withdrawn.id, body: { reason: "no more" } });
+
+    const { fees } = await v1("GET /admin/ledger", operator);
+    await v1("POST /admin/ledger/fees/withdraw", { ...operator, body: { amount: fees, reference: "payout 1" } });
 
     const acting = { token: owner.token };
     const hire = () => v1("POST /agents/{did}/hire", { ...acting, did: provider.did, body: { capability: "code", client_agent_id: client.id, input: {}, max_price: "5", queue: true } });
@@ -109,6 +111,10 @@ describe("the OpenAPI document", () => {
       const { points } = await v1("GET /analytics/agents/{id}/time-series", { ...figures, query: { metric, period: "1h", interval: "minute" } });
       assert.ok(points.length > 0);
     }
+
+    const crashed = await create();
+    await v1("POST /tasks/{id}/chunk", { ...as(provider), id: crashed.id, body: chunk });
+    await v1("POST /admin/drills/streams/{id}/crash", { ...operator, id: crashed.id });
   });
 
   test("R172: messages, handoffs and teams are as it says", async () => {
@@ -213,7 +219,8 @@ describe("the OpenAPI document", () => {
 
     // A message that nobody takes becomes a dead letter.
     const to = await server.agent({ name: "Silent" });
-    const socket = await connections.socket(server, "/socket", to.key);
+    // That it lives shows by its heartbeats: whoever is silent altogether is not given up on.
+    const socket = await connections.socket(server, "/socket", to.key, { heartbeatIntervalMs: 100 });
     const lost = await v1("POST /messages", { ...as(agent), body: { to_agent_id: to.id, type: "note", payload: {} } });
     assert.equal((await join(socket.channel(`messages:${to.id}`, {}))).status, "ok");
     await until("it is given up", async () => (await v1("GET /messages/{id}/status", { ...as(agent), id: lost.id })).status === "failed");

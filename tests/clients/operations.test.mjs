@@ -341,7 +341,7 @@ describe("commands", () => {
       [["token", "create", user.id, "--scope", "root"], server.adminToken, "422"],
       [["token", "create", user.id, "--expires-at", "soon"], server.adminToken, "422"],
       [["token", "revoke", user.id, randomUUID()], server.adminToken, "404"],
-      [["token", "list", user.id], user.token, "401"],
+      [["token", "list", user.id], user.token, "403"],
       [["agent", "status", randomUUID(), "banned"], server.adminToken, "404"],
       [["agent", "status", randomUUID(), "gone"], server.adminToken, "422"],
       [["agent", "register", "--name", "x", "--did", "x"], null, "422"],

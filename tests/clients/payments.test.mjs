@@ -105,6 +105,32 @@ onNode("opening", ["drills.enabled=true"], (world) => {
     assert.equal((await world.show({ key: a.key }, id)).data.status, "pending");
   });
 
+  test("R92 R134 R140 R127: nobody deals with themselves, however they ask", async () => {
+    const { server } = world;
+    const owner = await server.user("Owner");
+    const self = await signingAgent(server, { owner, credit: "10" });
+    const other = await signingAgent(server, {});
+    const ask = (method, path, body, who = { key: self.key }) => server.request(method, `/api/v1${path}`, { ...who, body });
+    const task = await server.ok("POST", "/api/v1/tasks", { key: self.key, body: { provider_agent_id: other.id, capability: "code" } });
+    const acting = { token: owner.token, agent: self.id };
+    const handoff = { to_agent_id: self.id, type: "task_handoff", payload: { task: { capability: "code" } } };
+    for (const [field, refused] of [
+      ["provider_agent_id", await ask("POST", "/tasks", { provider_agent_id: self.id, capability: "code", price: "1" })],
+      ["provider_agent_id", await ask("POST", "/tasks", { provider_agent_id: self.id, capability: "code" }, acting)],
+      ["provider_agent_id", await ask("POST", `/tasks/${task.id}/reassign`, { provider_agent_id: self.id })],
+      ["provider_agent_id", await ask("POST", `/agents/${self.id}/hire`, { queue: true })],
+      ["provider_agent_id", await ask("POST", `/agents/${encodeURIComponent(self.did)}/hire`, { queue: true, client_agent_id: self.id }, { token: owner.token })],
+      ["counterparty_agent_id", await ask("POST", "/payment-channels", { counterparty_agent_id: self.id, deposit: "1" })],
+      ["to_agent_id", await ask("POST", "/negotiations", { to_agent_id: self.id, amount: "1" })],
+      ["to_agent_id", await ask("POST", "/messages", handoff)],
+    ]) {
+      assertRefused(refused, 422, "VALIDATION_ERROR");
+      assert.equal(refused.error.field, field, refused.text);
+    }
+    assert.deepEqual(await money(server, self), ["10", "0"]);
+    assert.equal((await server.ok("GET", "/api/v1/tasks", { key: self.key })).length, 1);
+  });
+
   test("R35 R93 R167: a channel is for its two agents; for anybody else there is none", async () => {
     const { server } = world;
     const owner = await server.user();
@@ -325,8 +351,8 @@ onNode("transfers", ["drills.enabled=true"], (world) => {
     }
     const disputed = await server.ok("GET", "/api/v1/admin/payment-channels", world.operator);
     assert.deepEqual(disputed.map(({ id, dispute }) => [id, dispute.reason, dispute.agent_id]), [[pair.id, "it did not work", pair.b.id]], "the operator sees which");
-    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }, {}]) assertRefused(await server.request("GET", "/api/v1/admin/payment-channels", as), 401, "UNAUTHORIZED");
-    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }, {}]) assertRefused(await world.resolve(pair.id, {}, as), 401, "UNAUTHORIZED");
+    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }]) assertRefused(await server.request("GET", "/api/v1/admin/payment-channels", as), 403, "FORBIDDEN");
+    for (const as of [{ key: pair.a.key }, { token: (await server.user()).token }]) assertRefused(await world.resolve(pair.id, {}, as), 403, "FORBIDDEN");
     assertRefused(await world.resolve(UNKNOWN_ID, {}), 404, "NOT_FOUND");
     assertRefused(await world.resolve(pair.id, { balance_a: "1", balance_b: "1" }), 422, "INVALID_AMOUNT");
     const resolved = await world.resolve(pair.id, {});
@@ -433,4 +459,26 @@ describe("kill -9", () => {
     await until("the node is gone", check);
     return null;
   };
+});
+
+onNode("few channels", ["limits.payment_channels_per_agent_max=2"], (world) => {
+  test("R92 R169: an agent has so many channels open that it opened, and those that others open do not count", async () => {
+    const { server } = world;
+    const [a, b] = [await signingAgent(server, { credit: "10" }), await signingAgent(server, { credit: "10" })];
+    const open = (from, to) => world.open(from, { counterparty_agent_id: to.id, deposit: "1" });
+    const [first, second] = [await open(a, b), await open(a, b)];
+    assert.deepEqual([first.status, second.status], [201, 201]);
+    assertRefused(await open(a, b), 409, "LIMIT_REACHED");
+    assert.deepEqual(await money(server, a), ["8", "2"], "nothing is held for what is refused");
+    assert.equal((await open(b, a)).status, 201);
+    await world.accept(b, first.data.id);
+    assertRefused(await open(a, b), 409, "LIMIT_REACHED");
+    const pair = new Pair(server, first.data.id, a, b);
+    const [side] = await pair.join(world.connections);
+    const closed = await side.ask("close", pair.closing("1", "0", 0));
+    assert.equal(closed.refused, undefined, JSON.stringify(closed));
+    // What is over makes room, for one.
+    const many = await Promise.all(range(1, 4).map(() => open(a, b)));
+    assert.deepEqual(many.map(({ status }) => status).toSorted(), [201, 409, 409, 409]);
+  });
 });

@@ -142,7 +142,7 @@ onNode("one node", ["drills.enabled=true"], (world) => {
     assert.deepEqual((await gap.client.refused("input_complete", closing("02"))).seqs, [1]);
   });
 
-  test("R69 R167: each side sends its own direction, and what is the provider's to say the client cannot", async () => {
+  test("R69 R74 R75 R76 R77 R78 R167: each side sends its own direction, and what is the provider's to say the client cannot", async () => {
     const { client, provider, task, agents } = await world.table();
     const unauthorized = { reason: "unauthorized" };
     assert.deepEqual(await provider.refused("input_stream", { chunk: "x", seq: 1 }), unauthorized);
@@ -486,6 +486,7 @@ onNode("small bounds", [`limits.joins_per_agent=${rate(4)}`, "limits.task_channe
     const { client, provider } = await world.table();
     await client.ok("input_stream", { chunk: "x".repeat(900), seq: 1 });
     assert.deepEqual(await client.refused("input_stream", { chunk: "x".repeat(101), seq: 2 }), { reason: "stream_too_large", max_bytes: 1000, max_chunks: 5 });
+    assert.equal((await client.refused("input_stream", { chunk: "", seq: Number.MAX_SAFE_INTEGER })).reason, "stream_too_large", "what lies before it never fits");
     for (const seq of range(2, 5)) await client.ok("input_stream", { chunk: "", seq });
     assert.equal((await client.refused("input_stream", { chunk: "", seq: 6 })).reason, "stream_too_large");
     await client.push("input_stream", { chunk: "", seq: 2 });

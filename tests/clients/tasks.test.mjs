@@ -526,6 +526,26 @@ onNode("what parties are told", [], (world) => {
     assert.deepEqual(clients.names(), ["task.completed", "task.failed"]);
   });
 
+  test("R27 R140: of reassignments at the same time each takes the task from whoever has it then, and all are told", async () => {
+    const { server } = world;
+    const { client, provider } = await world.company();
+    const others = [await server.agent({ name: "Second" }), await server.agent({ name: "Third" }), await server.agent({ name: "Fourth" })];
+    const listeners = new Map();
+    for (const agent of [provider, ...others]) listeners.set(agent.id, await world.listen(agent));
+    for (const _ of range(1, 8)) {
+      const task = await world.newTask(client, provider);
+      const moved = await Promise.all(others.map((agent) => world.ask("POST", `/tasks/${task.id}/reassign`, client, { provider_agent_id: agent.id })));
+      assert.deepEqual(moved.map(({ status }) => status), [200, 200, 200]);
+      const last = (await world.ok("GET", `/tasks/${task.id}`, client)).provider_agent_id;
+      const told = (id, event) => listeners.get(id).events.filter((one) => one.event === event && one.payload.task.id === task.id).length;
+      for (const { id } of [provider, ...others]) {
+        await until(`task.created of ${id}`, () => told(id, "task.created") === 1);
+        if (id !== last) await until(`task.cancelled of ${id}`, () => told(id, "task.cancelled") === 1);
+      }
+      assert.equal(told(last, "task.cancelled"), 0, "who has it has lost nothing");
+    }
+  });
+
   test("R27 R111: a message reaches the other parties as new_message, and not its writer", async () => {
     const { client, provider, clientOwner } = await world.company();
     const all = [await world.listen(client), await world.listen(provider), await world.listen(clientOwner)];

@@ -156,8 +156,11 @@ describe("a team", () => {
     const ask = (method, path, who, body) => server.request(method, `/api/v1/teams/${team.id}${path}`, { key: who.key, body });
     assert.equal((await ask("POST", "/members", member, { agent_id: member.id })).status, 404, "not even that it exists");
     assert.equal((await ask("POST", "/members", owner, { agent_id: member.id })).status, 200);
+    const again = await ask("POST", "/members", owner, { agent_id: member.id });
+    assert.deepEqual([again.status, again.data.members], [200, [owner.id, member.id]], "who is in is in");
     await until("the member is told", () => joined.length === 1);
     assert.equal(joined[0].id, team.id);
+    assert.equal((await ask("POST", "/members", owner, { agent_id: member.id })).status, 200, "again changes nothing");
     assert.equal((await ask("POST", "/members", member, { agent_id: stranger.id })).status, 403);
     assert.equal((await ask("POST", "/members", owner, { agent_id: "0199b1a2-0000-7000-8000-000000000000" })).status, 404);
     const [one, other] = [await enter(team, owner), await enter(team, member)];
@@ -172,6 +175,7 @@ describe("a team", () => {
     assert.equal((await enter(team, member)).status, "error");
     for (const path of ["", "/entries"]) assert.equal((await ask("GET", path, member)).status, 404, path);
     assert.deepEqual(heard, []);
+    assert.equal(joined.length, 1, "told once");
     const listed = await server.ok("GET", "/api/v1/teams", { key: member.key });
     assert.ok(!listed.some(({ id }) => id === team.id));
   });
@@ -181,6 +185,39 @@ describe("a team", () => {
     await server.ok("POST", "/api/v1/blocks", { key: shy.key, body: { agent_id: owner.id } });
     const refused = await server.request("POST", "/api/v1/teams", { key: owner.key, body: { name: "Crew", member_agent_ids: [shy.id] } });
     assert.equal(refused.status, 404);
+  });
+});
+
+describe("bounds of a team", () => {
+  test("R129 R169: what one agent does in teams has a rate, and what a team keeps a bound in bytes", async () => {
+    const server = await Server.start({ set: [...SET, `limits.team_actions_per_agent=${rate(5, 1, 600_000)}`, "limits.team_entries_bytes_max=2500"] });
+    const sockets = [];
+    try {
+      const [owner, member] = [await server.agent(), await server.agent()];
+      const team = await server.ok("POST", "/api/v1/teams", { key: owner.key, body: { name: "Crew", member_agent_ids: [member.id] } });
+      const enter = async (agent) => {
+        const socket = await connect(VERSIONS.at(-1), server, "/socket", { api_key: agent.key });
+        sockets.push(socket);
+        const channel = socket.channel(`team:${team.id}`, {});
+        assert.equal((await join(channel)).status, "ok");
+        return (n) => push(channel, "team_message", { content: `${n}`.repeat(1_000) });
+      };
+      const [byOwner, byMember] = [await enter(owner), await enter(member)];
+      // Making the team was the first.
+      for (const n of [1, 2, 3, 4]) assert.equal((await byOwner(n)).status, "ok");
+      const refused = await byOwner(5);
+      assert.deepEqual([refused.status, refused.response.reason, refused.response.retry_after_ms > 0], ["error", "rate_limited", true]);
+      for (const [method, path, body] of [["POST", "/teams", { name: "More", member_agent_ids: [] }], ["POST", `/teams/${team.id}/members`, { agent_id: member.id }], ["DELETE", `/teams/${team.id}/members/${member.id}`]]) {
+        const answer = await server.request(method, `/api/v1${path}`, { key: owner.key, body });
+        assert.deepEqual([answer.status, answer.error?.code], [429, "RATE_LIMIT_EXCEEDED"], path);
+      }
+      assert.equal((await byMember(6)).status, "ok", "another agent has its own");
+      const entries = await server.ok("GET", `/api/v1/teams/${team.id}/entries`, { key: owner.key });
+      assert.deepEqual(entries.map(({ body }) => JSON.stringify(body).match(/(\d)\1{999}/)[1]), ["6", "4"], "the oldest have gone");
+    } finally {
+      sockets.forEach((socket) => socket.disconnect());
+      await server.end();
+    }
   });
 });
 

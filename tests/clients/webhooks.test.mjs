@@ -99,7 +99,7 @@ onNode("webhooks", [LOOPBACK, "ledger.platform_fee_bps=500", "limits.message_ret
   };
   /** Joins an agent's messages and acknowledges none. */
   world.silent = async (agent) => {
-    const socket = await world.connections.socket(world.server, "/socket", agent.key);
+    const socket = await world.connections.socket(world.server, "/socket", agent.key, { heartbeatIntervalMs: 300 });
     const channel = socket.channel(`messages:${agent.id}`, {});
     const taken = collect(channel, "new_message");
     assert.equal((await join(channel)).status, "ok");
@@ -361,6 +361,34 @@ onNode("webhooks", [LOOPBACK, "ledger.platform_fee_bps=500", "limits.message_ret
     assert.equal(receiver.requests.length, 4, "what has arrived is not sent again");
   });
 
+  test("R144 R140: a task that is given to another provider is told to the one before and to the other", async () => {
+    const { server } = world;
+    const [client, provider, spare] = [await server.agent(), await server.agent(), await server.agent()];
+    const hooks = await world.hooks({ provider: [provider, ["task.cancelled"]], spare: [spare, ["task.created"]], stranger: [await server.agent(), undefined] });
+    const task = await server.task(client, provider);
+    await world.ok("POST", `/tasks/${task.id}/reassign`, client, { provider_agent_id: spare.id });
+    for (const [name, event] of [["provider", "task.cancelled"], ["spare", "task.created"]]) {
+      const { body } = await hooks[name].next(event);
+      assert.deepEqual([body.data.task.id, body.data.task.provider_agent_id ?? spare.id], [task.id, spare.id]);
+    }
+    await sleep(200);
+    assert.deepEqual([hooks.provider.requests.length, hooks.spare.requests.length, hooks.stranger.events()], [1, 1, []]);
+  });
+
+  test("R144 R167: a key that was revoked, or may only read, changes no webhook", async () => {
+    const { server } = world;
+    const agent = await server.agent();
+    const receiver = await world.receiver();
+    const { id } = await world.ok("POST", "/webhooks", agent, { url: receiver.url });
+    const { api_key: key } = await server.ok("POST", `/api/v1/agents/${agent.id}/credentials`, { key: agent.key, body: { scopes: ["read"] } });
+    const changes = [["POST", "/webhooks", { url: receiver.url }], ["POST", `/webhooks/${id}/test`, {}], ["DELETE", `/webhooks/${id}`]];
+    for (const [method, path, body] of changes) assert.equal((await world.ask(method, path, { key }, body)).status, 403, `${method} ${path}`);
+    assert.equal((await world.ok("GET", `/webhooks/${id}`, { key })).id, id);
+    await server.ok("POST", "/api/v1/auth/rotate-key", { key: agent.key, body: {} });
+    for (const [method, path, body] of [...changes, ["GET", `/webhooks/${id}`]]) assert.equal((await world.ask(method, path, agent, body)).status, 401, `${method} ${path}`);
+    assert.deepEqual(receiver.requests, []);
+  });
+
   test("R144: one delivery of a webhook at a time, and a slow one holds up no other", async () => {
     const { server } = world;
     const [client, provider] = [await server.agent(), await server.agent()];
@@ -415,6 +443,10 @@ onNode("webhooks", [LOOPBACK, "ledger.platform_fee_bps=500", "limits.message_ret
     await server.task(client, provider);
     await sleep(300);
     assert.deepEqual([broken.requests.length, gone.requests.length], [count, 0]);
+    // Nothing is sent to it, whoever asks for it: that is said, and not accepted.
+    const tried = await world.ask("POST", `/webhooks/${failing.id}/test`, client);
+    assert.deepEqual([tried.status, tried.error.code, tried.error.details.disabled_at], [409, "WEBHOOK_DISABLED", told.disabled_at], tried.text);
+    assert.equal((await world.ask("POST", `/webhooks/${failing.id}/test`, provider)).status, 404);
   });
 });
 
@@ -491,7 +523,7 @@ describe("webhooks of a cluster", () => {
     for (const amount of ["1", "2"]) await pair.pay(sides, pair.a, amount);
     // Pushed by two nodes, given up once.
     for (const node of [world.two, world.three]) {
-      const socket = await world.connections.socket(node, "/socket", pair.b.key);
+      const socket = await world.connections.socket(node, "/socket", pair.b.key, { heartbeatIntervalMs: 300 });
       assert.equal((await join(socket.channel(`messages:${pair.b.id}`, {}))).status, "ok");
     }
     const { id } = await world.one.ok("POST", "/api/v1/messages", { key: pair.a.key, body: { to_agent_id: pair.b.id, type: "note", payload: {} } });

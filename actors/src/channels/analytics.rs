@@ -79,6 +79,12 @@ impl AnalyticsChannel {
         payload: &OwnedPayload,
     ) -> Result<Answer, Refusal> {
         let figures = &socket.core.analytics;
+        if name != event::SUBSCRIBE_ALERTS {
+            // A question is one, whichever way it is asked: over REST it takes from the same rate.
+            let now_ms = socket.core.environment.monotonic_ms();
+            let requests = &socket.core.usage.requests;
+            requests.take(socket.principal.credential, now_ms).map_err(Refusal::rate_limited)?;
+        }
         let response = match name {
             event::REQUEST_METRICS => Json::of(&figures.metrics(self.whose, period(payload)?).await?),
             event::REQUEST_REVENUE => Json::of(&figures.revenue(self.whose, period(payload)?).await?),

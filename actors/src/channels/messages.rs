@@ -44,7 +44,7 @@ impl MessagesChannel {
         require_write(socket)?;
         // First the others know that this node is to be told; then what waits is asked for.
         let subscription = core.pubsub.subscribe(outlet.topic(), outlet).await;
-        let membership = core.mailboxes.join(agent, outlet).await?;
+        let membership = core.mailboxes.join(agent, outlet, socket.heard_at_ms()).await?;
         outlet.open(reference, &Json::empty_object());
         Ok(Self { agent, _membership: membership, _subscription: subscription })
     }

@@ -84,8 +84,12 @@ impl State {
             let live = &self.life.live;
             let todo = live.inner.lock().todo(now_ms, live.lag_bytes_max);
             match todo {
-                Todo::End if self.life.end_if_empty() => return false,
-                Todo::End => {}
+                Todo::End => {
+                    self.requeue().await;
+                    if self.life.end_if_empty() {
+                        return false;
+                    }
+                }
                 Todo::CatchUp(seqs) => {
                     if !self.catch_up(&seqs).await {
                         self.wake_at(now_ms + PAUSE_MS, now_ms, myself);
@@ -106,6 +110,23 @@ impl State {
                     }
                 }
             }
+        }
+    }
+
+    /// Everybody has gone: what they were pushed and cannot have had is queued again.
+    async fn requeue(&self) {
+        let (registry, live) = (&self.life.registry, &self.life.live);
+        let unheard = {
+            let mut inner = live.inner.lock();
+            if inner.seats.is_empty() { inner.mailbox.unheard() } else { Vec::new() }
+        };
+        if unheard.is_empty() {
+            return;
+        }
+        self.count("requeued", unheard.len());
+        if let Err(error) = registry.needs.store.requeue_mail(live.agent, unheard).await {
+            // They are pushed all the same when somebody joins; only their retries stay counted.
+            tracing::warn!(%error, agent = %live.agent, "messages cannot be queued again now");
         }
     }
 

@@ -11,6 +11,7 @@ mod actor;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_protocol::cluster::{self, NodeKey};
 use muster_protocol::error_code::{ErrorCode, Refusal};
@@ -81,6 +82,8 @@ struct Inner {
 /// A connection that has joined.
 struct Seat {
     outlet: Arc<Outlet>,
+    /// When its connection was heard of last, in milliseconds of the node's clock.
+    heard_at_ms: Arc<AtomicU64>,
     /// It has been pushed what is under way up to here.
     upto: u64,
     /// Whether it has to be pushed more of what is under way first.
@@ -109,6 +112,7 @@ pub struct Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let mut inner = self.live.inner.lock();
+        inner.hear();
         inner.seats.retain(|seat| seat.outlet.id() != self.outlet);
         inner.wake();
     }
@@ -132,12 +136,18 @@ impl Mailboxes {
         self.0.brood.child()
     }
 
-    /// Lets a connection have an agent's messages: those under way, and then what waits.
+    /// Lets a connection have an agent's messages: those under way, and then what waits. `heard_at_ms` says when it was heard of
+    /// last.
     ///
     /// # Errors
     /// The node is going away.
-    pub async fn join(&self, agent: AgentId, outlet: &Arc<Outlet>) -> Result<Membership, Refusal> {
-        let seat = Seat { outlet: outlet.clone(), upto: 0, is_behind: true, is_full: false };
+    pub async fn join(
+        &self,
+        agent: AgentId,
+        outlet: &Arc<Outlet>,
+        heard_at_ms: Arc<AtomicU64>,
+    ) -> Result<Membership, Refusal> {
+        let seat = Seat { outlet: outlet.clone(), heard_at_ms, upto: 0, is_behind: true, is_full: false };
         let (live, is_new) = {
             let mut all = self.0.live.lock();
             let known = all.get(&agent).cloned();
@@ -268,10 +278,17 @@ impl Inner {
         }
     }
 
+    /// Notes when the recipient was heard of.
+    fn hear(&mut self) {
+        let heard = self.seats.iter().map(|seat| seat.heard_at_ms.load(Ordering::Relaxed)).max();
+        heard.into_iter().for_each(|at_ms| self.mailbox.heard(at_ms));
+    }
+
     fn todo(&mut self, now_ms: u64, lag_bytes_max: usize) -> Todo {
         if self.seats.is_empty() {
             return Todo::End;
         }
+        self.hear();
         // Looked at before the store counts a push: what is pushed at most once is not counted for nobody.
         let mut full = Vec::new();
         for seat in self.seats.iter_mut().filter(|seat| !seat.is_full) {

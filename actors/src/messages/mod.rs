@@ -25,6 +25,7 @@ use muster_protocol::message::{
 };
 use muster_protocol::protocol_version::{Table, Version, negotiate};
 use muster_protocol::signing::statement::{self, Digest};
+use muster_protocol::time::Timestamp;
 use muster_protocol::topic::{event, messages_topic};
 use serde::Serialize;
 
@@ -39,7 +40,9 @@ use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
 use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
-use crate::store::{MessageFilter, NewMessage, Outcome, Page, PageRequest, Settle, Store, StoreError};
+use crate::store::{
+    MessageFilter, NewMessage, Outcome, Page, PageRequest, Settle, Store, StoreError, queued_bytes,
+};
 use crate::task_stream::refusal_of;
 
 /// Messages of a node.
@@ -250,18 +253,13 @@ impl Messages {
             _ => refusal,
         })?;
         let now = self.environment.now();
-        if recipient.is_blocked(from, now) {
-            return Err(Refusal::field(ErrorCode::Forbidden, "to_agent_id", "one of you blocks the other"));
-        }
-        if !(sender.may_connect && recipient.may_connect) {
-            return Err(ErrorCode::AgentUnavailable.into());
-        }
+        may_send((&sender, from), &recipient, now)?;
         let (yours, theirs, asked) = (&sender.versions, &recipient.versions, request.version()?);
         let version = negotiate(yours, theirs, asked, now, &self.versions)?.version;
         let guarantee = request.guarantee_under(version)?;
         check_signature(&request, from, version, &sender)?;
         let once = self.once(&request, from, guarantee, key)?;
-        self.addresses.take_place(to, &recipient).await?;
+        self.addresses.take_place((from, to), &recipient, request.payload.as_bytes().len()).await?;
         let kept_ms = i64::try_from(self.limits.message_retention_ms).unwrap_or(i64::MAX);
         let message = Message {
             id: MessageId::new(now, self.environment.id_entropy()),
@@ -351,19 +349,36 @@ impl Messages {
         Ok(Page { items, ..page })
     }
 
-    /// Queues a dead letter again, for either of its parties.
+    /// Queues a dead letter again, for either of its parties, if it could be sent now. Of several at once one does, and all are
+    /// answered how it is then.
     ///
     /// # Errors
-    /// It is none of the caller's; it is no dead letter, or not kept any longer.
+    /// It is none of the caller's; it is no dead letter, or not kept any longer; its sender may not send to its recipient any
+    /// more, or as much waits for that as may.
     pub async fn redeliver(&self, principal: &Principal, id: MessageId) -> Result<Message, Refusal> {
+        principal.require(Scope::Write)?;
         let (message, _) = self.visible(principal, id).await?;
+        if message.status != MessageStatus::Failed {
+            return Err(not_active(message.status));
+        }
+        let (from, to) = (message.from, message.to);
+        let (sender, recipient) = (self.addresses.of(from).await?, self.addresses.of(to).await?);
         let now = self.environment.now();
-        let queued = self.store.redeliver_message(id, now).await.map_err(|error| match error {
-            StoreError::Conflict => not_active(message.status),
-            other => refusal_of(other),
-        })?;
-        self.telling.mailboxes.news(std::iter::once(queued.to));
-        Ok(queued)
+        may_send((&sender, from), &recipient, now)?;
+        self.addresses.take_place((from, to), &recipient, queued_bytes(&message)).await?;
+        match self.store.redeliver_message(id, now).await {
+            Ok(queued) => {
+                self.telling.mailboxes.news(std::iter::once(queued.to));
+                Ok(queued)
+            }
+            Err(StoreError::Conflict) => {
+                // It was a dead letter just now: somebody else has done it, or it has ended.
+                let after = self.store.message(id).await.map_err(refusal_of)?.as_of(now);
+                let is_again = matches!(after.status, MessageStatus::Queued | MessageStatus::Delivered);
+                if is_again { Ok(after) } else { Err(not_active(after.status)) }
+            }
+            Err(error) => Err(refusal_of(error)),
+        }
     }
 
     /// Ends and forgets what is not kept any longer; gives how many messages that were.
@@ -392,6 +407,17 @@ impl Messages {
             }
         }
     }
+}
+
+/// Whether two agents are on terms on which one sends to the other (R115).
+fn may_send((sender, from): (&Address, AgentId), recipient: &Address, now: Timestamp) -> Result<(), Refusal> {
+    if recipient.is_blocked(from, now) {
+        return Err(Refusal::field(ErrorCode::Forbidden, "to_agent_id", "one of you blocks the other"));
+    }
+    if !(sender.may_connect && recipient.may_connect) {
+        return Err(ErrorCode::AgentUnavailable.into());
+    }
+    Ok(())
 }
 
 fn speaks_for(principal: &Principal, agent: AgentId, address: &Address) -> bool {

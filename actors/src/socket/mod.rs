@@ -50,7 +50,7 @@ pub struct Socket {
     session: Mutex<Session<Arc<JoinActor>>>,
     bucket: Mutex<TokenBucket>,
     in_flight: AtomicUsize,
-    heard_at_ms: AtomicU64,
+    heard_at_ms: Arc<AtomicU64>,
     awake: Mutex<Awake>,
     registered: OnceLock<Registered>,
     myself: std::sync::Weak<Self>,
@@ -108,7 +108,7 @@ impl Socket {
             session: Mutex::default(),
             bucket: Mutex::new(TokenBucket::new(core.limits.messages_per_socket, now_ms)),
             in_flight: AtomicUsize::new(0),
-            heard_at_ms: AtomicU64::new(now_ms),
+            heard_at_ms: Arc::new(AtomicU64::new(now_ms)),
             awake: Mutex::default(),
             registered: OnceLock::new(),
             myself: myself.clone(),
@@ -139,6 +139,12 @@ impl Socket {
     /// Notes that bytes came from the peer.
     pub fn heard(&self) {
         self.heard_at_ms.store(self.core.environment.monotonic_ms(), Ordering::Relaxed);
+    }
+
+    /// When bytes came from the peer last, in milliseconds of the node's clock.
+    #[must_use]
+    pub fn heard_at_ms(&self) -> Arc<AtomicU64> {
+        self.heard_at_ms.clone()
     }
 
     /// Whether more should be read: neither too much is in work, nor too much waits to be taken by the peer.

@@ -50,12 +50,12 @@ pub trait FigureStore: Send + Sync + 'static {
     async fn figures_by_interval(&self, query: Query) -> StoreResult<Vec<(Timestamp, Figures)>>;
     /// Sums by capability.
     async fn figures_by_capability(&self, query: Query) -> StoreResult<Vec<(String, Figures)>>;
-    /// Sums of each agent since an interval, of at most so many agents; without those of everybody.
+    /// Sums of each agent since an interval, in the order of their ids behind one, of at most so many; without those of everybody.
     async fn figures_by_agent(
         &self,
         interval: Interval,
         since: Timestamp,
-        limit: usize,
+        part: (Option<AgentId>, usize),
     ) -> StoreResult<Vec<(AgentId, Figures)>>;
     /// Drops what is older than its interval is kept, about so many rows; gives how many.
     async fn purge_figures(&self, now: Timestamp, rows_max: usize) -> StoreResult<usize>;

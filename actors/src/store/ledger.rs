@@ -1,7 +1,7 @@
 //! The ledger's part of the port.
 
 use async_trait::async_trait;
-use muster_protocol::ledger::{Account, Audit, Balance, Entry};
+use muster_protocol::ledger::{Account, Audit, Balance, Entry, Totals};
 
 use super::{Page, PageRequest, StoreResult};
 
@@ -15,6 +15,8 @@ pub trait LedgerStore: Send + Sync + 'static {
     async fn balance(&self, account: Account) -> StoreResult<Balance>;
     /// The entries of an account, newest first.
     async fn entries_of(&self, account: Account, page: PageRequest) -> StoreResult<Page<Entry>>;
+    /// What is the platform's, what is outside, and all together.
+    async fn ledger_totals(&self) -> StoreResult<Totals>;
     /// Adds everything up.
     async fn audit(&self) -> StoreResult<Audit>;
 }

@@ -31,6 +31,12 @@ pub enum Accepted {
     Mismatch,
 }
 
+/// Bytes of a message that count for its recipient's queue.
+#[must_use]
+pub fn queued_bytes(message: &Message) -> usize {
+    message.payload.as_ref().map_or(0, |payload| payload.as_bytes().len())
+}
+
 /// A message with its place in the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mail {
@@ -48,6 +54,33 @@ impl Mail {
     pub const fn counted(&self) -> Counted {
         let (id, retries) = (self.message.id, self.message.retries);
         Counted { seq: self.seq, id, retries, is_open: self.is_open }
+    }
+}
+
+/// What waits for a recipient.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes of their payloads.
+    pub bytes: usize,
+    /// What senders have in it, of those with much: messages and bytes.
+    pub heavy: Vec<(AgentId, (usize, usize))>,
+}
+
+impl Waiting {
+    /// What each sender has in it together, with those named who have at least so many messages, or so many bytes.
+    #[must_use]
+    pub fn of(senders: impl Iterator<Item = (AgentId, (usize, usize))>, heavy: (usize, usize)) -> Self {
+        let mut waiting = Self::default();
+        for (sender, (messages, bytes)) in senders {
+            waiting.messages += messages;
+            waiting.bytes += bytes;
+            if messages >= heavy.0 || bytes >= heavy.1 {
+                waiting.heavy.push((sender, (messages, bytes)));
+            }
+        }
+        waiting
     }
 }
 
@@ -155,10 +188,13 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn read_mail(&self, to: AgentId, seqs: Vec<u64>, bytes_max: usize) -> StoreResult<Vec<Mail>>;
     /// Gives up those of these that had every push and are not settled; says which.
     async fn fail_mail(&self, to: AgentId, seqs: Vec<u64>, now: Timestamp) -> StoreResult<Vec<Outcome>>;
+    /// Queues those of these again whose pushes were counted up to here and no further, as if they had never been pushed: nobody
+    /// was there to take them.
+    async fn requeue_mail(&self, to: AgentId, pushed: Vec<Attempt>) -> StoreResult<()>;
     /// Queues a dead letter again, as if it had never been pushed. Conflict: it is none, or is not kept any longer.
     async fn redeliver_message(&self, id: MessageId, now: Timestamp) -> StoreResult<Message>;
-    /// Messages that wait for an agent, counted up to `most`.
-    async fn waiting_mail(&self, to: AgentId, most: usize) -> StoreResult<usize>;
+    /// Messages that wait for an agent, of the oldest `most`; who has at least `heavy` messages or bytes among them is named.
+    async fn waiting_mail(&self, to: AgentId, most: usize, heavy: (usize, usize)) -> StoreResult<Waiting>;
     /// Ends what is not kept any longer, at most `rows_max` messages, oldest first, and drops their payloads; gives how many,
     /// and those that have expired by it.
     async fn expire_messages(&self, now: Timestamp, rows_max: usize) -> StoreResult<(usize, Vec<Outcome>)>;

@@ -11,8 +11,14 @@ use super::{Page, PageRequest, StoreResult};
 /// Payment channels.
 #[async_trait]
 pub trait PaymentStore: Send + Sync + 'static {
-    /// Adds a channel, and posts what its opener puts in, at once.
-    async fn create_payment_channel(&self, channel: Channel, entry: Option<Entry>) -> StoreResult<()>;
+    /// Adds a channel, and posts what its opener puts in, at once. Already exists: one of that id. Limit reached: its opener
+    /// has opened `live_max` that are not over.
+    async fn create_payment_channel(
+        &self,
+        channel: Channel,
+        entry: Option<Entry>,
+        live_max: usize,
+    ) -> StoreResult<()>;
     /// A channel.
     async fn payment_channel(&self, id: PaymentChannelId) -> StoreResult<Channel>;
     /// The channels of an agent, newest first by id.

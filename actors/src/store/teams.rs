@@ -14,9 +14,9 @@ pub trait TeamStore: Send + Sync + 'static {
     async fn create_team(&self, team: Team, teams_max: usize) -> StoreResult<()>;
     /// A team.
     async fn team(&self, id: TeamId) -> StoreResult<Team>;
-    /// Stores a team that is one version further than the one stored, and what it keeps; of its entries the newest
-    /// `entries_max` stay, about. Conflict: another version is stored.
-    async fn save_team(&self, team: Team, entries: Vec<Entry>, entries_max: usize) -> StoreResult<()>;
+    /// Stores a team that is one version further than the one stored, and what it keeps; of its entries the newest stay,
+    /// so many and so many bytes of them. Conflict: another version is stored.
+    async fn save_team(&self, team: Team, entries: Vec<Entry>, most: (usize, usize)) -> StoreResult<()>;
     /// The teams an agent belongs to.
     async fn teams_of(&self, agent: AgentId, page: PageRequest) -> StoreResult<Page<Team>>;
     /// What a team keeps, of one sort or of all.

@@ -44,6 +44,7 @@ use crate::egress::Outlet;
 use crate::inbox::{Inbox, Refused};
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
+use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
 use crate::settings::StreamSettings;
 use crate::store::{Store, StoreError};
@@ -93,6 +94,8 @@ pub struct Needs {
     pub store: Arc<dyn Store>,
     /// The other nodes.
     pub cluster: Arc<dyn Cluster>,
+    /// Where former providers are told.
+    pub pubsub: Arc<PubSub>,
     /// Time and randomness.
     pub environment: Environment,
     /// Bounds.
@@ -136,7 +139,7 @@ impl Streams {
     /// None live yet.
     #[must_use]
     pub fn new(needs: Needs) -> Self {
-        let Needs { store, cluster, environment, limits, settings, metrics, analytics } = needs;
+        let Needs { store, cluster, pubsub, environment, limits, settings, metrics, analytics } = needs;
         Self {
             registry: Arc::new(Registry {
                 live: Mutex::default(),
@@ -146,6 +149,7 @@ impl Streams {
                 claims: AtomicU64::new(0),
                 members: cluster.members(),
                 cluster,
+                pubsub,
                 releases: Mutex::default(),
                 asked: Mutex::default(),
                 verifying: tokio::sync::Semaphore::new(VERIFYING_MAX),

@@ -25,6 +25,7 @@ use crate::cluster::Cluster;
 use crate::inbox::{Inbox, Wake};
 use crate::metric_definitions::Metrics;
 use crate::ports::Environment;
+use crate::pubsub::PubSub;
 use crate::rate_limits::Buckets;
 use crate::settings::StreamSettings;
 use crate::store::{Store, StreamHead};
@@ -39,6 +40,7 @@ pub(super) struct Registry {
     pub claims: AtomicU64,
     pub store: Arc<dyn Store>,
     pub cluster: Arc<dyn Cluster>,
+    pub pubsub: Arc<PubSub>,
     pub members: watch::Receiver<Arc<Members>>,
     /// Streams being let go elsewhere, so that this node can claim them.
     pub releases: Mutex<HashMap<u64, Release>>,

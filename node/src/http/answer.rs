@@ -30,7 +30,7 @@ struct Content {
 /// Where a list goes on.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Pagination {
-    /// Items of the whole list.
+    /// Items of the whole list; of lists of tasks, hirings, negotiations, payment channels and messages 10000 at most.
     pub total_count: u64,
     /// Pass as `cursor` to get what follows.
     pub cursor: Option<String>,

@@ -5,6 +5,7 @@ mod answer;
 mod conformance;
 mod figures;
 mod head;
+mod lists;
 pub mod postgres;
 mod queue;
 mod sql;

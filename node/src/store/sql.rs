@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use muster_actors::store::{Page, PageRequest, StoreError, StoreResult};
+use muster_actors::store::{MessageFilter, Page, PageRequest, Party, StoreError, StoreResult};
 use muster_protocol::discovery::SortBy;
 use muster_protocol::ids::AgentId;
 use muster_protocol::ledger::Entry;
+use muster_protocol::message::MessageStatus;
 use muster_protocol::time::Timestamp;
 
 /// Of an agent, in the order in which they are read.
@@ -110,33 +111,60 @@ pub const MESSAGE_COLUMNS: &str = "seq, id, from_agent, to_agent, kind, version,
 pub const HANDOFF_COLUMNS: &str = "message, task, parent_task, from_agent, to_agent, context, required_capabilities, price, \
      created_at, accepted_at, declined_at, reason";
 
-/// Lists of messages: how they are counted, up to `counted_max`, and how a part of them is read, newest first. `own` compares a
-/// column with the agents whose messages they are, `conditions` is what else they must be; both have `values` values, and a
-/// part two more: the place it goes on from, and how many. Each side has an index in the order of places; a query for
-/// both at once would read all there are.
+/// Which of a party's messages a list can hold at all: whether what it has sent, and whether what it was sent.
+#[must_use]
+pub fn sides(filter: &MessageFilter) -> (bool, bool) {
+    let Party::Agent(own) = filter.party else { return (true, true) };
+    match (filter.from, filter.to) {
+        (None, None) => (true, true),
+        (Some(from), _) if from == own => (true, false),
+        (_, Some(to)) if to == own => (false, true),
+        (Some(_), None) => (false, true),
+        (None, Some(_)) => (true, false),
+        (Some(_), Some(_)) => (false, false),
+    }
+}
+
+/// How a message ended, if it was not received: by this it is found in a history that is mostly something else.
+#[must_use]
+pub fn lost(status: MessageStatus) -> Option<&'static str> {
+    use MessageStatus::{Expired, Failed, Rejected};
+    matches!(status, Failed | Rejected | Expired).then(|| status.as_str())
+}
+
+/// Counts and lists messages a party has sent or was sent, newest first. Takes how the party's agents are told (the right side
+/// of a comparison), on which sides they are looked for, from where those are read that it was sent, more conditions, up to how
+/// many are counted, how a value is written, and how many values there are; the list takes two more: the place it goes on from,
+/// and how many. Each side has an index in the order of places; a query for both at once would read all there are.
 #[must_use]
 pub fn message_lists(
-    own: &str,
+    (own, sides, received): (&str, (bool, bool), &str),
     conditions: &str,
     counted_max: u64,
     value: impl Fn(usize) -> String,
     values: usize,
 ) -> (String, String) {
-    let sides = [format!("from_agent {own}"), format!("to_agent {own} AND NOT (from_agent {own})")];
-    let [sent, received] = &sides;
-    let counting = format!(
-        "SELECT count(*) FROM (SELECT 1 FROM (SELECT seq FROM messages WHERE {sent}{conditions}
-             UNION ALL SELECT seq FROM messages WHERE {received}{conditions}) AS sides LIMIT {counted_max}) AS counted"
-    );
+    let sides = match sides {
+        (true, true) => vec![
+            format!("messages WHERE from_agent {own}"),
+            format!("{received} WHERE to_agent {own} AND NOT (from_agent {own})"),
+        ],
+        (true, false) => vec![format!("messages WHERE from_agent {own}")],
+        _ => vec![format!("{received} WHERE to_agent {own}")],
+    };
+    let of_sides =
+        |part: &dyn Fn(&String) -> String| sides.iter().map(part).collect::<Vec<_>>().join(" UNION ALL ");
+    let counted = of_sides(&|side| format!("SELECT seq FROM {side}{conditions}"));
+    let counting =
+        format!("SELECT count(*) FROM (SELECT 1 FROM ({counted}) AS sides LIMIT {counted_max}) AS counted");
     let (after, rows) = (value(values + 1), value(values + 2));
-    let part = |side: &str| {
+    let listed = of_sides(&|side| {
         format!(
-            "SELECT * FROM (SELECT {MESSAGE_COLUMNS} FROM messages WHERE {side}{conditions} AND seq < {after}
+            "SELECT * FROM (SELECT {MESSAGE_COLUMNS} FROM {side}{conditions} AND seq < {after}
              ORDER BY seq DESC LIMIT {rows}) AS side"
         )
-    };
-    let listing = format!("{} UNION ALL {} ORDER BY seq DESC LIMIT {rows}", part(sent), part(received));
-    (counting, listing)
+    });
+    (counting, format!("{listed} ORDER BY seq DESC LIMIT {rows}"))
 }
 
 /// A place as the cursor of a list.

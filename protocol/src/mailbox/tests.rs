@@ -53,11 +53,56 @@ fn a_message_is_pushed_six_times_and_then_given_up() {
         assert_eq!(mailbox.step(now_ms, true), Step::Retry(asked.clone()));
         assert_eq!(mailbox.retried(&asked, &[counted(1, retries + 1)], now_ms, || 0), [0]);
     }
+    let pushed_ms = now_ms;
     now_ms += 16_000;
+    mailbox.heard(pushed_ms + 1);
     assert_eq!(mailbox.step(now_ms - 1, true), Step::Wait(Some(now_ms)));
     assert_eq!(mailbox.step(now_ms, true), Step::Fail(vec![1]));
     mailbox.failed(&[1]);
     assert_eq!(mailbox.step(now_ms, true), Step::Fetch { known: vec![], room: 4 });
+}
+
+/// R119 R120: who says nothing at all may be gone. Its messages are pushed as often as ever and not given up; when its
+/// connection has ended they are as if they had not been pushed.
+#[test]
+fn silence_is_no_want_of_an_acknowledgement() {
+    let mut mailbox = with(1..=2);
+    mailbox.heard(500);
+    let mut now_ms = 0;
+    for retries in 0..RETRIES_MAX {
+        now_ms += TERMS.delay_ms(retries, 0);
+        let asked: Vec<_> = (1..=2).map(|seq| Attempt { seq, retries }).collect();
+        assert_eq!(mailbox.step(now_ms, true), Step::Retry(asked.clone()));
+        mailbox.retried(&asked, &[counted(1, retries + 1), counted(2, retries + 1)], now_ms, || 0);
+    }
+    // What came with the push says nothing of it.
+    mailbox.heard(now_ms);
+    now_ms += 16_000;
+    mailbox.fetched(&[counted(3, 0)], false, now_ms, || 0);
+    assert_eq!(mailbox.step(now_ms, true), Step::Wait(Some(now_ms + 1_000)), "looked at again, not given up");
+    let last = |seq| Attempt { seq, retries: RETRIES_MAX };
+    let mut gone = with(1..=2);
+    gone.heard(1);
+    assert_eq!(
+        gone.unheard(),
+        [],
+        "it was heard of after the push: what is not acknowledged stays where it is"
+    );
+    assert_eq!(gone.behind(0, 10), [1, 2]);
+    assert_eq!(mailbox.unheard(), [last(1), last(2), Attempt { seq: 3, retries: 0 }]);
+    assert!(mailbox.behind(0, 10).is_empty());
+    assert_eq!(mailbox.step(now_ms, true), Step::Fetch { known: vec![], room: 4 }, "they are found again");
+}
+
+/// R119: whoever shows life and acknowledges nothing is given up on.
+#[test]
+fn a_sign_of_life_after_the_last_push_is_enough() {
+    let mut mailbox = Mailbox::new(TERMS);
+    mailbox.step(0, true);
+    mailbox.fetched(&[counted(1, RETRIES_MAX)], false, 100, || 0);
+    assert_eq!(mailbox.step(50_000, true), Step::Wait(Some(51_000)));
+    mailbox.heard(101);
+    assert_eq!(mailbox.step(50_000, true), Step::Fail(vec![1]));
 }
 
 /// R113: no more are under way than the window holds; an acknowledgement makes room.
@@ -128,6 +173,9 @@ proptest! {
                 1 => { mailbox.settle(id(seq)); settled.insert(seq); }
                 2 => now_ms += elapse,
                 _ => {
+                    if seq % 2 == 0 {
+                        mailbox.heard(now_ms);
+                    }
                     let step = mailbox.step(now_ms, event != 5);
                     // Something may be settled before the store answers.
                     if elapse % 3 == 0 && step != Step::Wait(None) {
@@ -327,6 +375,7 @@ impl World {
     /// The store does what a node's mailbox wants; its answer comes later.
     fn ask(&mut self, at: usize) {
         let Some(mailbox) = &mut self.nodes[at].mailbox else { return };
+        mailbox.heard(self.now_ms);
         let step = mailbox.step(self.now_ms, true);
         let (found, full) = match &step {
             Step::Fetch { known, room } => self.store.fetch(known, *room),

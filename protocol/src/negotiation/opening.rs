@@ -1,6 +1,7 @@
 //! How a negotiation begins (R134).
 
 use super::{Negotiation, Party, Settings, Side, Status, check_amount, verify};
+use crate::agent::check_other;
 use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::{NegotiationId, TaskId};
 use crate::json::Json;
@@ -56,10 +57,7 @@ impl Opening {
     /// The two sides are one; terms that do not fit; `amount_exceeds_maximum`; and of a proposal that is signed,
     /// `no_public_key` and `invalid_signature`.
     pub fn open(self, settings: &Settings, limits: &Limits, now: Timestamp) -> Result<Negotiation, Refusal> {
-        if self.client.agent == self.provider.agent {
-            let message = "nobody negotiates with themselves";
-            return Err(Refusal::field(ErrorCode::InvalidPayload, "to_agent_id", message));
-        }
+        check_other(self.client.agent, (self.provider.agent, "to_agent_id"))?;
         let (terms, terms_sha256) = read_terms(self.terms, limits)?;
         check_amount(self.amount, self.base_price)?;
         let mut negotiation = Negotiation {

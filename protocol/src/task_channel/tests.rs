@@ -41,6 +41,9 @@ fn a_known_seq_is_a_duplicate_or_a_conflict_and_bounds_hold() {
     assert_eq!(code(state.take(2, 401, None, BOUNDS)), Some(ErrorCode::StreamTooLarge));
     assert_eq!(state, before, "what is refused changes nothing");
     assert_eq!(state.take(9, 400, None, BOUNDS), Ok(Taken::New(2)));
+    // The 49 before it would still fit, the one before those not.
+    assert_eq!(code(state.take(51, 0, None, BOUNDS)), Some(ErrorCode::StreamTooLarge));
+    assert_eq!(state.clone().take(50, 0, None, BOUNDS), Ok(Taken::New(3)));
     let mut many = StreamState { chunks: 50, ..StreamState::default() };
     assert_eq!(code(many.take(51, 0, None, BOUNDS)), Some(ErrorCode::StreamTooLarge));
     let closing = Closing { checksum: Checksum::of(b""), total_size: 0 };
@@ -56,7 +59,7 @@ fn a_known_seq_is_a_duplicate_or_a_conflict_and_bounds_hold() {
 fn verify(seqs: &[u64], closing: Closing) -> Result<(), Refusal> {
     let mut state = StreamState::default();
     for seq in seqs {
-        state.take(*seq, 1, None, BOUNDS).unwrap();
+        state.take(*seq, 1, None, StreamBounds { chunks_max: u64::MAX, ..BOUNDS }).unwrap();
     }
     let mut verifier = Verifier::new(&state);
     let mut sorted = seqs.to_vec();

@@ -53,6 +53,24 @@ impl Happening {
         kinds.into_iter().map(happening).collect()
     }
 
+    /// A task was given to another provider: cancelled for the one before, created for the other, as on their sockets.
+    #[must_use]
+    pub fn of_reassignment(task: &Task, before: AgentId) -> Vec<Self> {
+        if before == task.provider {
+            return Vec::new();
+        }
+        let data = task_data(task);
+        let happening = |event, agent| Self {
+            event,
+            subject: *task.id.as_bytes(),
+            agents: vec![agent],
+            users: Vec::new(),
+            data: data.clone(),
+            at: task.updated_at,
+        };
+        vec![happening(EventKind::TaskCancelled, before), happening(EventKind::TaskCreated, task.provider)]
+    }
+
     /// An agent's status was changed.
     #[must_use]
     pub fn of_agent(agent: &Agent) -> Self {

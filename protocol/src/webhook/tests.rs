@@ -169,7 +169,8 @@ fn pauses_double_to_a_bound_and_an_end() {
     assert_eq!((pause(0, 0), pause(0, 255)), (Some(750), Some(1_250)));
     assert_eq!((pause(1, 0), pause(3, 0)), (Some(1_500), Some(6_000)));
     assert_eq!(pause(10, 0), Some(768_000));
-    assert_eq!(pause(11, 0), None, "the twelfth was the last");
+    assert_eq!(pause(11, 0), Some(1_536_000), "half an hour is not the end");
+    assert_eq!(pause(59, 0), None, "there is a bound all the same");
     let patient = WebhookSettings { attempts_max: 100, ..settings.clone() };
     let late = |created: i64, attempts| {
         let delivery = Delivery { created_at: at(created), ..delivery(attempts) };
@@ -177,6 +178,63 @@ fn pauses_double_to_a_bound_and_an_end() {
     };
     assert_eq!(late(0, 50), Next::Retry(at(2_700_000)), "an hour less a quarter, never more");
     assert_eq!(late(-86_400_000, 1), Next::Dead);
+}
+
+/// R144: the settings promise a day, whatever the pauses come to.
+#[test]
+fn a_delivery_is_tried_for_as_long_as_is_said() {
+    let settings = WebhookSettings::default();
+    let webhook = webhook();
+    for chance in [0, 100, 255] {
+        let (mut tried, mut now) = (delivery(0), at(0));
+        // Each attempt takes as long as it may.
+        let took_ms = i64::try_from(settings.timeout_ms).unwrap();
+        let mut attempts = vec![0];
+        loop {
+            let ended = now.plus_ms(took_ms);
+            match after_attempt(&settings, (&webhook, &tried), &answered(None), (ended, chance)).0 {
+                Next::Retry(due) => now = due.max(ended),
+                Next::Delivered => panic!("it did not arrive"),
+                Next::Dead => break,
+            }
+            tried.attempts += 1;
+            attempts.push(now.ms_since(at(0)));
+        }
+        assert_eq!(
+            attempts.last(),
+            Some(&settings.keep_trying_ms),
+            "the last one at the end of the day: {attempts:?}"
+        );
+        assert!(attempts.len() < usize::try_from(settings.attempts_max).unwrap(), "{}", attempts.len());
+        assert!(
+            attempts.windows(2).all(|pair| pair[1] - pair[0] <= 5 * 3_600_000 / 4 + took_ms),
+            "{attempts:?}"
+        );
+    }
+}
+
+/// R144
+#[test]
+fn parts_are_looked_for_by_their_first_and_last_id() {
+    let (first, last) = part_of(DeliveryId::from_bytes([7; 16]));
+    assert_eq!((first[0], last[0]), (7, 7));
+    assert!(first < [7; 16] && [7; 16] < last && first[1..] == [0; 15] && last[1..] == [255; 15]);
+}
+
+/// R144: whom a task is taken from, and whom it is given to, are told as they are on their sockets.
+#[test]
+fn a_task_that_is_given_to_another_is_told_to_both() {
+    let before = AgentId::from_bytes([9; 16]);
+    let given = task(TaskStatus::Pending, None);
+    let told: Vec<_> = Happening::of_reassignment(&given, before)
+        .into_iter()
+        .map(|one| (one.event.as_str(), one.agents, one.users))
+        .collect();
+    assert_eq!(
+        told,
+        [("task.cancelled", vec![before], vec![]), ("task.created", vec![given.provider], vec![])]
+    );
+    assert!(Happening::of_reassignment(&given, given.provider).is_empty(), "it stays where it is");
 }
 
 /// R144

@@ -4,12 +4,14 @@ use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::AgentId;
 use muster_protocol::join_rules::may_read_stream;
 use muster_protocol::task::{Ending, Task, TaskAction};
+use muster_protocol::topic::{agent_topic, event};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use super::{Role, State};
 use crate::inbox::Wake;
 use crate::store::{Finish, Reassign, StoreError};
+use crate::task_channel::task_payload;
 use crate::task_stream::refusal_of;
 
 impl State {
@@ -94,7 +96,13 @@ impl State {
         let now = self.registry.environment.now();
         let reassign = Reassign { task: self.task.id, epoch: self.epoch, provider, by, now };
         let reassigned = self.registry.store.reassign_task(reassign).await;
+        let former = self.task.provider;
         self.task = reassigned.map_err(|error| self.refused_by_store(myself, error))?;
+        // Here, where it is known who had it: of several at once each follows another.
+        if former != self.task.provider {
+            let told = task_payload(&self.task);
+            self.registry.pubsub.publish(&agent_topic(former), event::TASK_CANCELLED, told);
+        }
         self.tell_changed();
         self.parties_changed();
         self.tell_tail();

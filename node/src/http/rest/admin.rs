@@ -2,7 +2,7 @@
 
 use muster_protocol::account::{CredentialKind, Owner, Scope, Scopes, User, check_name};
 use muster_protocol::agent::AgentStatus;
-use muster_protocol::error_code::ErrorCode;
+use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, CredentialId, TaskId, UserId};
 use muster_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -47,9 +47,9 @@ pub struct NewToken {
     /// For people.
     #[serde(default)]
     pub(super) label: Option<String>,
-    /// What it may be used for; everything when absent.
+    /// What it may be used for: one at least; everything when absent.
     #[serde(default)]
-    pub(super) scopes: Vec<Scope>,
+    pub(super) scopes: Option<Vec<Scope>>,
     /// When it ends by itself.
     #[serde(default)]
     pub(super) expires_at: Option<Timestamp>,
@@ -60,8 +60,14 @@ impl NewToken {
         if let Some(label) = &self.label {
             check_name(label, &app.config.limits)?;
         }
-        let (label, scopes) = (self.label, Scopes::of(&self.scopes));
-        Ok(Terms { label, scopes, expires_at: self.expires_at, ..Terms::default() })
+        let scopes = match &self.scopes {
+            None => Scopes::ALL,
+            Some(list) if list.is_empty() => {
+                return Err(Refusal::field(ErrorCode::InvalidPayload, "scopes", "one at least").into());
+            }
+            Some(list) => Scopes::of(list),
+        };
+        Ok(Terms { label: self.label, scopes, expires_at: self.expires_at, ..Terms::default() })
     }
 }
 

@@ -79,7 +79,7 @@ impl FromRequestParts<Arc<App>> for Operator {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refused> {
         let origin = origin(parts)?;
-        app.auth.operator(presented_secret(&parts.headers).as_ref(), origin.address)?;
+        app.auth.operator(presented_secret(&parts.headers).as_ref(), origin.address).await?;
         Ok(Self)
     }
 }

@@ -1,10 +1,12 @@
 //! Tasks that were handed over with a message of type `task_handoff`: what their recipients say of them.
 
+use muster_actors::messages::Waiter;
 use muster_protocol::account::Scope;
 use muster_protocol::error_code::ErrorCode;
 use muster_protocol::handoff::{Answer as Said, Handoff, HandoffView};
 use muster_protocol::ids::MessageId;
 use muster_protocol::json::Json;
+use muster_protocol::message::Verdict;
 use muster_protocol::task::{Ending, Task};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -53,7 +55,21 @@ pub async fn show(app: State, caller: Caller, Id(id): Id<MessageId>) -> Handled 
     responses((status = 200, body = Envelope<HandoffView<'static>>), Refusals))]
 pub async fn accept(app: State, caller: Caller, Id(id): Id<MessageId>) -> Handled {
     as_recipient(&app, &caller, id).await?;
-    view(&app.core.handoffs.answer(id, Said::Accept, caller.principal.agent).await?)
+    answer(&app, &caller, id, Said::Accept).await
+}
+
+/// Whoever has answered has received: the message is settled with its handoff, and pushed no more.
+async fn answer(app: &App, caller: &Caller, id: MessageId, said: Said) -> Handled {
+    let verdict = match &said {
+        Said::Accept => Verdict::Acknowledged,
+        Said::Decline(reason) => Verdict::Rejected(reason.clone()),
+    };
+    let answered = app.core.handoffs.answer(id, said, caller.principal.agent).await?;
+    let (waiter, settled) = Waiter::request();
+    app.core.messages.settle(answered.0.to, id, verdict, waiter).await;
+    // It may be settled already, over, or gone.
+    let _settled = settled.await;
+    view(&answered)
 }
 
 /// Declines a handoff, as its recipient: the task is cancelled, and what is held for it goes back. Doing so again changes
@@ -68,8 +84,8 @@ pub async fn decline(
     Body(body): Body<Withdrawal>,
 ) -> Handled {
     as_recipient(&app, &caller, id).await?;
-    let answer = Said::decline(body.reason, &app.config.limits)?;
-    view(&app.core.handoffs.answer(id, answer, caller.principal.agent).await?)
+    let said = Said::decline(body.reason, &app.config.limits)?;
+    answer(&app, &caller, id, said).await
 }
 
 /// What came of a task that was handed over.

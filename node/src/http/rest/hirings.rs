@@ -56,7 +56,7 @@ async fn client_of(app: &App, caller: &Caller, request: &HireRequest) -> Result<
 }
 
 /// An agent that was stopped acts for nobody, its owner included (R23).
-fn may_spend(agent: Agent) -> Result<Agent, Refused> {
+pub(super) fn may_spend(agent: Agent) -> Result<Agent, Refused> {
     if agent.status.may_connect() { Ok(agent) } else { Err(ErrorCode::AgentUnavailable.into()) }
 }
 

@@ -5,13 +5,14 @@ use muster_actors::ledger::{Direction, Order, Posted};
 use muster_actors::store::StoreError;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, LedgerEntryId, TaskId, UserId};
-use muster_protocol::ledger::{Account, Audit, Balance, Delta, Entry, EntryKind};
+use muster_protocol::ledger::{Account, Audit, Balance, Delta, Entry, EntryKind, Totals};
 use muster_protocol::money::Amount;
 use muster_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Id, Operator, PageParams, Params, State};
+use super::hirings::may_spend;
 use super::tasks::visible;
 use super::views::{Envelope, Refusals};
 use crate::app::App;
@@ -141,6 +142,53 @@ pub async fn audit(app: State, _: Operator) -> Handled {
     Answer::ok(&app.core.store.audit().await?)
 }
 
+/// Where the money is that belongs to no agent and no user.
+#[derive(Debug, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "the names are the documentation: they are those of the public API")]
+pub struct TotalsView {
+    /// What the platform has kept of payments, and was not withdrawn yet.
+    pub fees: Amount,
+    /// What went out less what came in: a decimal string, with a minus while there is money here.
+    #[schema(value_type = String)]
+    pub external: Delta,
+    /// What all accounts hold together: always `0`.
+    #[schema(value_type = String)]
+    pub sum: Delta,
+    pub currency: String,
+}
+
+/// Shows what the platform has earned, and what came in from outside, as the operator.
+#[utoipa::path(get, path = "/api/v1/admin/ledger", responses((status = 200, body = Envelope<TotalsView>), Refusals))]
+pub async fn totals(app: State, _: Operator) -> Handled {
+    let Totals { fees, external, sum } = app.core.store.ledger_totals().await?;
+    let currency = app.core.ledger.settings.currency.clone();
+    Answer::ok(&TotalsView { fees, external, sum, currency })
+}
+
+/// What the platform has earned, to take out.
+#[derive(Deserialize, ToSchema)]
+pub struct FeeWithdrawal {
+    /// More than nothing.
+    amount: Amount,
+    /// Names the movement: the same again changes nothing. The header `X-Idempotency-Key` stands in for it.
+    #[serde(default)]
+    reference: Option<String>,
+}
+
+/// Takes platform fees out, as the operator.
+#[utoipa::path(post, path = "/api/v1/admin/ledger/fees/withdraw", request_body = FeeWithdrawal,
+    responses((status = 201, body = Envelope<Moved>), (status = 200, body = Envelope<Moved>), Refusals))]
+pub async fn withdraw_fees(
+    app: State,
+    _: Operator,
+    headers: HeaderMap,
+    Body(request): Body<FeeWithdrawal>,
+) -> Handled {
+    let order = order(request.amount, request.reference, &headers);
+    let posted = app.core.ledger.adjust(Account::Fees, Direction::Debit, order).await?;
+    moved(&app, Account::Fees, posted).await
+}
+
 /// Money to move between two accounts of one user.
 #[derive(Deserialize, ToSchema)]
 pub struct NewTransfer {
@@ -155,6 +203,9 @@ pub struct NewTransfer {
     reference: Option<String>,
 }
 
+/// The field that names what money is taken from.
+const FROM: &str = "from";
+
 /// The account of that name, if it is the user's.
 async fn own_account(app: &App, user: UserId, field: &'static str, name: &str) -> Result<Account, Refused> {
     if name.parse() == Ok(user) {
@@ -165,6 +216,8 @@ async fn own_account(app: &App, user: UserId, field: &'static str, name: &str) -
         || Refused(Refusal::field(ErrorCode::NotFound, field, "your own id, or that of an agent of yours"));
     let agent: AgentId = name.parse().map_err(|_| none())?;
     match app.core.store.agent(agent).await {
+        // What a stopped agent has stays where it is, for the operator to decide (R23).
+        Ok(agent) if agent.owner == Some(user) && field == FROM => Ok(Account::Agent(may_spend(agent)?.id)),
         Ok(agent) if agent.owner == Some(user) => Ok(Account::Agent(agent.id)),
         Ok(_) | Err(StoreError::NotFound) => Err(none()),
         Err(error) => Err(error.into()),
@@ -181,7 +234,7 @@ pub async fn transfer(
     Body(request): Body<NewTransfer>,
 ) -> Handled {
     let user = caller.principal.user.ok_or(ErrorCode::Forbidden)?;
-    let from = own_account(&app, user, "from", &request.from).await?;
+    let from = own_account(&app, user, FROM, &request.from).await?;
     let to = own_account(&app, user, "to", &request.to).await?;
     let order = order(request.amount, request.reference, &headers);
     moved(&app, from, app.core.ledger.transfer(user, (from, to), order).await?).await

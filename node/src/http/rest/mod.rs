@@ -172,6 +172,8 @@ fn dealings() -> OpenApiRouter<Arc<App>> {
                 .routes(routes!(ledger::credit))
                 .routes(routes!(ledger::debit))
                 .routes(routes!(ledger::audit))
+                .routes(routes!(ledger::totals))
+                .routes(routes!(ledger::withdraw_fees))
                 .routes(routes!(ledger::transfer))
                 .routes(routes!(ledger::balance))
                 .routes(routes!(ledger::transactions))

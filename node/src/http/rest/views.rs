@@ -203,6 +203,9 @@ pub enum Refusals {
     /// Too many; `Retry-After` says when to come back.
     #[response(status = 429)]
     RateLimited(Envelope<Json>),
+    /// A fault of the node; the log names it by the request's id.
+    #[response(status = 500)]
+    Fault(Envelope<Json>),
     /// The node or its store cannot take it now.
     #[response(status = 503)]
     Unavailable(Envelope<Json>),

@@ -61,11 +61,14 @@ async fn figures_add_up(store: &dyn FigureStore) {
     let by_capability = store.figures_by_capability(query(&[1], Interval::Day, 0)).await.unwrap();
     let by_capability: Vec<_> = by_capability.iter().map(|(name, f)| (name.as_str(), f.chunks)).collect();
     assert_eq!(by_capability, [("", 32), ("a", 19), ("b", 4)]);
-    let by_agent = store.figures_by_agent(Interval::Minute, at(60_000), 10).await.unwrap();
+    let by_agent = store.figures_by_agent(Interval::Minute, at(60_000), (None, 10)).await.unwrap();
     assert_eq!(by_agent.iter().map(|(agent, f)| (*agent, f.chunks)).collect::<Vec<_>>(), [(agent(1), 38)]);
-    let by_agent = store.figures_by_agent(Interval::Day, at(0), 10).await.unwrap();
+    let by_agent = store.figures_by_agent(Interval::Day, at(0), (None, 10)).await.unwrap();
     assert_eq!(by_agent.len(), 2, "without those of everybody");
-    assert_eq!(store.figures_by_agent(Interval::Day, at(0), 1).await.unwrap().len(), 1);
+    let first = store.figures_by_agent(Interval::Day, at(0), (None, 1)).await.unwrap();
+    assert_eq!(first, by_agent[..1]);
+    let rest = store.figures_by_agent(Interval::Day, at(0), (Some(first[0].0), 10)).await.unwrap();
+    assert_eq!(rest, by_agent[1..]);
 }
 
 /// R103: what is kept is bounded, in time and by agent.

@@ -1,17 +1,18 @@
 //! Handoffs: with their message, their task and the money or not at all; answered once.
 
-use muster_actors::store::{Accepted, Finish, NewMessage, Store, StoreError};
+use muster_actors::store::{Accepted, Append, Finish, NewMessage, Settle, Store, StoreError};
 use muster_protocol::escrow::{Escrow, Payment};
-use muster_protocol::handoff::{Answer, Handoff};
+use muster_protocol::handoff::{Answer, Handoff, NOT_ANSWERED};
 use muster_protocol::ids::{MessageId, TaskId};
 use muster_protocol::json::Json;
 use muster_protocol::ledger::Account;
-use muster_protocol::message::{Guarantee, Message, MessageStatus};
+use muster_protocol::message::{Guarantee, Message, MessageStatus, Verdict};
 use muster_protocol::money::Amount;
 use muster_protocol::signing::statement::Digest;
 use muster_protocol::task::{Ending, Task, TaskStatus};
 
-use super::{add_agent, agent, at, entropy, ledger, task};
+use super::streams::chunk;
+use super::{add_agent, agent, append, append_of, at, entropy, ledger, task};
 
 const CONTEXT: &str = r#"{ "z":1.50,  "a":[1e400,"\u0000é"],"z":2 }"#;
 
@@ -110,7 +111,7 @@ pub async fn handoffs_happen_whole_or_not_at_all(store: &dyn Store) {
     assert_eq!(store.message(message.message.id).await, Err(StoreError::NotFound));
     assert_eq!(store.handoff(handoff.message).await, Err(StoreError::NotFound));
     assert_eq!(store.handoff_of_task(task.id).await, Ok(None));
-    let waiting = store.waiting_mail(agent(2, None).id, 10).await;
+    let waiting = store.waiting_mail(agent(2, None).id, 10, (9, 9_999)).await.map(|waiting| waiting.messages);
     assert_eq!(waiting, Ok(1), "the first alone");
 }
 
@@ -162,4 +163,48 @@ pub async fn handoffs_are_answered_once(store: &dyn Store) {
     }
     assert_eq!(store.handoff_of_task(TaskId::new(at(0), entropy(9))).await, Ok(None));
     assert_eq!(available(store, 2).await[0], amount("2"));
+}
+
+pub async fn what_becomes_of_a_message_becomes_of_its_handoff(store: &dyn Store) {
+    for n in 1..=2 {
+        add_agent(store, n, None).await;
+    }
+    let mut all = Vec::new();
+    for n in 1..=5 {
+        let (message, task, handoff) = handed(n, None);
+        let end = message.message.expires_at;
+        store.create_handoff(message, task, handoff.clone()).await.unwrap();
+        all.push((handoff, end));
+    }
+    let [rejected, accepted, begun, silent, acknowledged] = [0, 1, 2, 3, 4].map(|n: usize| all[n].0.message);
+    store.answer_handoff(accepted, Answer::Accept, at(5)).await.unwrap();
+    let task = all[2].0.task;
+    let epoch = store.claim_stream(task, 0, 0).await.unwrap().epoch;
+    let first = Append { begins_task: true, ..append_of(task, epoch, vec![chunk(1)]) };
+    append(store, first).await.unwrap();
+    let to = all[0].0.to;
+    let settle = |id, verdict| Settle { id, to, verdict, now: at(6) };
+    let no = Verdict::Rejected(Some("not mine".into()));
+    let verdicts =
+        vec![settle(rejected, no.clone()), settle(accepted, no), settle(acknowledged, Verdict::Acknowledged)];
+    let settled = store.settle_messages(verdicts).await.unwrap();
+    assert!(settled.iter().all(Result::is_ok), "{settled:?}");
+    let declined = store.handoff(rejected).await.unwrap();
+    assert_eq!((declined.declined_at, declined.reason.as_deref()), (Some(at(6)), Some("not mine")));
+    assert_eq!(store.handoff(accepted).await.unwrap().declined_at, None, "it was taken before");
+    assert_eq!(store.handoffs_to_cancel(10).await, Ok(vec![rejected]));
+
+    let end = all.iter().map(|(_, end)| *end).max().unwrap();
+    store.expire_messages(end, 100).await.unwrap();
+    for silent in [silent, acknowledged] {
+        let over = store.handoff(silent).await.unwrap();
+        assert_eq!((over.declined_at, over.reason.as_deref()), (Some(end), Some(NOT_ANSWERED)));
+    }
+    for taken in [accepted, begun] {
+        assert_eq!(store.handoff(taken).await.unwrap().declined_at, None, "it is worked on");
+    }
+    assert_eq!(store.handoff(rejected).await, Ok(declined));
+    let mut wanted = vec![rejected, silent, acknowledged];
+    wanted.sort_unstable();
+    assert_eq!(store.handoffs_to_cancel(10).await, Ok(wanted));
 }

@@ -212,3 +212,28 @@ pub async fn much_at_once_adds_up(store: &dyn Store) {
     assert_eq!(sum, 40_000_000);
     assert_sound(store).await;
 }
+
+/// R142: what the platform keeps is counted, and can be taken out once.
+pub async fn fees_are_counted_and_taken_out(store: &dyn Store) {
+    let (client, provider) = (add_agent(store, 1, None).await, add_agent(store, 2, None).await);
+    let totals = || async move {
+        let totals = store.ledger_totals().await.unwrap();
+        (totals.fees.to_string(), totals.external.to_string(), totals.sum.to_string())
+    };
+    let are = |fees: &str, external: &str| (fees.to_owned(), external.to_owned(), "0".to_owned());
+    assert_eq!(totals().await, are("0", "0"), "of nothing");
+    store.post_entry(credit(Account::Agent(client.id), "10", "a")).await.unwrap();
+    assert_eq!(totals().await, are("0", "-10"));
+    let order = priced(1, (&client, &provider), "4", "0.25");
+    store.create_task(order.clone(), None).await.unwrap();
+    finish(store, &order, Ending::completed(Json::null())).await.unwrap();
+    assert_eq!(totals().await, are("0.25", "-10"));
+    assert_eq!(has(store, Account::Fees).await, both("0.25", "0"));
+    let over = ledger::debit(Account::Fees, amount("0.250001"), "over", None, at(2));
+    assert_eq!(store.post_entry(over).await, Err(StoreError::InsufficientBalance(amount("0.25"))));
+    let part = ledger::debit(Account::Fees, amount("0.2"), "part", None, at(3));
+    assert_eq!(store.post_entry(part.clone()).await, Ok(None));
+    assert_eq!(store.post_entry(part.clone()).await, Ok(Some(part)), "once");
+    assert_eq!(totals().await, are("0.05", "-9.8"));
+    assert_sound(store).await;
+}

@@ -1,9 +1,10 @@
 //! Messages: accepted in order and once, pushed as often as was counted, settled for good.
 
 use muster_actors::store::{
-    Accepted, MessageFilter, NewMessage, Outcome, PageRequest, Party, Settle, Store, StoreError,
+    Accepted, MessageFilter, NewMessage, Outcome, PageRequest, Party, Settle, Store, StoreError, Waiting,
 };
 use muster_protocol::ids::{AgentId, MessageId};
+use muster_protocol::json::Json;
 use muster_protocol::mailbox::{Attempt, RETRIES_MAX};
 use muster_protocol::message::{Guarantee, Message, MessageStatus, Verdict};
 use muster_protocol::signing::statement::Digest;
@@ -84,6 +85,62 @@ async fn ids(store: &dyn Store, to: u8, known: Vec<u64>, room: usize) -> Vec<Mes
     found.iter().map(|mail| mail.message.id).collect()
 }
 
+async fn waiting(store: &dyn Store, to: u8, most: usize) -> usize {
+    store.waiting_mail(agent(to), most, (usize::MAX, usize::MAX)).await.unwrap().messages
+}
+
+/// R169: what waits is told by number and bytes, and who has much of it.
+pub async fn what_waits_is_counted_by_sender(store: &dyn Store) {
+    let sized = |n, from, bytes: usize| Message {
+        payload: Some(Json::of(&"x".repeat(bytes - 2))),
+        ..message(n, from, 9)
+    };
+    let all = [
+        sized(1, 1, 10),
+        sized(2, 1, 10),
+        sized(3, 2, 1_000),
+        sized(4, 3, 10),
+        sized(5, 3, 10),
+        sized(6, 3, 10),
+    ];
+    accept(store, &all).await;
+    let waiting = async |most, heavy| {
+        let mut waiting = store.waiting_mail(agent(9), most, heavy).await.unwrap();
+        waiting.heavy.sort_unstable();
+        (waiting.messages, waiting.bytes, waiting.heavy)
+    };
+    assert_eq!(waiting(100, (9, 9_999)).await, (6, 1_050, vec![]));
+    assert_eq!(waiting(100, (3, 1_000)).await, (6, 1_050, vec![(agent(2), (1, 1_000)), (agent(3), (3, 30))]));
+    assert_eq!(waiting(2, (1, 1)).await, (2, 20, vec![(agent(1), (2, 20))]), "the oldest");
+    settle(store, all[2].id, 9, Verdict::Acknowledged, at(9)).await.unwrap();
+    settle(store, all[0].id, 9, Verdict::Rejected(None), at(9)).await.unwrap();
+    assert_eq!(waiting(100, (2, 9_999)).await, (4, 40, vec![(agent(3), (3, 30))]));
+    assert_eq!(store.waiting_mail(agent(8), 100, (0, 0)).await.unwrap(), Waiting::default());
+}
+
+/// R120: what was pushed to nobody is as if it had not been, unless it was pushed or settled since.
+pub async fn what_nobody_took_is_queued_again(store: &dyn Store) {
+    let all: Vec<Message> = (1..=3).map(|n| message(n, 1, 9)).collect();
+    accept(store, &all).await;
+    let (found, _) = store.fetch_mail(agent(9), Vec::new(), ROOMY, at(500)).await.unwrap();
+    let attempts = |retries| found.iter().map(|mail| Attempt { seq: mail.seq, retries }).collect::<Vec<_>>();
+    store.retry_mail(agent(9), attempts(0), at(501)).await.unwrap();
+    store.retry_mail(agent(9), attempts(1)[..1].to_vec(), at(502)).await.unwrap();
+    settle(store, all[1].id, 9, Verdict::Acknowledged, at(503)).await.unwrap();
+    store.requeue_mail(agent(8), attempts(1)).await.unwrap();
+    assert_eq!(store.message(all[2].id).await.unwrap().retries, 1, "not another's");
+    store.requeue_mail(agent(9), attempts(1)).await.unwrap();
+    let status = async |n: usize| {
+        let message = store.message(all[n].id).await.unwrap();
+        (message.status, message.retries, message.delivered_at)
+    };
+    assert_eq!(status(0).await, (MessageStatus::Delivered, 2, Some(at(500))), "it was pushed since");
+    assert_eq!(status(1).await.0, MessageStatus::Acknowledged);
+    assert_eq!(status(2).await, (MessageStatus::Queued, 0, None));
+    assert_eq!(ids(store, 9, Vec::new(), 100).await, [all[0].id, all[2].id]);
+    assert_eq!(status(2).await.0, MessageStatus::Delivered);
+}
+
 /// R123 R124: what was accepted comes back as it was, in the order in which it came.
 pub async fn messages_wait_in_order(store: &dyn Store) {
     let all: Vec<Message> = (1..=6).map(|n| message(n, 1 + n % 2, 9)).collect();
@@ -92,8 +149,8 @@ pub async fn messages_wait_in_order(store: &dyn Store) {
     accept(store, &[message(7, 1, 8)]).await;
     assert_eq!(store.message(all[0].id).await.unwrap(), all[0]);
     assert_eq!(store.message(message(8, 1, 1).id).await, Err(StoreError::NotFound));
-    assert_eq!(store.waiting_mail(agent(9), 100).await, Ok(6));
-    assert_eq!(store.waiting_mail(agent(9), 4).await, Ok(4));
+    assert_eq!(waiting(store, 9, 100).await, 6);
+    assert_eq!(waiting(store, 9, 4).await, 4);
     let (first, full) = store.fetch_mail(agent(9), Vec::new(), (4, 1_000_000), at(500)).await.unwrap();
     assert!(full);
     assert_eq!(
@@ -157,7 +214,7 @@ pub async fn messages_are_settled_once(store: &dyn Store) {
     assert_eq!(settled[0].as_ref().map(|one| one.is_new), Ok(true));
     assert_eq!(settled[1], Err(StoreError::NotFound));
     assert_eq!(settled[2].as_ref().map(|one| one.is_new), Ok(false));
-    assert_eq!(store.waiting_mail(agent(9), 100).await, Ok(0));
+    assert_eq!(waiting(store, 9, 100).await, 0);
 }
 
 /// R119 R121: each retry is counted once, and none of what is settled.
@@ -188,10 +245,23 @@ pub async fn pushes_are_counted_once(store: &dyn Store) {
     assert_eq!(failed.len(), 2);
     assert!(failed.iter().all(|one| one.status == MessageStatus::Failed && one.retries == RETRIES_MAX));
     assert!(store.fail_mail(agent(9), seqs, at(505)).await.unwrap().is_empty());
+    let dead = async |party| {
+        let filter = MessageFilter {
+            party: Party::Agent(agent(party)),
+            from: None,
+            to: None,
+            kind: None,
+            status: Some(MessageStatus::Failed),
+        };
+        let page = store.messages(filter, PageRequest { limit: 10, after: None }).await.unwrap();
+        page.items.iter().map(|message| message.id).collect::<Vec<_>>()
+    };
+    assert_eq!((dead(9).await, dead(1).await), (vec![all[2].id, all[1].id], vec![all[2].id, all[1].id]));
     assert!(ids(store, 9, Vec::new(), 100).await.is_empty());
     // A dead letter is queued again where it was; one that is none is not.
     let queued = store.redeliver_message(all[1].id, at(506)).await.unwrap();
     assert_eq!((queued.status, queued.retries, queued.delivered_at), (MessageStatus::Queued, 0, None));
+    assert_eq!((dead(9).await, dead(1).await), (vec![all[2].id], vec![all[2].id]));
     assert_eq!(store.redeliver_message(all[1].id, at(506)).await, Err(StoreError::Conflict));
     assert_eq!(store.redeliver_message(all[0].id, at(506)).await, Err(StoreError::Conflict));
     assert_eq!(store.redeliver_message(message(9, 1, 1).id, at(506)).await, Err(StoreError::NotFound));
@@ -202,6 +272,7 @@ pub async fn pushes_are_counted_once(store: &dyn Store) {
         settle(store, all[2].id, 9, Verdict::Acknowledged, at(507)).await.unwrap().status,
         MessageStatus::Acknowledged
     );
+    assert!(dead(9).await.is_empty());
 }
 
 /// R118: what is pushed at most once is given once.
@@ -212,7 +283,7 @@ pub async fn what_is_pushed_at_most_once_is_given_once(store: &dyn Store) {
     assert_eq!(found.iter().map(|mail| mail.is_open).collect::<Vec<_>>(), [false, true]);
     assert_eq!(store.message(most.id).await.unwrap().status, MessageStatus::Delivered);
     assert_eq!(ids(store, 9, Vec::new(), 100).await, [message(2, 1, 9).id]);
-    assert_eq!(store.waiting_mail(agent(9), 100).await, Ok(1));
+    assert_eq!(waiting(store, 9, 100).await, 1);
 }
 
 /// R121: a key gives the first message, for as long as it is kept.
@@ -233,7 +304,7 @@ pub async fn keys_give_the_first_message(store: &dyn Store) {
     let accepted = store.accept_messages(later).await.unwrap();
     assert!(matches!(&accepted[0], Accepted::Known(known) if known.id == first.message.id));
     assert_eq!(accepted[1..], [Accepted::New, Accepted::New, Accepted::New]);
-    assert_eq!(store.waiting_mail(agent(9), 100).await, Ok(4));
+    assert_eq!(waiting(store, 9, 100).await, 4);
     // A week later the key is free, even before anybody has swept.
     let inserted_at = first.message.expires_at;
     let fresh = Message { inserted_at, expires_at: inserted_at.plus_ms(KEPT_MS), ..message(8, 1, 9) };
@@ -335,6 +406,16 @@ pub async fn messages_are_listed_by_party(store: &dyn Store) {
     }
     assert_eq!(list(everything(Party::Agent(agent(9))), 10, None).await.0, [5, 3]);
     settle(store, all[1].id, 1, Verdict::Acknowledged, at(9)).await.unwrap();
+    settle(store, all[3].id, 1, Verdict::Rejected(None), at(9)).await.unwrap();
+    let of_status = |status, party| MessageFilter { status: Some(status), ..everything(party) };
+    for party in [Party::Agent(agent(1)), Party::User(user(1).id)] {
+        assert_eq!(list(of_status(MessageStatus::Rejected, party), 10, None).await, (vec![4], 1, None));
+        assert_eq!(list(of_status(MessageStatus::Queued, party), 10, None).await, (vec![5, 1], 2, None));
+        assert_eq!(list(of_status(MessageStatus::Failed, party), 10, None).await, (vec![], 0, None));
+    }
+    let queued =
+        MessageFilter { from: Some(agent(2)), ..of_status(MessageStatus::Queued, Party::Agent(agent(9))) };
+    assert_eq!(list(queued, 10, None).await, (vec![3], 1, None));
     let acknowledged =
         MessageFilter { status: Some(MessageStatus::Acknowledged), ..everything(Party::Agent(agent(2))) };
     assert_eq!(list(acknowledged, 10, None).await, (vec![2], 1, None));

@@ -237,8 +237,9 @@ macro_rules! conformance_of {
             tasks: tasks_begin_and_end_once, tasks_are_listed_by_party, tasks_are_reassigned_while_pending,
                 hirings_are_where_their_task_is, hirings_follow_who_does_and_who_owns, notes_are_bounded, documents_come_back_byte_for_byte, outcomes_count_for_the_provider;
             ledger: entries_are_posted_once_and_whole, accounts_are_listed_newest_first, escrows_follow_their_task,
-                hirings_hold_or_do_not_happen, much_at_once_adds_up;
-            payments: channels_change_by_compare_and_set, what_moves_moves_with_the_channel, what_is_due_is_found;
+                hirings_hold_or_do_not_happen, much_at_once_adds_up, fees_are_counted_and_taken_out;
+            payments: channels_change_by_compare_and_set, what_moves_moves_with_the_channel, what_is_due_is_found,
+                channels_that_are_not_over_are_bounded;
             streams: chunks_are_appended_in_order, a_task_begins_once, old_writers_are_fenced_off, a_claim_gives_where_the_stream_stands,
                 a_claim_stands_without_a_chunk, old_owners_do_not_end_tasks, ended_tasks_take_no_chunks,
                 chunks_are_read_in_parts, keys_are_found, streams_are_purged_after_their_time,
@@ -251,14 +252,14 @@ macro_rules! conformance_of {
                 of_many_at_once_one_runs, old_keys_are_forgotten;
             messages: messages_wait_in_order, messages_are_settled_once, pushes_are_counted_once,
                 what_is_pushed_at_most_once_is_given_once, keys_give_the_first_message, messages_expire_and_are_forgotten,
-                messages_are_listed_by_party;
+                messages_are_listed_by_party, what_waits_is_counted_by_sender, what_nobody_took_is_queued_again;
             webhooks: webhooks_belong_to_their_owner, what_happens_is_queued_for_those_it_concerns,
                 money_disputes_and_dead_letters_are_queued,
                 one_sender_has_a_webhook_at_a_time, a_webhook_given_up_takes_nothing_and_bounds_hold, a_queue_has_a_bound;
             negotiations: negotiations_change_by_compare_and_set, a_negotiation_has_one_agreement,
                 negotiations_are_listed_by_party_and_bounded, negotiations_that_are_over_are_due;
             teams: votes_fall_due;
-            handoffs: handoffs_happen_whole_or_not_at_all, handoffs_are_answered_once;
+            handoffs: handoffs_happen_whole_or_not_at_all, handoffs_are_answered_once, what_becomes_of_a_message_becomes_of_its_handoff;
         ], reopened [
             messages: messages_outlive_the_store;
             streams: claims_outlive_the_store;

@@ -53,9 +53,12 @@ async fn parties(store: &dyn Store) -> (AgentId, AgentId) {
 pub async fn channels_change_by_compare_and_set(store: &dyn Store) {
     let (a, b) = parties(store).await;
     let (channel, entry) = pending(1, a, b, ("4", "0"));
-    store.create_payment_channel(channel.clone(), entry.clone()).await.unwrap();
+    store.create_payment_channel(channel.clone(), entry.clone(), 10).await.unwrap();
     assert_eq!(store.payment_channel(channel.id).await, Ok(channel.clone()));
-    assert_eq!(store.create_payment_channel(channel.clone(), entry).await, Err(StoreError::AlreadyExists));
+    assert_eq!(
+        store.create_payment_channel(channel.clone(), entry, 10).await,
+        Err(StoreError::AlreadyExists)
+    );
     let other = PaymentChannelId::new(at(9), entropy(9));
     assert_eq!(store.payment_channel(other).await, Err(StoreError::NotFound));
     let open = accepted(&channel);
@@ -83,11 +86,11 @@ pub async fn channels_change_by_compare_and_set(store: &dyn Store) {
 pub async fn what_moves_moves_with_the_channel(store: &dyn Store) {
     let (a, b) = parties(store).await;
     let (dear, entry) = pending(1, a, b, ("10.000001", "0"));
-    let refused = store.create_payment_channel(dear.clone(), entry).await;
+    let refused = store.create_payment_channel(dear.clone(), entry, 10).await;
     assert_eq!(refused, Err(StoreError::InsufficientBalance(amount("10"))));
     assert_eq!(store.payment_channel(dear.id).await, Err(StoreError::NotFound));
     let (channel, entry) = pending(1, a, b, ("4", "6"));
-    store.create_payment_channel(channel.clone(), entry).await.unwrap();
+    store.create_payment_channel(channel.clone(), entry, 10).await.unwrap();
     assert_eq!(has(store, Account::Agent(a)).await, both("6", "4"));
     let open = accepted(&channel);
     let refused = save(store, &channel, &open).await;
@@ -121,7 +124,7 @@ pub async fn what_is_due_is_found(store: &dyn Store) {
     let mut channels = Vec::new();
     for n in 1..=3 {
         let (channel, entry) = pending(n, a, b, ("1", "0"));
-        store.create_payment_channel(channel.clone(), entry).await.unwrap();
+        store.create_payment_channel(channel.clone(), entry, 10).await.unwrap();
         channels.push(channel);
     }
     let ids: Vec<_> = channels.iter().map(|channel| channel.id).collect();
@@ -146,4 +149,39 @@ pub async fn what_is_due_is_found(store: &dyn Store) {
         store.payment_channels(stranger, PageRequest { limit: 2, after: None }).await.unwrap().total,
         0
     );
+}
+
+/// An agent has a bound of channels that it opened and that are not over.
+pub async fn channels_that_are_not_over_are_bounded(store: &dyn Store) {
+    let (a, b) = parties(store).await;
+    let open = |n, from, to, live_max| async move {
+        let (channel, entry) = pending(n, from, to, ("1", "0"));
+        store.create_payment_channel(channel.clone(), entry, live_max).await.map(|()| channel)
+    };
+    let first = open(1, a, b, 2).await.unwrap();
+    open(2, a, b, 2).await.unwrap();
+    assert_eq!(open(3, a, b, 2).await, Err(StoreError::LimitReached));
+    assert_eq!(has(store, Account::Agent(a)).await, both("8", "2"), "and nothing is held for it");
+    assert_eq!(
+        open(1, a, b, 2).await,
+        Err(StoreError::AlreadyExists),
+        "one that is there is found beyond the bound"
+    );
+    // The bound is its own: others open channels with it, also such as it opened.
+    open(4, b, a, 1).await.unwrap();
+    assert_eq!(open(5, b, a, 1).await, Err(StoreError::LimitReached));
+    // Open and disputed ones count; one that is paid out does not.
+    let accepted = accepted(&first);
+    save(store, &first, &accepted).await.unwrap();
+    assert_eq!(open(3, a, b, 2).await, Err(StoreError::LimitReached));
+    let objection = serde_json::from_str(r#"{"reason":"why"}"#).unwrap();
+    let disputed = step(&accepted.after, &Command::Party(b, Action::Dispute(objection)));
+    save(store, &accepted.after, &disputed).await.unwrap();
+    assert_eq!(open(3, a, b, 2).await, Err(StoreError::LimitReached));
+    let resolved = step(&disputed.after, &Command::Resolve(Resolution::default()));
+    save(store, &disputed.after, &resolved).await.unwrap();
+    // Of two at once one has the place.
+    let (one, other) = tokio::join!(open(3, a, b, 2), open(6, a, b, 2));
+    assert_eq!([one, other].iter().filter(|made| made.is_ok()).count(), 1);
+    assert_sound(store).await;
 }

@@ -8,8 +8,9 @@ use muster_protocol::hiring::HiringStatus;
 use muster_protocol::ids::{HiringId, MessageId};
 use muster_protocol::json::Json;
 use muster_protocol::task::{Ending, Note, Task, TaskStatus};
+use muster_protocol::task_stream::Chunk;
 
-use super::{add_agent, at, entropy, hiring, note, task, user};
+use super::{add_agent, append, append_of, at, entropy, hiring, note, task, user};
 
 /// Ends a task as the owner of its stream does.
 async fn finish(store: &dyn Store, task: &Task, ending: Ending) -> StoreResult<Task> {
@@ -122,6 +123,27 @@ pub async fn hirings_are_where_their_task_is(store: &dyn Store) {
     assert_eq!(list(HiringFilter { status: Some(HiringStatus::Queued), ..all }).await, 1);
     assert_eq!(list(HiringFilter { status: Some(HiringStatus::Failed), ..all }).await, 0);
     assert_eq!(list(HiringFilter { user: Some(user(2).id), ..all }).await, 0);
+    // Its first chunk begins it, and the hiring is found as what it is then.
+    let epoch = store.claim_stream(again.id, 0, 0).await.unwrap().epoch;
+    let chunk = Chunk { seq: 1, body: Json::of(&"x"), idempotency_key: None };
+    append(store, append_of(again.id, epoch, vec![chunk])).await.unwrap();
+    for (status, found) in [(HiringStatus::Queued, 0), (HiringStatus::InProgress, 1)] {
+        for by in [HiringFilter { user: client.owner, ..all }, HiringFilter { agent: Some(agent.id), ..all }]
+        {
+            assert_eq!(list(HiringFilter { status: Some(status), ..by }).await, found, "{status:?}");
+        }
+    }
+    let last = Finish {
+        task: again.id,
+        epoch,
+        ending: Ending::completed(Json::null()),
+        by: Some(agent.id),
+        last_seq: 1,
+        now: at(600),
+    };
+    store.finish_task(last).await.unwrap();
+    assert_eq!(store.hiring(id).await.unwrap().status, HiringStatus::Completed);
+    assert_eq!(list(HiringFilter { status: Some(HiringStatus::Completed), ..all }).await, 1);
 }
 
 pub async fn hirings_follow_who_does_and_who_owns(store: &dyn Store) {

@@ -44,9 +44,9 @@ pub async fn teams_are_kept_with_what_they_keep(fixture: Fixture) {
     crew.version += 1;
     let kinds = [EntryKind::Message, EntryKind::Knowledge, EntryKind::Message, EntryKind::Vote];
     let entries: Vec<_> = (1..).zip(kinds).map(|(n, kind)| entry(n, kind)).collect();
-    store.save_team(crew.clone(), entries.clone(), 3).await.unwrap();
+    store.save_team(crew.clone(), entries.clone(), (3, 1_000_000)).await.unwrap();
     assert_eq!(
-        store.save_team(crew.clone(), vec![entry(9, EntryKind::Message)], 3).await,
+        store.save_team(crew.clone(), vec![entry(9, EntryKind::Message)], (3, 1_000_000)).await,
         Err(StoreError::Conflict)
     );
     assert_eq!(store.team(crew.id).await, Ok(crew.clone()));
@@ -63,6 +63,20 @@ pub async fn teams_are_kept_with_what_they_keep(fixture: Fixture) {
     );
     let messages = store.team_entries(crew.id, Some(EntryKind::Message), PAGE).await.unwrap();
     assert_eq!(messages.items, [entries[2].clone()]);
+
+    // Bytes bound what stays too, over what was kept before: the oldest go, and what has just come stays however long it is.
+    let bytes = entries[0].body.as_bytes().len();
+    let kept = async |crew: &mut Team, new: Vec<Entry>, bytes_max| {
+        crew.version += 1;
+        store.save_team(crew.clone(), new, (3, bytes_max)).await.unwrap();
+        let all = store.team_entries(crew.id, None, PageRequest { limit: 10, after: None }).await.unwrap();
+        all.items.iter().map(|entry| entry.inserted_at.ms_since(at(0))).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&mut crew, vec![entry(5, EntryKind::Vote)], 2 * bytes + 1).await, [5, 4]);
+    assert_eq!(kept(&mut crew, vec![entry(6, EntryKind::Vote)], 3 * bytes).await, [6, 5, 4]);
+    assert_eq!(kept(&mut crew, vec![], 1).await, [6, 5, 4], "nothing has come");
+    assert_eq!(kept(&mut crew, vec![entry(7, EntryKind::Vote)], 1).await, [7]);
+    assert_eq!(kept(&mut crew, vec![entry(8, EntryKind::Vote)], 2 * bytes).await, [8, 7]);
     fixture.close().await;
 }
 
@@ -81,7 +95,7 @@ pub async fn votes_fall_due(store: &dyn Store) {
         let entry = EntryId::new(at(0), entropy(n));
         let command = Command::Act { by: crew.owner, entry, action: Action::OpenVote(vote, request) };
         let (change, _) = crew.decide(&command, at(0), &limits);
-        store.save_team(change.unwrap().team, vec![], 10).await.unwrap();
+        store.save_team(change.unwrap().team, vec![], (10, 1_000_000)).await.unwrap();
         due.push(crew.id);
     }
     assert_eq!(store.teams_due(at(9_999), 10).await, Ok(vec![]));
@@ -89,6 +103,6 @@ pub async fn votes_fall_due(store: &dyn Store) {
     assert_eq!(store.teams_due(at(30_000), 1).await, Ok(vec![due[1]]));
     let (change, _) = store.team(due[1]).await.unwrap().decide(&Command::Due, at(30_000), &limits);
     let change = change.unwrap();
-    store.save_team(change.team, change.entries, 10).await.unwrap();
+    store.save_team(change.team, change.entries, (10, 1_000_000)).await.unwrap();
     assert_eq!(store.teams_due(at(30_000), 10).await, Ok(vec![due[0]]));
 }

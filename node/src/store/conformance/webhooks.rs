@@ -136,6 +136,22 @@ pub async fn what_happens_is_queued_for_those_it_concerns(store: &dyn Store) {
     store.finish_task(finish.clone()).await.unwrap();
     assert!(store.finish_task(finish).await.is_err());
     assert_eq!(drain(store).await, heard(&[(1, "task.completed"), (2, "task.completed")]));
+    // What is given to another is told to whom it is taken from, and to whom it is given.
+    let given = task(3, &client, &provider);
+    store.create_task(given.clone(), None).await.unwrap();
+    drain(store).await;
+    let epoch = store.claim_stream(given.id, 10, 1_000).await.unwrap().epoch;
+    let to = |provider| muster_actors::store::Reassign {
+        task: given.id,
+        epoch,
+        provider,
+        by: client.id,
+        now: at(550),
+    };
+    store.reassign_task(to(stranger.id)).await.unwrap();
+    assert_eq!(drain(store).await, heard(&[(2, "task.cancelled"), (5, "task.created"), (6, "task.created")]));
+    store.reassign_task(to(stranger.id)).await.unwrap();
+    assert_eq!(drain(store).await, heard(&[]), "it is the same again");
     let failed = muster_protocol::task::Task {
         status: muster_protocol::task::TaskStatus::Failed,
         ..task(2, &client, &provider)
@@ -186,7 +202,7 @@ pub async fn money_disputes_and_dead_letters_are_queued(store: &dyn Store) {
     assert_eq!(drain(store).await, heard(&[(1, "withdrawal.processed"), (3, "withdrawal.processed")]));
 
     let (mut channel, entry) = pending(1, a, b, ("4", "0"));
-    store.create_payment_channel(channel.clone(), entry).await.unwrap();
+    store.create_payment_channel(channel.clone(), entry, 10).await.unwrap();
     let change = accepted(&channel);
     save(store, &channel, &change).await.unwrap();
     assert_eq!(drain(store).await, heard(&[]), "money is held, nobody is paid");
@@ -269,6 +285,8 @@ pub async fn a_webhook_given_up_takes_nothing_and_bounds_hold(store: &dyn Store)
     end.disabled_at = Some(at(20));
     store.settle_delivery(hook.id, 500, end).await.unwrap();
     assert_eq!(store.webhooks_of(Owner::Agent(agent.id)).await.unwrap()[0].disabled_at, Some(at(20)));
+    let late = store.queue_delivery(hook.id, delivery(122, 1)).await;
+    assert_eq!(late, Err(StoreError::LimitReached), "nobody would ever send it");
     store.create_task(task(1, &agent, &agent), None).await.unwrap();
     let claims = store.claim_deliveries(at(10_000), (501, at(20_000)), 10).await.unwrap();
     assert_eq!(claims.iter().map(|claim| claim.webhook.id).collect::<Vec<_>>(), [other.id]);
@@ -280,7 +298,8 @@ pub async fn a_queue_has_a_bound(store: &dyn Store) {
     store.create_webhook(hook.clone(), 10).await.unwrap();
     let many = |n: usize| {
         let mut id = [0; 16];
-        id[..8].copy_from_slice(&n.to_be_bytes());
+        // Spread over all parts.
+        id[..8].copy_from_slice(&n.to_le_bytes());
         Delivery { id: DeliveryId::from_bytes(id), ..delivery(0, 1) }
     };
     let queued = futures_util::stream::iter(0..WAITING_MAX)
@@ -291,6 +310,15 @@ pub async fn a_queue_has_a_bound(store: &dyn Store) {
     assert_eq!(queued.await, WAITING_MAX);
     let over = store.queue_delivery(hook.id, many(WAITING_MAX)).await;
     assert_eq!(over, Err(StoreError::LimitReached));
+    // There is room again in the part in which one was settled, and in no other.
+    let claims = store.claim_deliveries(at(10_000), (1, at(20_000)), 1).await.unwrap();
+    let part = claims[0].delivery.id.as_bytes()[0];
+    store.settle_delivery(hook.id, 1, settled(&claims[0].delivery, Next::Delivered, None)).await.unwrap();
+    let first_free = WAITING_MAX + usize::from(part);
+    let elsewhere = WAITING_MAX + usize::from(part.wrapping_add(1));
+    assert_eq!(store.queue_delivery(hook.id, many(elsewhere)).await, Err(StoreError::LimitReached));
+    store.queue_delivery(hook.id, many(first_free)).await.unwrap();
+    assert_eq!(store.queue_delivery(hook.id, many(first_free + 256)).await, Err(StoreError::LimitReached));
     // What happens goes on; its webhook misses it.
     store.create_task(task(1, &agent, &agent), None).await.unwrap();
     store.delete_webhook(Owner::Agent(agent.id), hook.id).await.unwrap();

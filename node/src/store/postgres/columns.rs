@@ -1,6 +1,6 @@
 //! Ids, documents and numbers as PostgreSQL has them.
 
-use muster_actors::store::StoreError;
+use muster_actors::store::{Page, PageRequest, StoreError};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
 use muster_protocol::time::Timestamp;
@@ -8,7 +8,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
-use super::pool::Failure;
+use super::pool::{Connection, Failure, Parameter};
+use crate::store::lists::{List, Value};
+use crate::store::sql::{before, page, page_rows};
 
 /// 16 bytes of an id: a `uuid`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +39,38 @@ impl<'a> FromSql<'a> for Id {
     fn accepts(kind: &Type) -> bool {
         *kind == Type::UUID
     }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, BoxedError> {
+        match self {
+            Self::Id(id) => Id(*id).to_sql(kind, out),
+            Self::Text(text) => text.to_sql(kind, out),
+        }
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        <Id as ToSql>::accepts(kind) || <&str as ToSql>::accepts(kind)
+    }
+
+    to_sql_checked!();
+}
+
+/// Reads a page of a list, without the `skip` newest; `id` gives a row's place in it.
+pub async fn listed<T>(
+    c: &Connection,
+    list: &List,
+    (request, skip): (&PageRequest, u32),
+    read: fn(&Row) -> Result<T, Failure>,
+    id: impl Fn(&T) -> [u8; 16],
+) -> Result<Page<T>, Failure> {
+    let mut parameters: Vec<Parameter<'_>> = list.values.iter().map(|value| value as Parameter<'_>).collect();
+    let total = c.count(&list.counting, &parameters).await?;
+    let (after, limit, skip) = (Id(before(request)), page_rows(request), i64::from(skip));
+    parameters.extend([&after as Parameter<'_>, &limit, &skip]);
+    let rows = c.query(&list.listing, &parameters).await?;
+    let items = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    Ok(page(items, request.limit, total, id))
 }
 
 /// An id of a record, as a parameter.

@@ -122,17 +122,19 @@ impl FigureStore for PostgresFigures {
         &self,
         interval: Interval,
         since: Timestamp,
-        limit: usize,
+        (after, limit): (Option<AgentId>, usize),
     ) -> StoreResult<Vec<(AgentId, Figures)>> {
         let sql = &format!(
-            "SELECT agent, {} FROM figures WHERE span = $1 AND at >= $2 AND agent <> $3
-             GROUP BY agent ORDER BY agent LIMIT $4",
+            "SELECT agent, {} FROM figures WHERE span = $1 AND at >= $2 AND agent <> $3 AND agent > $4
+             GROUP BY agent ORDER BY agent LIMIT $5",
             columns("sum({})::bigint")
         );
         self.pool
             .read(|c| async move {
                 let (all, span, since) = (id!(everybody()), span(interval), since.unix_ms());
-                let rows = c.query(sql, &[&span, &since, &all, &whole(limit)]).await?;
+                // Nobody has an id of nothing but zeros.
+                let after = id!(after.unwrap_or(AgentId::from_bytes([0; 16])));
+                let rows = c.query(sql, &[&span, &since, &all, &after, &whole(limit)]).await?;
                 rows.iter()
                     .map(|row| Ok((AgentId::from_bytes(id_bytes(row, 0)?), read_figures(row)?)))
                     .collect()

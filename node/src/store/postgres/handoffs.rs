@@ -11,7 +11,7 @@ use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
 use super::columns::{
-    broken, id, id_bytes, json, optional_amount, optional_id, optional_json, optional_time, time,
+    Id, broken, id, id_bytes, json, optional_amount, optional_id, optional_json, optional_time, time,
 };
 use super::pool::{Connection, Failure};
 use super::{PostgresStore, messages, tasks};
@@ -141,4 +141,26 @@ async fn answer_handoff(
     )
     .await?;
     Ok(after)
+}
+
+/// Their messages were rejected, or nobody answered in time: unanswered handoffs are declined, and a sweep cancels their
+/// tasks. Those on which work has begun only where `begun_too`.
+pub(super) async fn decline(
+    c: &Connection,
+    of: &[(MessageId, Option<&str>)],
+    begun_too: bool,
+    now: Timestamp,
+) -> Result<(), Failure> {
+    if of.is_empty() {
+        return Ok(());
+    }
+    let (ids, reasons): (Vec<Id>, Vec<Option<&str>>) =
+        of.iter().map(|(message, reason)| (id!(*message), *reason)).unzip();
+    let sql = "UPDATE handoffs SET declined_at = $3, reason = x.reason, to_cancel = true
+               FROM unnest($1::uuid[], $2::text[]) x (message, reason)
+               WHERE handoffs.message = x.message AND accepted_at IS NULL AND declined_at IS NULL AND EXISTS
+                  (SELECT 1 FROM tasks WHERE id = handoffs.task AND provider = handoffs.to_agent
+                      AND (status = 'pending' OR $4 AND status = 'in_progress'))";
+    c.execute(sql, &[&ids, &reasons, &now.unix_ms(), &begun_too]).await?;
+    Ok(())
 }

@@ -5,11 +5,13 @@
 use async_trait::async_trait;
 use muster_actors::store::{LedgerStore, Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::ids::{AgentId, LedgerEntryId};
-use muster_protocol::ledger::{Account, Audit, Balance, Delta, Entry, EntryKind, Posting, Unpostable};
+use muster_protocol::ledger::{
+    Account, Audit, Balance, Delta, Entry, EntryKind, Posting, Totals, Unpostable,
+};
 use muster_protocol::money::Amount;
 use tokio_postgres::Row;
 
-use super::columns::{Id, broken, id, id_bytes, number, optional_id, time};
+use super::columns::{Id, amount, broken, id, id_bytes, number, optional_id, time};
 use super::pool::{Connection, Failure};
 use super::{PostgresStore, webhooks};
 use crate::store::sql::{before, page, page_rows, unbalanced};
@@ -130,6 +132,14 @@ async fn balance(c: &Connection, account: Account) -> Result<Balance, Failure> {
     })
 }
 
+async fn totals(c: &Connection) -> Result<Totals, Failure> {
+    let sql = "SELECT coalesce(sum(balance) FILTER (WHERE kind = 'fees'), 0)::bigint,
+        coalesce(sum(balance) FILTER (WHERE kind = 'external'), 0)::bigint, coalesce(sum(balance), 0)::bigint
+        FROM ledger_accounts";
+    let row = c.one(sql, &[]).await?;
+    Ok(Totals { fees: amount(&row, 0)?, external: Delta(row.try_get(1)?), sum: Delta(row.try_get(2)?) })
+}
+
 async fn audit(c: &Connection) -> Result<Audit, Failure> {
     // One statement sees one state.
     let row = c
@@ -171,6 +181,10 @@ impl LedgerStore for PostgresStore {
 
     async fn entries_of(&self, account: Account, page: PageRequest) -> StoreResult<Page<Entry>> {
         self.pool.read(|c| async move { entries_of(&c, account, &page).await }).await
+    }
+
+    async fn ledger_totals(&self) -> StoreResult<Totals> {
+        self.pool.read(|c| async move { totals(&c).await }).await
     }
 
     async fn audit(&self) -> StoreResult<Audit> {

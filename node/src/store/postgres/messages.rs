@@ -1,25 +1,28 @@
 //! Messages between agents, as SQL: a few statements for as many messages as there are.
 
+pub(super) mod lists;
+
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use muster_actors::store::{
-    Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Page, PageRequest, Party,
-    Settle, StoreError, StoreResult,
+    Accepted, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Page, PageRequest, Settle, StoreError,
+    StoreResult, Waiting, queued_bytes,
 };
+use muster_protocol::handoff::NOT_ANSWERED;
 use muster_protocol::ids::{AgentId, MessageId};
 use muster_protocol::json::Json;
 use muster_protocol::mailbox::{Attempt, RETRIES_MAX};
+use muster_protocol::message::kinds::TASK_HANDOFF;
 use muster_protocol::message::{Guarantee, Message, MessageStatus, Verdict};
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::Happening;
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
 
 use super::columns::{Id, broken, id, id_bytes, number, optional_json, optional_time, time};
 use super::pool::{Connection, Failure};
-use super::{PostgresStore, webhooks};
-use crate::store::sql::{MESSAGE_COLUMNS, message_lists, page, page_rows, place_after, place_bytes, whole};
+use super::{PostgresStore, handoffs, webhooks};
+use crate::store::sql::{MESSAGE_COLUMNS, lost, whole};
 
 fn read_mail_row(row: &Row) -> Result<Mail, Failure> {
     let message = Message {
@@ -105,18 +108,20 @@ async fn insert(c: &Connection, new: &[NewMessage]) -> Result<HashSet<[u8; 16]>,
     let signatures: Vec<Option<&str>> = messages().map(|message| message.signature.as_deref()).collect();
     let payloads: Vec<Option<&str>> =
         messages().map(|message| message.payload.as_ref().map(Json::as_str)).collect();
+    let bytes: Vec<i64> = messages().map(|message| whole(queued_bytes(message))).collect();
     let once_keys: Vec<Option<&str>> =
         new.iter().map(|one| one.once.as_ref().map(|(key, _)| key.as_str())).collect();
     let once_hashes: Vec<Option<&[u8]>> =
         new.iter().map(|one| one.once.as_ref().map(|(_, hash)| hash.as_bytes().as_slice())).collect();
     let sql = "INSERT INTO messages (id, from_agent, to_agent, open, status, guarantee, version, inserted_at, expires_at,
-                   kind, dedup_key, signature, payload, once_key, once_hash)
+                   kind, dedup_key, signature, payload, once_key, once_hash, bytes)
                SELECT id, from_agent, to_agent, true, 'queued', guarantee, version, inserted_at, expires_at,
-                   kind, dedup_key, signature, payload, once_key, once_hash
+                   kind, dedup_key, signature, payload, once_key, once_hash, bytes
                FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::bigint[],
-                   $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[]) WITH ORDINALITY
+                   $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[],
+                   $14::bigint[]) WITH ORDINALITY
                    x (id, from_agent, to_agent, guarantee, version, inserted_at, expires_at, kind, dedup_key, signature,
-                   payload, once_key, once_hash, place)
+                   payload, once_key, once_hash, bytes, place)
                ORDER BY place
                ON CONFLICT (from_agent, once_key) WHERE once_key IS NOT NULL DO NOTHING RETURNING id";
     let rows = c
@@ -136,6 +141,7 @@ async fn insert(c: &Connection, new: &[NewMessage]) -> Result<HashSet<[u8; 16]>,
                 &payloads,
                 &once_keys,
                 &once_hashes,
+                &bytes,
             ],
         )
         .await?;
@@ -151,7 +157,8 @@ async fn settle_all(c: &Connection, all: &[Settle]) -> Result<Vec<StoreResult<Ou
     let mut known: HashMap<MessageId, Mail> =
         read_all(&rows)?.into_iter().map(|mail| (mail.message.id, mail)).collect();
     let (mut seqs, mut statuses, mut reasons, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut settled = Vec::with_capacity(all.len());
+    let mut ends: Vec<Option<&str>> = Vec::new();
+    let (mut settled, mut declined) = (Vec::with_capacity(all.len()), Vec::new());
     for settle in all {
         let found = known.get_mut(&settle.id).filter(|mail| mail.message.to == settle.to);
         let Some(mail) = found else {
@@ -168,60 +175,27 @@ async fn settle_all(c: &Connection, all: &[Settle]) -> Result<Vec<StoreResult<Ou
             };
             seqs.push(whole(mail.seq));
             statuses.push(mail.message.status.as_str());
+            ends.push(lost(mail.message.status));
             reasons.push(mail.message.reason.clone());
             times.push(settle.now.unix_ms());
+            if mail.message.status == MessageStatus::Rejected && mail.message.kind == TASK_HANDOFF {
+                declined.push((settle, mail.message.reason.clone()));
+            }
         }
         settled.push(Ok(Outcome::of(&mail.message, is_new)));
     }
     if !seqs.is_empty() {
         let sql =
-            "UPDATE messages SET status = x.status, reason = x.reason, acknowledged_at = x.at, open = false
-                   FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[]) x (seq, status, reason, at)
+            "UPDATE messages SET status = x.status, reason = x.reason, acknowledged_at = x.at, open = false, lost = x.lost
+                   FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[])
+                       x (seq, status, reason, at, lost)
                    WHERE messages.seq = x.seq";
-        c.execute(sql, &[&seqs, &statuses, &reasons, &times]).await?;
+        c.execute(sql, &[&seqs, &statuses, &reasons, &times, &ends]).await?;
+    }
+    for (settle, reason) in declined {
+        handoffs::decline(c, &[(settle.id, reason.as_deref())], true, settle.now).await?;
     }
     Ok(settled)
-}
-
-async fn list(
-    c: &Connection,
-    filter: &MessageFilter,
-    request: &PageRequest,
-) -> Result<Page<Message>, Failure> {
-    let (party, own) = match filter.party {
-        Party::Agent(agent) => (id!(agent), "= $1"),
-        Party::User(user) => (id!(user), "IN (SELECT id FROM agents WHERE owner = $1)"),
-    };
-    let (from, to) = (filter.from.map(|agent| id!(agent)), filter.to.map(|agent| id!(agent)));
-    let status = filter.status.map(MessageStatus::as_str);
-    let mut values: Vec<&(dyn ToSql + Sync)> = vec![&party];
-    let mut conditions = String::new();
-    let mut add = |column: &str, value| {
-        values.push(value);
-        conditions += &format!(" AND {column} = ${}", values.len());
-    };
-    if let Some(from) = &from {
-        add("from_agent", from);
-    }
-    if let Some(to) = &to {
-        add("to_agent", to);
-    }
-    if let Some(kind) = &filter.kind {
-        add("kind", kind);
-    }
-    if let Some(status) = &status {
-        add("status", status);
-    }
-    let (counting, listing) =
-        message_lists(own, &conditions, COUNTED_MAX, |at| format!("${at}"), values.len());
-    let total = c.count(&counting, &values).await?;
-    let (after, rows) = (place_after(request), page_rows(request));
-    values.push(&after);
-    values.push(&rows);
-    let items = read_all(&c.query(&listing, &values).await?)?;
-    let page = page(items, request.limit, total, |mail| place_bytes(mail.seq));
-    let items = page.items.into_iter().map(|mail| mail.message).collect();
-    Ok(Page { items, total: page.total, next: page.next })
 }
 
 /// Places of the oldest open messages, and the bytes of each.
@@ -320,7 +294,7 @@ async fn read_again(
 
 async fn fail(c: &Connection, to: AgentId, seqs: &[i64], now: Timestamp) -> Result<Vec<Outcome>, Failure> {
     let sql = format!(
-        "UPDATE messages SET status = 'failed', open = false
+        "UPDATE messages SET status = 'failed', lost = 'failed', open = false
          WHERE seq IN (SELECT seq FROM messages WHERE seq = ANY ($1) ORDER BY seq FOR NO KEY UPDATE)
              AND to_agent = $2 AND open AND status = 'delivered' AND retries >= $3 RETURNING {MESSAGE_COLUMNS}"
     );
@@ -333,9 +307,22 @@ async fn fail(c: &Connection, to: AgentId, seqs: &[i64], now: Timestamp) -> Resu
     Ok(failed.iter().map(|mail| Outcome::of(&mail.message, true)).collect())
 }
 
+async fn requeue(c: &Connection, to: AgentId, pushed: &[Attempt]) -> Result<(), Failure> {
+    let seqs: Vec<i64> = pushed.iter().map(|attempt| whole(attempt.seq)).collect();
+    let retries: Vec<i64> = pushed.iter().map(|attempt| i64::from(attempt.retries)).collect();
+    // All nodes lock in this order.
+    c.query("SELECT 1 FROM messages WHERE seq = ANY ($1) ORDER BY seq FOR NO KEY UPDATE", &[&seqs]).await?;
+    let sql = "UPDATE messages SET status = 'queued', retries = 0, delivered_at = NULL
+               FROM unnest($1::bigint[], $2::bigint[]) x (seq, retries)
+               WHERE messages.seq = x.seq AND to_agent = $3 AND open AND status = 'delivered'
+                   AND messages.retries = x.retries";
+    c.execute(sql, &[&seqs, &retries, &id!(to)]).await?;
+    Ok(())
+}
+
 async fn redeliver(c: &Connection, message: MessageId, now: Timestamp) -> Result<Message, Failure> {
     let sql = format!(
-        "UPDATE messages SET status = 'queued', open = true, retries = 0, delivered_at = NULL
+        "UPDATE messages SET status = 'queued', lost = NULL, open = true, retries = 0, delivered_at = NULL
          WHERE id = $1 AND status = 'failed' AND expires_at > $2 RETURNING {MESSAGE_COLUMNS}"
     );
     match c.optional(&sql, &[&id!(message), &now.unix_ms()]).await? {
@@ -367,17 +354,23 @@ async fn expire(c: &Connection, now: Timestamp, rows_max: usize) -> Result<(usiz
     let due = read_all(&rows)?;
     let Some(last) = due.last().map(|mail| whole(mail.seq)) else { return Ok((0, Vec::new())) };
     let (mut seqs, mut statuses, mut expired) = (Vec::new(), Vec::new(), Vec::new());
+    let mut ends: Vec<Option<&str>> = Vec::new();
     for mail in &due {
         let status = mail.message.status.when_over(mail.message.guarantee);
         seqs.push(whole(mail.seq));
         statuses.push(status.as_str());
+        ends.push(lost(status));
         if status != mail.message.status {
             expired.push(Outcome { status, ..Outcome::of(&mail.message, true) });
         }
     }
-    let sql = "UPDATE messages SET status = x.status, open = false, payload = NULL, signature = NULL, once_key = NULL,
-                   once_hash = NULL FROM unnest($1::bigint[], $2::text[]) x (seq, status) WHERE messages.seq = x.seq";
-    c.execute(sql, &[&seqs, &statuses]).await?;
+    let sql = "UPDATE messages SET status = x.status, lost = x.lost, open = false, payload = NULL, signature = NULL,
+                   once_key = NULL, once_hash = NULL
+               FROM unnest($1::bigint[], $2::text[], $3::text[]) x (seq, status, lost) WHERE messages.seq = x.seq";
+    c.execute(sql, &[&seqs, &statuses, &ends]).await?;
+    let handed = due.iter().filter(|mail| mail.message.kind == TASK_HANDOFF);
+    let handed: Vec<_> = handed.map(|mail| (mail.message.id, Some(NOT_ANSWERED))).collect();
+    handoffs::decline(c, &handed, false, now).await?;
     c.execute("UPDATE messages_swept SET expired_upto = $1", &[&last]).await?;
     Ok((due.len(), expired))
 }
@@ -417,7 +410,7 @@ impl MessageStore for PostgresStore {
 
     async fn messages(&self, filter: MessageFilter, page: PageRequest) -> StoreResult<Page<Message>> {
         let filter = &filter;
-        self.pool.read(|c| async move { list(&c, filter, &page).await }).await
+        self.pool.read(|c| async move { lists::list(&c, filter, &page).await }).await
     }
 
     async fn fetch_mail(
@@ -457,18 +450,17 @@ impl MessageStore for PostgresStore {
         self.pool.write(|c| async move { fail(&c, to, seqs, now).await }).await
     }
 
+    async fn requeue_mail(&self, to: AgentId, pushed: Vec<Attempt>) -> StoreResult<()> {
+        let pushed = &pushed;
+        self.pool.write(|c| async move { requeue(&c, to, pushed).await }).await
+    }
+
     async fn redeliver_message(&self, id: MessageId, now: Timestamp) -> StoreResult<Message> {
         self.pool.write(|c| async move { redeliver(&c, id, now).await }).await
     }
 
-    async fn waiting_mail(&self, to: AgentId, most: usize) -> StoreResult<usize> {
-        self.pool
-            .read(|c| async move {
-                let sql = "SELECT count(*) FROM (SELECT 1 FROM messages WHERE to_agent = $1 AND open LIMIT $2) AS waiting";
-                let waiting = c.count(sql, &[&id!(to), &whole(most)]).await?;
-                Ok(usize::try_from(waiting).unwrap_or(usize::MAX))
-            })
-            .await
+    async fn waiting_mail(&self, to: AgentId, most: usize, heavy: (usize, usize)) -> StoreResult<Waiting> {
+        self.pool.read(|c| async move { lists::waiting(&c, to, most, heavy).await }).await
     }
 
     async fn expire_messages(&self, now: Timestamp, rows_max: usize) -> StoreResult<(usize, Vec<Outcome>)> {

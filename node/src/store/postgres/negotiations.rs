@@ -11,10 +11,11 @@ use muster_protocol::signing::statement::Digest;
 use muster_protocol::time::Timestamp;
 use tokio_postgres::Row;
 
-use super::columns::{Id, amount, broken, id, id_bytes, json, number, optional_id, time};
+use super::columns::{amount, broken, id, id_bytes, json, listed, number, optional_id, time};
 use super::pool::{Connection, Failure};
 use super::{PostgresStore, agents};
-use crate::store::sql::{AGREEMENT_COLUMNS, NEGOTIATION_COLUMNS, before, page, page_rows, whole};
+use crate::store::lists::{self, Dialect};
+use crate::store::sql::{AGREEMENT_COLUMNS, NEGOTIATION_COLUMNS, whole};
 
 #[async_trait]
 impl NegotiationStore for PostgresStore {
@@ -160,30 +161,13 @@ async fn negotiation(c: &Connection, id: NegotiationId) -> Result<Negotiation, F
     read_negotiation(&c.one(&sql, &[&id!(id)]).await?)
 }
 
-/// Which rows a [`NegotiationFilter`] means; parameters $1 to $3.
-const FILTER: &str = "($1::uuid IS NULL OR client = $1 OR provider = $1)
-    AND ($2::uuid IS NULL OR client IN (SELECT id FROM agents WHERE owner = $2)
-        OR provider IN (SELECT id FROM agents WHERE owner = $2))
-    AND ($3::text IS NULL OR status = $3)";
-
 async fn list(
     c: &Connection,
     filter: &NegotiationFilter,
     request: &PageRequest,
 ) -> Result<Page<Negotiation>, Failure> {
-    let agent = filter.agent.map(|agent| id!(agent));
-    let user = filter.user.map(|user| id!(user));
-    let status = filter.status.map(Status::as_str);
-    let sql = format!("SELECT count(*) FROM negotiations WHERE {FILTER}");
-    let total = c.count(&sql, &[&agent, &user, &status]).await?;
-    let sql = format!(
-        "SELECT {NEGOTIATION_COLUMNS} FROM negotiations WHERE {FILTER} AND listed_as < $4
-         ORDER BY listed_as DESC LIMIT $5"
-    );
-    let (before, limit) = (Id(before(request)), page_rows(request));
-    let rows = c.query(&sql, &[&agent, &user, &status, &before, &limit]).await?;
-    let items = rows.iter().map(read_negotiation).collect::<Result<Vec<_>, _>>()?;
-    Ok(page(items, request.limit, total, |negotiation| *negotiation.listed_as.as_bytes()))
+    let list = lists::negotiations(Dialect::Postgres, filter);
+    listed(c, &list, (request, 0), read_negotiation, |negotiation| *negotiation.listed_as.as_bytes()).await
 }
 
 async fn change(

@@ -9,17 +9,31 @@ use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::Happening;
 use tokio_postgres::Row;
 
-use super::columns::{Id, broken, id, id_bytes};
+use super::columns::{broken, id, id_bytes, listed};
 use super::pool::{Connection, Failure};
-use super::{PostgresStore, ledger, webhooks};
-use crate::store::sql::{before, page, page_rows, whole, written};
+use super::{PostgresStore, agents, ledger, webhooks};
+use crate::store::lists::{self, Dialect};
+use crate::store::sql::{whole, written};
 
 fn read_channel(row: &Row) -> Result<Channel, Failure> {
     let document: &[u8] = row.try_get(0)?;
     serde_json::from_slice(document).map_err(|_| broken())
 }
 
-async fn create(c: &Connection, channel: &Channel, entry: Option<&Entry>) -> Result<(), Failure> {
+async fn create(
+    c: &Connection,
+    channel: &Channel,
+    entry: Option<&Entry>,
+    live_max: usize,
+) -> Result<(), Failure> {
+    agents::lock(c, channel.agent_a).await?;
+    let sql = "SELECT count(*) FROM payment_channels
+        WHERE agent_a = $1 AND status IN ('pending', 'open', 'disputed')";
+    // A channel that is there already says so, whatever the bound.
+    if c.count(sql, &[&id!(channel.agent_a)]).await? >= live_max as u64 {
+        let there = c.optional("SELECT 1 FROM payment_channels WHERE id = $1", &[&id!(channel.id)]).await?;
+        return Err(if there.is_some() { StoreError::AlreadyExists } else { StoreError::LimitReached }.into());
+    }
     c.execute(
         "INSERT INTO payment_channels
             (id, version, status, agent_a, agent_b, balance_a, balance_b, nonce, due_at, document)
@@ -50,14 +64,8 @@ async fn channel(c: &Connection, channel: PaymentChannelId) -> Result<Channel, F
 }
 
 async fn channels(c: &Connection, agent: AgentId, request: &PageRequest) -> Result<Page<Channel>, Failure> {
-    let agent = id!(agent);
-    let sql = "SELECT count(*) FROM payment_channels WHERE agent_a = $1 OR agent_b = $1";
-    let total = c.count(sql, &[&agent]).await?;
-    let sql = "SELECT document FROM payment_channels WHERE (agent_a = $1 OR agent_b = $1) AND id < $2
-        ORDER BY id DESC LIMIT $3";
-    let rows = c.query(sql, &[&agent, &Id(before(request)), &page_rows(request)]).await?;
-    let items = rows.iter().map(read_channel).collect::<Result<Vec<_>, _>>()?;
-    Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
+    let list = lists::channels(Dialect::Postgres, Some(agent), None);
+    listed(c, &list, (request, 0), read_channel, |channel| *channel.id.as_bytes()).await
 }
 
 async fn channels_in(
@@ -65,12 +73,8 @@ async fn channels_in(
     status: ChannelStatus,
     request: &PageRequest,
 ) -> Result<Page<Channel>, Failure> {
-    let status = status.as_str();
-    let total = c.count("SELECT count(*) FROM payment_channels WHERE status = $1", &[&status]).await?;
-    let sql = "SELECT document FROM payment_channels WHERE status = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
-    let rows = c.query(sql, &[&status, &Id(before(request)), &page_rows(request)]).await?;
-    let items = rows.iter().map(read_channel).collect::<Result<Vec<_>, _>>()?;
-    Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
+    let list = lists::channels(Dialect::Postgres, None, Some(status));
+    listed(c, &list, (request, 0), read_channel, |channel| *channel.id.as_bytes()).await
 }
 
 async fn save(c: &Connection, version: u64, channel: &Channel, entry: Option<&Entry>) -> Result<(), Failure> {
@@ -111,9 +115,14 @@ async fn due(c: &Connection, now: Timestamp, limit: usize) -> Result<Vec<Payment
 
 #[async_trait]
 impl PaymentStore for PostgresStore {
-    async fn create_payment_channel(&self, new: Channel, entry: Option<Entry>) -> StoreResult<()> {
+    async fn create_payment_channel(
+        &self,
+        new: Channel,
+        entry: Option<Entry>,
+        live_max: usize,
+    ) -> StoreResult<()> {
         let (new, entry) = (&new, entry.as_ref());
-        self.pool.write(|c| async move { create(&c, new, entry).await }).await
+        self.pool.write(|c| async move { create(&c, new, entry, live_max).await }).await
     }
 
     async fn payment_channel(&self, id: PaymentChannelId) -> StoreResult<Channel> {

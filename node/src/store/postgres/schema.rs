@@ -17,6 +17,8 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0008_webhooks.sql"),
     include_str!("../migrations/postgres/0009_teams.sql"),
     include_str!("../migrations/postgres/0010_handoffs.sql"),
+    include_str!("../migrations/postgres/0011_lists.sql"),
+    include_str!("../migrations/postgres/0012_queues.sql"),
 ];
 /// Of the lock that is held while migrating: `muster` in ASCII.
 const LOCK: i64 = 0x6d_75_73_74_65_72;

@@ -15,11 +15,13 @@ use tokio_postgres::Row;
 
 use super::agents::count_outcome;
 use super::columns::{
-    Id, amount, broken, id, id_bytes, json, optional_amount, optional_id, optional_json, optional_time, time,
+    Id, amount, broken, id, id_bytes, json, listed, optional_amount, optional_id, optional_json,
+    optional_time, time,
 };
 use super::pool::{Connection, Failure};
 use super::{ledger, streams, webhooks};
-use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
+use crate::store::lists::{self, Dialect};
+use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, whole};
 
 fn read_task(row: &Row) -> Result<Task, Failure> {
     Ok(Task {
@@ -144,32 +146,14 @@ pub async fn task_of_request(c: &Connection, request: RequestHash) -> Result<Tas
     read_task(&c.one(&sql, &[&request.as_slice()]).await?)
 }
 
-/// Which rows a [`TaskFilter`] means; parameters $1 to $5.
-const TASK_FILTER: &str = "($1::uuid IS NULL OR client = $1 OR provider = $1)
-    AND ($2::uuid IS NULL OR client_owner = $2 OR provider IN (SELECT id FROM agents WHERE owner = $2))
-    AND ($3::text IS NULL OR status = $3)
-    AND ($4::uuid IS NULL OR provider = $4)
-    AND ($5::uuid IS NULL OR client = $5)";
-
 /// Tasks, newest first.
 pub async fn tasks(
     c: &Connection,
     filter: &TaskFilter,
     request: &PageRequest,
 ) -> Result<Page<Task>, Failure> {
-    let agent = filter.agent.map(|agent| id!(agent));
-    let user = filter.user.map(|user| id!(user));
-    let status = filter.status.map(TaskStatus::as_str);
-    let provider = filter.provider.map(|provider| id!(provider));
-    let client = filter.client.map(|client| id!(client));
-    let sql = format!("SELECT count(*) FROM tasks WHERE {TASK_FILTER}");
-    let total = c.count(&sql, &[&agent, &user, &status, &provider, &client]).await?;
-    let sql =
-        format!("SELECT {TASK_COLUMNS} FROM tasks WHERE {TASK_FILTER} AND id < $6 ORDER BY id DESC LIMIT $7");
-    let (before, limit) = (Id(before(request)), page_rows(request));
-    let rows = c.query(&sql, &[&agent, &user, &status, &provider, &client, &before, &limit]).await?;
-    let items = rows.iter().map(read_task).collect::<Result<Vec<_>, _>>()?;
-    Ok(page(items, request.limit, total, |task| *task.id.as_bytes()))
+    let list = lists::tasks(Dialect::Postgres, filter);
+    listed(c, &list, (request, 0), read_task, |task| *task.id.as_bytes()).await
 }
 
 /// Ends a task.
@@ -240,7 +224,9 @@ pub async fn reassign_task(c: &Connection, reassign: &Reassign) -> Result<Task, 
         )
         .await?;
     }
-    task(c, id).await
+    let given = task(c, id).await?;
+    webhooks::queue_reassigned(c, &given, before.provider).await?;
+    Ok(given)
 }
 
 /// Moves pending tasks to in progress, each at its time; gives those that were pending.
@@ -353,8 +339,8 @@ pub async fn notes_of_hiring(
     rows.iter().rev().map(read_note).collect()
 }
 
-const HIRINGS: &str = "SELECT h.id, h.user_id, h.client, h.agent, h.agent_did, h.task, t.status, h.created_at, \
-     h.updated_at FROM hirings h JOIN tasks t ON t.id = h.task";
+/// Of a hiring; its state is that of its task, which triggers copy.
+const HIRING_COLUMNS: &str = "id, user_id, client, agent, agent_did, task, status, created_at, updated_at";
 
 fn read_hiring(row: &Row) -> Result<Hiring, Failure> {
     let status = TaskStatus::parse(row.try_get(6)?).ok_or_else(broken)?;
@@ -373,15 +359,9 @@ fn read_hiring(row: &Row) -> Result<Hiring, Failure> {
 
 /// A hiring.
 pub async fn hiring(c: &Connection, id: HiringId) -> Result<Hiring, Failure> {
-    let sql = format!("{HIRINGS} WHERE h.id = $1");
+    let sql = format!("SELECT {HIRING_COLUMNS} FROM hirings WHERE id = $1");
     read_hiring(&c.one(&sql, &[&id!(id)]).await?)
 }
-
-/// Which rows a [`HiringFilter`] means; parameters $1 to $3.
-const HIRING_FILTER: &str =
-    "($1::uuid IS NULL OR h.user_id = $1 OR h.agent IN (SELECT id FROM agents WHERE owner = $1))
-    AND ($2::uuid IS NULL OR h.client = $2 OR h.agent = $2)
-    AND ($3::text IS NULL OR t.status = $3)";
 
 /// Hirings, newest first.
 pub async fn hirings(
@@ -389,16 +369,8 @@ pub async fn hirings(
     filter: &HiringFilter,
     request: &PageRequest,
 ) -> Result<Page<Hiring>, Failure> {
-    let user = filter.user.map(|user| id!(user));
-    let agent = filter.agent.map(|agent| id!(agent));
-    let status = filter.status.map(|status| status.task_status().as_str());
-    let sql = format!("SELECT count(*) FROM hirings h JOIN tasks t ON t.id = h.task WHERE {HIRING_FILTER}");
-    let total = c.count(&sql, &[&user, &agent, &status]).await?;
-    let sql = format!("{HIRINGS} WHERE {HIRING_FILTER} AND h.id < $4 ORDER BY h.id DESC LIMIT $5 OFFSET $6");
-    let (before, limit, skip) = (Id(before(request)), page_rows(request), i64::from(filter.skip));
-    let rows = c.query(&sql, &[&user, &agent, &status, &before, &limit, &skip]).await?;
-    let items = rows.iter().map(read_hiring).collect::<Result<Vec<_>, _>>()?;
-    Ok(page(items, request.limit, total, |hiring| *hiring.id.as_bytes()))
+    let list = lists::hirings(Dialect::Postgres, HIRING_COLUMNS, "user_id", filter);
+    listed(c, &list, (request, filter.skip), read_hiring, |hiring| *hiring.id.as_bytes()).await
 }
 
 /// Gives a failed or cancelled hiring a new task.

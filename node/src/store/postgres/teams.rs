@@ -26,9 +26,9 @@ impl TeamStore for PostgresStore {
         self.pool.read(|c| async move { read_team(&c.one(sql, &[&id!(id)]).await?) }).await
     }
 
-    async fn save_team(&self, team: Team, entries: Vec<Entry>, entries_max: usize) -> StoreResult<()> {
+    async fn save_team(&self, team: Team, entries: Vec<Entry>, most: (usize, usize)) -> StoreResult<()> {
         let (team, entries) = (&team, &entries);
-        self.pool.write(|c| async move { save(&c, team, entries, entries_max).await }).await
+        self.pool.write(|c| async move { save(&c, team, entries, most).await }).await
     }
 
     async fn teams_of(&self, agent: AgentId, page: PageRequest) -> StoreResult<Page<Team>> {
@@ -102,7 +102,7 @@ async fn set_members(c: &Connection, team: &Team) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn save(c: &Connection, new: &Team, entries: &[Entry], entries_max: usize) -> Result<(), Failure> {
+async fn save(c: &Connection, new: &Team, entries: &[Entry], most: (usize, usize)) -> Result<(), Failure> {
     let row = c.one("SELECT body FROM teams WHERE id = $1 FOR UPDATE", &[&id!(new.id)]).await?;
     let old = read_team(&row)?;
     if old.version + 1 != new.version {
@@ -135,13 +135,34 @@ async fn save(c: &Connection, new: &Team, entries: &[Entry], entries_max: usize)
         )
         .await?;
     }
-    if !entries.is_empty() {
-        c.execute(
-            "DELETE FROM team_entries WHERE team = $1 AND id <=
-                (SELECT id FROM team_entries WHERE team = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)",
-            &[&id!(new.id), &whole::<usize>(entries_max)],
-        )
-        .await?;
+    if entries.is_empty() { Ok(()) } else { forget(c, new.id, entries, most).await }
+}
+
+async fn add(c: &Connection, team: TeamId, entries: i64, bytes: i64) -> Result<(i64, i64), Failure> {
+    let sql = "UPDATE teams SET entries = entries + $1, entry_bytes = entry_bytes + $2 WHERE id = $3
+               RETURNING entries, entry_bytes";
+    let row = c.one(sql, &[&entries, &bytes, &id!(team)]).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// Counts what a team keeps with what has come, and forgets the oldest of it beyond so many and so many bytes. The team is
+/// locked.
+async fn forget(
+    c: &Connection,
+    team: TeamId,
+    new: &[Entry],
+    (rows_max, bytes_max): (usize, usize),
+) -> Result<(), Failure> {
+    let bytes: usize = new.iter().map(|entry| entry.body.as_bytes().len()).sum();
+    let mut kept = add(c, team, whole(new.len()), whole(bytes)).await?;
+    let over = |kept: (i64, i64)| kept.0 > whole(rows_max) || kept.1 > whole(bytes_max);
+    // The newest always stays.
+    while over(kept) && kept.0 > 1 {
+        let sql = "DELETE FROM team_entries WHERE team = $1
+                       AND id = (SELECT id FROM team_entries WHERE team = $1 ORDER BY id LIMIT 1)
+                   RETURNING octet_length(body)::bigint";
+        let Some(row) = c.optional(sql, &[&id!(team)]).await? else { break };
+        kept = add(c, team, -1, -row.try_get::<_, i64>(0)?).await?;
     }
     Ok(())
 }

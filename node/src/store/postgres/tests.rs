@@ -616,3 +616,94 @@ async fn gathered_chunks_cost_far_less_than_commits_of_their_own() {
     assert!(gathered_ms * 3.0 < each_ms, "{gathered_ms} ms gathered, {each_ms} ms alone");
     store.close().await;
 }
+
+/// How a statement is carried out.
+async fn plan(
+    c: &pool::Connection,
+    sql: &str,
+    values: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+) -> String {
+    let rows = c.query(&format!("EXPLAIN {sql}"), values).await.unwrap();
+    rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join("\n")
+}
+
+/// Much that was sent by and to two agents, of which little has failed or waits; and much that waits for a webhook.
+const HISTORY: &str = "
+    INSERT INTO messages (id, from_agent, to_agent, open, status, lost, guarantee, version, inserted_at, expires_at, kind, bytes)
+    SELECT gen_random_uuid(), ('01010101-0101-0101-0101-01010101010' || n % 2)::uuid,
+        ('01010101-0101-0101-0101-01010101010' || n / 2 % 2)::uuid, n % 100 = 1,
+        CASE WHEN n % 100 = 1 THEN 'queued' WHEN n % 100 = 2 THEN 'failed' ELSE 'acknowledged' END,
+        CASE WHEN n % 100 = 2 THEN 'failed' END, 'at_least_once', '1.1.0', n, n, 'note', 10
+    FROM generate_series(1, 30000) n;
+    INSERT INTO deliveries (id, webhook, event, data, created_at, due_at)
+    SELECT gen_random_uuid(), webhooks.id, 'task.created', '{}', n, n FROM webhooks, generate_series(1, 10000) n;
+    VACUUM ANALYZE messages; ANALYZE deliveries; ANALYZE webhooks";
+
+/// R117 R119 R144: what is looked for often is found by an index, however much else there is.
+#[tokio::test]
+async fn what_is_looked_for_has_an_index() {
+    use messages::lists::{WAITING, borrowed, statements};
+    use muster_actors::store::{MessageFilter, Party, WebhookStore};
+    use muster_protocol::account::Owner;
+    use muster_protocol::ids::{AgentId, WebhookId};
+    use muster_protocol::message::MessageStatus;
+    use muster_protocol::webhook::{Events, Webhook};
+    let server = Server::start();
+    let store = open(&server.database("plans")).await;
+    let owner = Owner::Agent(add_agent(&store, 1, None).await.id);
+    let webhook = Webhook {
+        id: WebhookId::new(at(0), entropy(1)),
+        owner,
+        url: "https://example.com/".into(),
+        secret: "secret".into(),
+        events: Events::of(&[]).unwrap(),
+        created_at: at(0),
+        failing_since: None,
+        disabled_at: None,
+    };
+    store.create_webhook(webhook, 1).await.unwrap();
+    store
+        .pool
+        .read(|c| async move {
+            for statement in HISTORY.split(';') {
+                c.batch(statement).await?;
+            }
+            let own = AgentId::from_bytes([1; 16]);
+            let of_status = |status| MessageFilter {
+                party: Party::Agent(own),
+                from: None,
+                to: None,
+                kind: None,
+                status: Some(status),
+            };
+            for (status, indexes) in [
+                (MessageStatus::Failed, &["messages_lost_by_sender", "messages_lost_by_recipient"][..]),
+                (MessageStatus::Queued, &["messages_open"][..]),
+            ] {
+                let (counting, listing, mut values) = statements(&of_status(status));
+                let counting = plan(&c, &counting, &borrowed(&values)).await;
+                values.push(Box::new(i64::MAX));
+                values.push(Box::new(9_i64));
+                let listing = plan(&c, &listing, &borrowed(&values)).await;
+                for plan in [counting, listing] {
+                    assert!(!plan.contains("Seq Scan"), "{status:?}: {plan}");
+                    assert!(indexes.iter().all(|index| plan.contains(index)), "{status:?}: {plan}");
+                }
+            }
+            let waiting = plan(&c, WAITING, &[&columns::Id([1; 16]), &1_000_i64]).await;
+            assert!(waiting.contains("Index Only Scan using messages_open"), "{waiting}");
+            let due = plan(&c, webhooks::DUE, &[&9_i64, &9_i64]).await;
+            assert!(due.contains("deliveries_by_") && !due.contains("Seq Scan on deliveries"), "{due}");
+            let room = plan(
+                &c,
+                "SELECT 1 FROM deliveries d WHERE d.webhook = $1 AND d.id BETWEEN $2 AND $3 LIMIT 64",
+                &[&columns::Id([1; 16]), &columns::Id([1; 16]), &columns::Id([2; 16])],
+            )
+            .await;
+            assert!(room.contains("deliveries_by_part"), "{room}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    store.close().await;
+}

@@ -8,7 +8,7 @@ use muster_protocol::ledger::Entry;
 use muster_protocol::task::Task;
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::{
-    ATTEMPTS_KEPT, Attempted, Delivery, Events, Happening, Next, WAITING_MAX, Webhook,
+    ATTEMPTS_KEPT, Attempted, Delivery, Events, Happening, Next, PART_MAX, Webhook, part_of,
 };
 use tokio_postgres::Row;
 
@@ -101,6 +101,11 @@ pub async fn queue_entry(c: &Connection, entry: &Entry) -> Result<(), Failure> {
     queue_all(c, || Happening::of_entry(entry).into_iter().collect()).await
 }
 
+/// The same of a task that was given to another provider.
+pub async fn queue_reassigned(c: &Connection, task: &Task, before: AgentId) -> Result<(), Failure> {
+    queue_all(c, || Happening::of_reassignment(task, before)).await
+}
+
 /// Queues what happened, if anybody has a webhook at all: it is made only then.
 pub async fn queue_all(
     c: &Connection,
@@ -139,30 +144,46 @@ pub async fn queue(c: &Connection, happening: &Happening) -> Result<(), Failure>
     Ok(())
 }
 
+/// Looks at one part of what waits, however much there is: this runs in the transactions of tasks and of money. A count in the
+/// webhook's row would have them wait for each other.
+const INSERT: &str = "INSERT INTO deliveries (id, webhook, event, data, created_at, due_at)
+    SELECT $1, w.id, $3, $4, $5, $5
+    FROM (SELECT id FROM webhooks WHERE id = $2 AND disabled_at IS NULL FOR KEY SHARE) w
+    WHERE (SELECT count(*) FROM (SELECT 1 FROM deliveries d WHERE d.webhook = $2 AND d.id BETWEEN $7 AND $8 LIMIT $6) part) < $6
+    ON CONFLICT (id) DO NOTHING";
+
 /// Whether there was a place for it. A webhook that is removed meanwhile takes nothing any more, and what happens goes on.
 async fn insert(c: &Connection, webhook: WebhookId, delivery: &Delivery) -> Result<bool, Failure> {
+    let (first, last) = part_of(delivery.id);
     let inserted = c
         .execute(
-            "INSERT INTO deliveries (id, webhook, event, data, created_at, due_at)
-             SELECT $1, w.id, $3, $4, $5, $5 FROM (SELECT id FROM webhooks WHERE id = $2 FOR KEY SHARE) w
-             WHERE (SELECT count(*) FROM (SELECT 1 FROM deliveries WHERE webhook = $2 LIMIT $6) waiting) < $6
-             ON CONFLICT (id) DO NOTHING",
+            INSERT,
             &[
                 &id!(delivery.id),
                 &id!(webhook),
                 &delivery.event,
                 &delivery.data.as_str(),
                 &delivery.created_at.unix_ms(),
-                &whole(WAITING_MAX),
+                &whole(PART_MAX),
+                &Id(first),
+                &Id(last),
             ],
         )
         .await?;
     Ok(inserted > 0)
 }
 
-const DUE: &str = "SELECT id FROM webhooks w WHERE disabled_at IS NULL AND leased_until <= $1
-    AND EXISTS (SELECT 1 FROM deliveries d WHERE d.webhook = w.id AND d.due_at <= $1)
-    ORDER BY claimed_at LIMIT $2";
+/// Goes from one webhook for which something waits to the next by the index, and looks at no other, and at one delivery of each.
+pub(super) const DUE: &str = "WITH RECURSIVE waited (webhook) AS (
+        (SELECT webhook FROM deliveries ORDER BY webhook LIMIT 1)
+        UNION ALL
+        SELECT (SELECT d.webhook FROM deliveries d WHERE d.webhook > waited.webhook ORDER BY d.webhook LIMIT 1) FROM waited
+        WHERE waited.webhook IS NOT NULL
+    )
+    SELECT w.id FROM waited JOIN webhooks w ON w.id = waited.webhook
+    WHERE w.disabled_at IS NULL AND w.leased_until <= $1
+        AND EXISTS (SELECT 1 FROM deliveries d WHERE d.webhook = w.id AND d.due_at <= $1)
+    ORDER BY w.claimed_at LIMIT $2";
 
 async fn claim(
     c: &Connection,
@@ -173,7 +194,7 @@ async fn claim(
     // What another node is claiming is passed over; what it has claimed meanwhile is not due any more.
     let sql = format!(
         "UPDATE webhooks SET lease = $3, leased_until = $4, claimed_at = $1
-         WHERE id IN ({DUE} FOR NO KEY UPDATE SKIP LOCKED) RETURNING {COLUMNS}"
+         WHERE id IN ({DUE} FOR NO KEY UPDATE OF w SKIP LOCKED) RETURNING {COLUMNS}"
     );
     let rows = c.query(&sql, &[&now.unix_ms(), &whole(limit), &whole(lease), &until.unix_ms()]).await?;
     let mut claims = Vec::new();

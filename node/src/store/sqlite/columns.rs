@@ -1,12 +1,15 @@
 //! Reads columns, rows and counts.
 
-use muster_actors::store::StoreResult;
+use muster_actors::store::{Page, PageRequest, StoreResult};
 use muster_protocol::json::Json;
 use muster_protocol::money::Amount;
 use muster_protocol::time::Timestamp;
+use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use super::sql_error;
+use crate::store::lists::{List, Value};
+use crate::store::sql::{before, page, page_rows};
 
 /// Runs a query and reads its rows.
 pub fn rows<T>(
@@ -27,6 +30,31 @@ pub fn count(c: &Connection, sql: &str, parameters: &[&dyn ToSql]) -> StoreResul
         .and_then(|mut s| s.query_row(parameters, |row| row.get(0)))
         .map_err(sql_error)?;
     Ok(u64::try_from(number).unwrap_or(0))
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self {
+            Self::Id(id) => id.to_sql(),
+            Self::Text(text) => text.to_sql(),
+        }
+    }
+}
+
+/// Reads a page of a list, without the `skip` newest; `id` gives a row's place in it.
+pub fn listed<T>(
+    c: &Connection,
+    list: &List,
+    (request, skip): (&PageRequest, u32),
+    read: fn(&Row<'_>) -> rusqlite::Result<T>,
+    id: impl Fn(&T) -> [u8; 16],
+) -> StoreResult<Page<T>> {
+    let mut parameters: Vec<&dyn ToSql> = list.values.iter().map(|value| value as &dyn ToSql).collect();
+    let total = count(c, &list.counting, &parameters)?;
+    let (after, limit) = (before(request), page_rows(request));
+    parameters.extend([&after as &dyn ToSql, &limit, &skip]);
+    let items = rows(c, &list.listing, &parameters, read)?;
+    Ok(page(items, request.limit, total, id))
 }
 
 /// Whether a row exists.

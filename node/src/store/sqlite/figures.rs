@@ -144,17 +144,20 @@ impl FigureStore for SqliteFigures {
         &self,
         interval: Interval,
         since: Timestamp,
-        limit: usize,
+        (after, limit): (Option<AgentId>, usize),
     ) -> StoreResult<Vec<(AgentId, Figures)>> {
         self.readers
             .read(move |c| {
                 let sql = format!(
-                    "SELECT agent, {} FROM figures WHERE span = ?1 AND at >= ?2 AND agent <> ?3
-                     GROUP BY agent ORDER BY agent LIMIT ?4",
+                    "SELECT agent, {} FROM figures WHERE span = ?1 AND at >= ?2 AND agent <> ?3 AND agent > ?4
+                     GROUP BY agent ORDER BY agent LIMIT ?5",
                     columns("sum({})")
                 );
                 let (all, span, since) = (everybody(), span(interval), since.unix_ms());
-                let parameters: [&dyn rusqlite::ToSql; 4] = [&span, &since, all.as_bytes(), &whole(limit)];
+                // Nobody has an id of nothing but zeros.
+                let after = after.unwrap_or(AgentId::from_bytes([0; 16]));
+                let parameters: [&dyn rusqlite::ToSql; 5] =
+                    [&span, &since, all.as_bytes(), after.as_bytes(), &whole(limit)];
                 rows(c, &sql, &parameters, |row| {
                     Ok((AgentId::from_bytes(id_bytes(row, 0)?), read_figures(row)?))
                 })

@@ -134,3 +134,23 @@ fn answer_handoff(c: &Connection, id: MessageId, answer: &Answer, now: Timestamp
     .map_err(sql_error)?;
     Ok(after)
 }
+
+/// Its message was rejected, or nobody answered in time: an unanswered handoff is declined, and a sweep cancels its task.
+/// One on which work has begun only where `begun_too`.
+pub(super) fn decline(
+    c: &Connection,
+    id: MessageId,
+    reason: Option<&str>,
+    begun_too: bool,
+    now: Timestamp,
+) -> StoreResult<()> {
+    c.prepare_cached(
+        "UPDATE handoffs SET declined_at = ?1, reason = ?2, to_cancel = 1
+         WHERE message = ?3 AND accepted_at IS NULL AND declined_at IS NULL AND EXISTS
+            (SELECT 1 FROM tasks WHERE id = handoffs.task AND provider = handoffs.to_agent
+                AND (status = 'pending' OR ?4 AND status = 'in_progress'))",
+    )
+    .and_then(|mut s| s.execute(params![now.unix_ms(), reason, id.as_bytes(), begun_too]))
+    .map(drop)
+    .map_err(sql_error)
+}

@@ -3,11 +3,13 @@
 use async_trait::async_trait;
 use muster_actors::store::{LedgerStore, Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::ids::{AgentId, LedgerEntryId};
-use muster_protocol::ledger::{Account, Audit, Balance, Delta, Entry, EntryKind, Posting, Unpostable};
+use muster_protocol::ledger::{
+    Account, Audit, Balance, Delta, Entry, EntryKind, Posting, Totals, Unpostable,
+};
 use muster_protocol::money::Amount;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::columns::{count, id_bytes, optional_id, rows, time};
+use super::columns::{amount, count, id_bytes, optional_id, rows, time};
 use super::{SqliteStore, sql_error, webhooks};
 use crate::store::sql::{before, page, page_rows, unbalanced};
 
@@ -139,6 +141,15 @@ fn balance(c: &Connection, account: Account) -> StoreResult<Balance> {
     })
 }
 
+fn totals(c: &Connection) -> StoreResult<Totals> {
+    let sql = "SELECT coalesce(sum(CASE kind WHEN 'fees' THEN balance END), 0),
+        coalesce(sum(CASE kind WHEN 'external' THEN balance END), 0), coalesce(sum(balance), 0) FROM ledger_accounts";
+    let read = |row: &Row<'_>| {
+        Ok(Totals { fees: amount(row, 0)?, external: Delta(row.get(1)?), sum: Delta(row.get(2)?) })
+    };
+    c.prepare_cached(sql).and_then(|mut s| s.query_row([], read)).map_err(sql_error)
+}
+
 fn audit(c: &Connection) -> StoreResult<Audit> {
     let number = |sql: &str| count(c, sql, &[]);
     let sum_micros = c
@@ -171,6 +182,10 @@ impl LedgerStore for SqliteStore {
 
     async fn entries_of(&self, account: Account, page: PageRequest) -> StoreResult<Page<Entry>> {
         self.read(move |c| entries_of(c, account, &page)).await
+    }
+
+    async fn ledger_totals(&self) -> StoreResult<Totals> {
+        self.read(totals).await
     }
 
     async fn audit(&self) -> StoreResult<Audit> {

@@ -1,22 +1,26 @@
 //! Messages between agents, as SQL.
 
+mod lists;
+
 use async_trait::async_trait;
 use muster_actors::store::{
-    Accepted, COUNTED_MAX, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Page, PageRequest, Party,
-    Settle, StoreError, StoreResult,
+    Accepted, Mail, MessageFilter, MessageStore, NewMessage, Outcome, Page, PageRequest, Settle, StoreError,
+    StoreResult, Waiting, queued_bytes,
 };
+use muster_protocol::handoff::NOT_ANSWERED;
 use muster_protocol::ids::{AgentId, MessageId};
 use muster_protocol::json::Json;
 use muster_protocol::mailbox::{Attempt, RETRIES_MAX};
+use muster_protocol::message::kinds::TASK_HANDOFF;
 use muster_protocol::message::{Guarantee, Message, MessageStatus, Verdict};
 use muster_protocol::signing::statement::Digest;
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::Happening;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::columns::{count, id_bytes, optional_json, optional_time, time};
-use super::{SqliteStore, sql_error, webhooks};
-use crate::store::sql::{MESSAGE_COLUMNS, message_lists, page, page_rows, place_after, place_bytes, whole};
+use super::{SqliteStore, handoffs, sql_error, webhooks};
+use crate::store::sql::{MESSAGE_COLUMNS, lost, whole};
 
 fn read_mail_row(row: &Row<'_>) -> rusqlite::Result<Mail> {
     let broken = || rusqlite::Error::InvalidQuery;
@@ -97,8 +101,8 @@ fn insert(c: &Connection, seq: u64, new: &NewMessage) -> StoreResult<()> {
     let message = &new.message;
     c.prepare_cached(
         "INSERT INTO messages (seq, id, from_agent, to_agent, open, status, guarantee, version, inserted_at, expires_at,
-            kind, dedup_key, signature, once_key, once_hash, payload)
-         VALUES (?1, ?2, ?3, ?4, 1, 'queued', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            kind, dedup_key, signature, once_key, once_hash, payload, bytes)
+         VALUES (?1, ?2, ?3, ?4, 1, 'queued', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
     )
     .and_then(|mut s| {
         s.execute(params![
@@ -116,6 +120,7 @@ fn insert(c: &Connection, seq: u64, new: &NewMessage) -> StoreResult<()> {
             new.once.as_ref().map(|(key, _)| key),
             new.once.as_ref().map(|(_, hash)| hash.as_bytes()),
             message.payload.as_ref().map(Json::as_str),
+            whole(queued_bytes(message)),
         ])
     })
     .map_err(sql_error)?;
@@ -137,8 +142,12 @@ fn settle(c: &Connection, settle: &Settle) -> StoreResult<Outcome> {
         Verdict::Rejected(reason) => reason.clone(),
     };
     let status = settle.verdict.status();
-    let sql = "UPDATE messages SET status = ?1, reason = ?2, acknowledged_at = ?3, open = 0 WHERE seq = ?4";
-    execute(c, sql, &[&status.as_str(), &reason, &settle.now.unix_ms(), &whole(found.seq)])?;
+    let sql = "UPDATE messages SET status = ?1, reason = ?2, acknowledged_at = ?3, open = 0, lost = ?4 WHERE seq = ?5";
+    let now = settle.now.unix_ms();
+    execute(c, sql, &[&status.as_str(), &reason, &now, &lost(status), &whole(found.seq)])?;
+    if status == MessageStatus::Rejected && message.kind == TASK_HANDOFF {
+        handoffs::decline(c, message.id, reason.as_deref(), true, settle.now)?;
+    }
     Ok(Outcome::of(&Message { status, reason, ..message }, true))
 }
 
@@ -147,51 +156,13 @@ fn one(c: &Connection, id: MessageId) -> StoreResult<Mail> {
     c.prepare_cached(&sql).and_then(|mut s| s.query_row([id.as_bytes()], read_mail_row)).map_err(sql_error)
 }
 
-fn list(c: &Connection, filter: &MessageFilter, request: &PageRequest) -> StoreResult<Page<Message>> {
-    let mut values: Vec<Box<dyn ToSql>> = Vec::new();
-    let party = match filter.party {
-        Party::Agent(agent) => *agent.as_bytes(),
-        Party::User(user) => *user.as_bytes(),
-    };
-    values.push(Box::new(party));
-    let mut conditions = String::new();
-    let mut add = |column: &str, value: Box<dyn ToSql>| {
-        values.push(value);
-        conditions += &format!(" AND {column} = ?{}", values.len());
-    };
-    if let Some(from) = filter.from {
-        add("from_agent", Box::new(*from.as_bytes()));
-    }
-    if let Some(to) = filter.to {
-        add("to_agent", Box::new(*to.as_bytes()));
-    }
-    if let Some(kind) = &filter.kind {
-        add("kind", Box::new(kind.clone()));
-    }
-    if let Some(status) = filter.status {
-        add("status", Box::new(status.as_str()));
-    }
-    let own = match filter.party {
-        Party::Agent(_) => "= ?1",
-        Party::User(_) => "IN (SELECT id FROM agents WHERE owner = ?1)",
-    };
-    let (counting, listing) =
-        message_lists(own, &conditions, COUNTED_MAX, |at| format!("?{at}"), values.len());
-    let total = c
-        .prepare_cached(&counting)
-        .and_then(|mut s| s.query_row(params_from_iter(values.iter()), |row| row.get::<_, u64>(0)))
-        .map_err(sql_error)?;
-    values.push(Box::new(place_after(request)));
-    values.push(Box::new(page_rows(request)));
-    let items = c
-        .prepare_cached(&listing)
-        .and_then(|mut s| {
-            s.query_map(params_from_iter(values.iter()), read_mail_row)?.collect::<rusqlite::Result<Vec<_>>>()
-        })
-        .map_err(sql_error)?;
-    let page = page(items, request.limit, total, |mail| place_bytes(mail.seq));
-    let items = page.items.into_iter().map(|mail| mail.message).collect();
-    Ok(Page { items, total: page.total, next: page.next })
+/// By the index of what waits: SQLite takes that of all a recipient ever got for as good, because it is narrower.
+fn fetching() -> String {
+    format!(
+        "SELECT {MESSAGE_COLUMNS} FROM messages INDEXED BY messages_open
+         WHERE to_agent = ?1 AND open = 1 AND expires_at > ?2 AND seq NOT IN (SELECT value FROM json_each(?3))
+         ORDER BY seq LIMIT ?4"
+    )
 }
 
 fn fetch(
@@ -202,11 +173,7 @@ fn fetch(
     now: Timestamp,
 ) -> StoreResult<(Vec<Mail>, bool)> {
     let known = Json::of(known);
-    let sql = format!(
-        "SELECT {MESSAGE_COLUMNS} FROM messages
-         WHERE to_agent = ?1 AND open = 1 AND expires_at > ?2 AND seq NOT IN (SELECT value FROM json_each(?3))
-         ORDER BY seq LIMIT ?4"
-    );
+    let sql = fetching();
     let (mut found, full) = {
         let mut statement = c.prepare_cached(&sql).map_err(sql_error)?;
         let parameters = params![to.as_bytes(), now.unix_ms(), known.as_str(), whole(rows_max)];
@@ -291,11 +258,21 @@ fn fail(c: &Connection, to: AgentId, seqs: &[u64], now: Timestamp) -> StoreResul
         let Some(mail) = open_mail(c, to, *seq)?.filter(|mail| mail.message.retries >= RETRIES_MAX) else {
             continue;
         };
-        execute(c, "UPDATE messages SET status = 'failed', open = 0 WHERE seq = ?1", &[&whole(*seq)])?;
+        let sql = "UPDATE messages SET status = 'failed', lost = 'failed', open = 0 WHERE seq = ?1";
+        execute(c, sql, &[&whole(*seq)])?;
         webhooks::queue_all(c, || vec![Happening::of_dead_letter(&mail.message, now)])?;
         failed.push(Outcome::of(&Message { status: MessageStatus::Failed, ..mail.message }, true));
     }
     Ok(failed)
+}
+
+fn requeue(c: &Connection, to: AgentId, pushed: &[Attempt]) -> StoreResult<()> {
+    let sql = "UPDATE messages SET status = 'queued', retries = 0, delivered_at = NULL
+               WHERE seq = ?1 AND to_agent = ?2 AND open = 1 AND status = 'delivered' AND retries = ?3";
+    for attempt in pushed {
+        execute(c, sql, &[&whole(attempt.seq), to.as_bytes(), &attempt.retries])?;
+    }
+    Ok(())
 }
 
 fn redeliver(c: &Connection, id: MessageId, now: Timestamp) -> StoreResult<Message> {
@@ -303,8 +280,7 @@ fn redeliver(c: &Connection, id: MessageId, now: Timestamp) -> StoreResult<Messa
     if mail.message.status != MessageStatus::Failed || mail.message.expires_at <= now {
         return Err(StoreError::Conflict);
     }
-    let sql =
-        "UPDATE messages SET status = 'queued', open = 1, retries = 0, delivered_at = NULL WHERE seq = ?1";
+    let sql = "UPDATE messages SET status = 'queued', lost = NULL, open = 1, retries = 0, delivered_at = NULL WHERE seq = ?1";
     execute(c, sql, &[&whole(mail.seq)])?;
     Ok(Message { status: MessageStatus::Queued, retries: 0, delivered_at: None, ..mail.message })
 }
@@ -325,9 +301,12 @@ fn expire(c: &Connection, now: Timestamp, rows_max: usize) -> StoreResult<(usize
     for mail in &due {
         let status = mail.message.status.when_over(mail.message.guarantee);
         let sql =
-            "UPDATE messages SET status = ?1, open = 0, payload = NULL, signature = NULL, once_key = NULL,
-                       once_hash = NULL WHERE seq = ?2";
-        execute(c, sql, &[&status.as_str(), &whole(mail.seq)])?;
+            "UPDATE messages SET status = ?1, lost = ?2, open = 0, payload = NULL, signature = NULL, once_key = NULL,
+                       once_hash = NULL WHERE seq = ?3";
+        execute(c, sql, &[&status.as_str(), &lost(status), &whole(mail.seq)])?;
+        if mail.message.kind == TASK_HANDOFF {
+            handoffs::decline(c, mail.message.id, Some(NOT_ANSWERED), false, now)?;
+        }
         if status != mail.message.status {
             expired.push(Outcome { status, ..Outcome::of(&mail.message, true) });
         }
@@ -366,7 +345,7 @@ impl MessageStore for SqliteStore {
     }
 
     async fn messages(&self, filter: MessageFilter, page: PageRequest) -> StoreResult<Page<Message>> {
-        self.read(move |c| list(c, &filter, &page)).await
+        self.read(move |c| lists::list(c, &filter, &page)).await
     }
 
     async fn fetch_mail(
@@ -396,18 +375,16 @@ impl MessageStore for SqliteStore {
         self.write(move |c| fail(c, to, &seqs, now)).await
     }
 
+    async fn requeue_mail(&self, to: AgentId, pushed: Vec<Attempt>) -> StoreResult<()> {
+        self.write(move |c| requeue(c, to, &pushed)).await
+    }
+
     async fn redeliver_message(&self, id: MessageId, now: Timestamp) -> StoreResult<Message> {
         self.write(move |c| redeliver(c, id, now)).await
     }
 
-    async fn waiting_mail(&self, to: AgentId, most: usize) -> StoreResult<usize> {
-        self.read(move |c| {
-            let sql =
-                "SELECT count(*) FROM (SELECT 1 FROM messages WHERE to_agent = ?1 AND open = 1 LIMIT ?2)";
-            let waiting = count(c, sql, &[to.as_bytes(), &whole(most)])?;
-            Ok(usize::try_from(waiting).unwrap_or(usize::MAX))
-        })
-        .await
+    async fn waiting_mail(&self, to: AgentId, most: usize, heavy: (usize, usize)) -> StoreResult<Waiting> {
+        self.read(move |c| lists::waiting(c, to, most, heavy)).await
     }
 
     async fn expire_messages(&self, now: Timestamp, rows_max: usize) -> StoreResult<(usize, Vec<Outcome>)> {

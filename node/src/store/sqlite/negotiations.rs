@@ -12,9 +12,10 @@ use muster_protocol::time::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 
-use super::columns::{amount, count, id_bytes, json, optional_id, rows, time};
+use super::columns::{amount, count, id_bytes, json, listed, optional_id, rows, time};
 use super::{SqliteStore, sql_error};
-use crate::store::sql::{AGREEMENT_COLUMNS, NEGOTIATION_COLUMNS, before, page, page_rows, whole};
+use crate::store::lists::{self, Dialect};
+use crate::store::sql::{AGREEMENT_COLUMNS, NEGOTIATION_COLUMNS, whole};
 
 #[async_trait]
 impl NegotiationStore for SqliteStore {
@@ -158,26 +159,9 @@ fn negotiation(c: &Connection, id: NegotiationId) -> StoreResult<Negotiation> {
     c.prepare_cached(&sql).and_then(|mut s| s.query_row([id.as_bytes()], read_negotiation)).map_err(sql_error)
 }
 
-/// Which rows a [`NegotiationFilter`] means; parameters 1 to 3.
-const FILTER: &str = "(?1 IS NULL OR client = ?1 OR provider = ?1)
-    AND (?2 IS NULL OR client IN (SELECT id FROM agents WHERE owner = ?2)
-        OR provider IN (SELECT id FROM agents WHERE owner = ?2))
-    AND (?3 IS NULL OR status = ?3)";
-
 fn list(c: &Connection, filter: &NegotiationFilter, request: &PageRequest) -> StoreResult<Page<Negotiation>> {
-    let agent = filter.agent.map(|agent| *agent.as_bytes());
-    let user = filter.user.map(|user| *user.as_bytes());
-    let status = filter.status.map(Status::as_str);
-    let sql = format!("SELECT count(*) FROM negotiations WHERE {FILTER}");
-    let total = count(c, &sql, &[&agent, &user, &status])?;
-    let sql = format!(
-        "SELECT {NEGOTIATION_COLUMNS} FROM negotiations WHERE {FILTER} AND listed_as < ?4
-         ORDER BY listed_as DESC LIMIT ?5"
-    );
-    let parameters: [&dyn rusqlite::ToSql; 5] =
-        [&agent, &user, &status, &before(request), &page_rows(request)];
-    let items = rows(c, &sql, &parameters, read_negotiation)?;
-    Ok(page(items, request.limit, total, |negotiation| *negotiation.listed_as.as_bytes()))
+    let list = lists::negotiations(Dialect::Sqlite, filter);
+    listed(c, &list, (request, 0), read_negotiation, |negotiation| *negotiation.listed_as.as_bytes())
 }
 
 fn change(

@@ -9,16 +9,24 @@ use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::Happening;
 use rusqlite::{Connection, Row, params};
 
-use super::columns::{count, id_bytes, rows};
+use super::columns::{count, exists, id_bytes, listed, rows};
 use super::{SqliteStore, ledger, sql_error, webhooks};
-use crate::store::sql::{before, page, page_rows, whole, written};
+use crate::store::lists::{self, Dialect};
+use crate::store::sql::{whole, written};
 
 fn read_channel(row: &Row<'_>) -> rusqlite::Result<Channel> {
     let document: String = row.get(0)?;
     serde_json::from_str(&document).map_err(|_| rusqlite::Error::InvalidQuery)
 }
 
-fn create(c: &Connection, channel: &Channel, entry: Option<&Entry>) -> StoreResult<()> {
+fn create(c: &Connection, channel: &Channel, entry: Option<&Entry>, live_max: usize) -> StoreResult<()> {
+    let sql = "SELECT count(*) FROM payment_channels INDEXED BY payment_channels_live
+        WHERE agent_a = ?1 AND status IN ('pending', 'open', 'disputed')";
+    // A channel that is there already says so, whatever the bound.
+    if count(c, sql, &[channel.agent_a.as_bytes()])? >= live_max as u64 {
+        let is_there = exists(c, "SELECT 1 FROM payment_channels WHERE id = ?1", &[channel.id.as_bytes()])?;
+        return Err(if is_there { StoreError::AlreadyExists } else { StoreError::LimitReached });
+    }
     c.prepare_cached(
         "INSERT INTO payment_channels
             (id, version, status, agent_a, agent_b, balance_a, balance_b, nonce, due_at, document)
@@ -49,21 +57,13 @@ fn channel(c: &Connection, id: PaymentChannelId) -> StoreResult<Channel> {
 }
 
 fn channels(c: &Connection, agent: AgentId, request: &PageRequest) -> StoreResult<Page<Channel>> {
-    let agent = agent.as_bytes();
-    let sql = "SELECT count(*) FROM payment_channels WHERE agent_a = ?1 OR agent_b = ?1";
-    let total = count(c, sql, &[agent])?;
-    let sql = "SELECT document FROM payment_channels WHERE (agent_a = ?1 OR agent_b = ?1) AND id < ?2
-        ORDER BY id DESC LIMIT ?3";
-    let items = rows(c, sql, &[agent, &before(request), &page_rows(request)], read_channel)?;
-    Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
+    let list = lists::channels(Dialect::Sqlite, Some(agent), None);
+    listed(c, &list, (request, 0), read_channel, |channel| *channel.id.as_bytes())
 }
 
 fn channels_in(c: &Connection, status: ChannelStatus, request: &PageRequest) -> StoreResult<Page<Channel>> {
-    let status = status.as_str();
-    let total = count(c, "SELECT count(*) FROM payment_channels WHERE status = ?1", &[&status])?;
-    let sql = "SELECT document FROM payment_channels WHERE status = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
-    let items = rows(c, sql, &[&status, &before(request), &page_rows(request)], read_channel)?;
-    Ok(page(items, request.limit, total, |channel| *channel.id.as_bytes()))
+    let list = lists::channels(Dialect::Sqlite, None, Some(status));
+    listed(c, &list, (request, 0), read_channel, |channel| *channel.id.as_bytes())
 }
 
 fn save(c: &Connection, version: u64, channel: &Channel, entry: Option<&Entry>) -> StoreResult<()> {
@@ -102,8 +102,13 @@ fn due(c: &Connection, now: Timestamp, limit: usize) -> StoreResult<Vec<PaymentC
 
 #[async_trait]
 impl PaymentStore for SqliteStore {
-    async fn create_payment_channel(&self, channel: Channel, entry: Option<Entry>) -> StoreResult<()> {
-        self.write(move |c| create(c, &channel, entry.as_ref())).await
+    async fn create_payment_channel(
+        &self,
+        channel: Channel,
+        entry: Option<Entry>,
+        live_max: usize,
+    ) -> StoreResult<()> {
+        self.write(move |c| create(c, &channel, entry.as_ref(), live_max)).await
     }
 
     async fn payment_channel(&self, id: PaymentChannelId) -> StoreResult<Channel> {

@@ -20,6 +20,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/sqlite/0010_webhooks.sql"),
     include_str!("../migrations/sqlite/0011_teams.sql"),
     include_str!("../migrations/sqlite/0012_handoffs.sql"),
+    include_str!("../migrations/sqlite/0013_lists.sql"),
+    include_str!("../migrations/sqlite/0014_queues.sql"),
 ];
 
 /// Brings the database to the newest version.
@@ -60,5 +62,27 @@ mod tests {
         connection.pragma_update(None, "user_version", MIGRATIONS.len() + 1).unwrap();
         let error = migrate(&mut connection).unwrap_err();
         assert!(error.to_string().contains("use a newer one"), "{error}");
+    }
+
+    #[test]
+    fn hirings_of_before_have_the_state_of_their_task() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        apply(&mut connection, &MIGRATIONS[..12], |_| {}).unwrap();
+        connection
+            .execute_batch(
+                "PRAGMA foreign_keys = OFF;
+                 INSERT INTO tasks (id, status, client, provider, capability, input, hiring, created_at, updated_at)
+                 VALUES (zeroblob(16), 'failed', x'01', x'02', 'code', '{}', x'03', 1, 1);
+                 INSERT INTO hirings (id, client, agent, agent_did, task, created_at, updated_at)
+                 VALUES (x'03', x'01', x'02', 'did', zeroblob(16), 1, 1);",
+            )
+            .unwrap();
+        migrate(&mut connection).unwrap();
+        let status = |c: &Connection| -> String {
+            c.query_row("SELECT status FROM hirings", [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(status(&connection), "failed");
+        connection.execute("UPDATE tasks SET status = 'cancelled'", []).unwrap();
+        assert_eq!(status(&connection), "cancelled", "whoever changes the task");
     }
 }

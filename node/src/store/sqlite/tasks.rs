@@ -16,11 +16,12 @@ use rusqlite::{Connection, Row, params};
 
 use super::agents::count_outcome;
 use super::columns::{
-    amount, count, exists, id_bytes, json, optional_amount, optional_id, optional_json, optional_time, rows,
-    time,
+    amount, count, exists, id_bytes, json, listed, optional_amount, optional_id, optional_json,
+    optional_time, rows, time,
 };
 use super::{ledger, sql_error, streams, webhooks};
-use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, before, page, page_rows, whole};
+use crate::store::lists::{self, Dialect};
+use crate::store::sql::{NOTE_COLUMNS, TASK_COLUMNS, whole};
 
 fn read_task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let broken = || rusqlite::Error::InvalidQuery;
@@ -146,33 +147,10 @@ pub fn task_of_request(c: &Connection, request: RequestHash) -> StoreResult<Task
     c.prepare_cached(&sql).and_then(|mut s| s.query_row([request], read_task)).map_err(sql_error)
 }
 
-/// Which rows a [`TaskFilter`] means; parameters ?1 to ?5.
-const TASK_FILTER: &str = "(?1 IS NULL OR client = ?1 OR provider = ?1)
-    AND (?2 IS NULL OR client_owner = ?2 OR provider IN (SELECT id FROM agents WHERE owner = ?2))
-    AND (?3 IS NULL OR status = ?3)
-    AND (?4 IS NULL OR provider = ?4)
-    AND (?5 IS NULL OR client = ?5)";
-
 /// Tasks, newest first.
 pub fn tasks(c: &Connection, filter: &TaskFilter, request: &PageRequest) -> StoreResult<Page<Task>> {
-    let (agent, user, status, provider, client) = (
-        filter.agent.map(|id| *id.as_bytes()),
-        filter.user.map(|id| *id.as_bytes()),
-        filter.status.map(TaskStatus::as_str),
-        filter.provider.map(|id| *id.as_bytes()),
-        filter.client.map(|id| *id.as_bytes()),
-    );
-    let sql = format!("SELECT count(*) FROM tasks WHERE {TASK_FILTER}");
-    let total = count(c, &sql, &[&agent, &user, &status, &provider, &client])?;
-    let sql =
-        format!("SELECT {TASK_COLUMNS} FROM tasks WHERE {TASK_FILTER} AND id < ?6 ORDER BY id DESC LIMIT ?7");
-    let items = rows(
-        c,
-        &sql,
-        &[&agent, &user, &status, &provider, &client, &before(request), &page_rows(request)],
-        read_task,
-    )?;
-    Ok(page(items, request.limit, total, |task| *task.id.as_bytes()))
+    let list = lists::tasks(Dialect::Sqlite, filter);
+    listed(c, &list, (request, 0), read_task, |task| *task.id.as_bytes())
 }
 
 /// Ends a task.
@@ -231,7 +209,9 @@ pub fn reassign_task(c: &Connection, reassign: &Reassign) -> StoreResult<Task> {
         .and_then(|mut s| s.execute(params![provider.as_bytes(), now.unix_ms(), hiring.as_bytes()]))
         .map_err(sql_error)?;
     }
-    task(c, id)
+    let given = task(c, id)?;
+    webhooks::queue_reassigned(c, &given, before.provider)?;
+    Ok(given)
 }
 
 /// Moves a pending task to in progress; one that has begun stays as it is: what begins it may come by several ways.
@@ -339,10 +319,8 @@ pub fn notes_of_hiring(c: &Connection, hiring: HiringId, notes_max: usize) -> St
     Ok(newest)
 }
 
-/// A hiring with the state of its task.
-const HIRINGS: &str =
-    "SELECT h.id, h.user, h.client, h.agent, h.agent_did, h.task, t.status, h.created_at, h.updated_at
-    FROM hirings h JOIN tasks t ON t.id = h.task";
+/// Of a hiring; its state is that of its task, which triggers copy.
+const HIRING_COLUMNS: &str = "id, user, client, agent, agent_did, task, status, created_at, updated_at";
 
 fn read_hiring(row: &Row<'_>) -> rusqlite::Result<Hiring> {
     let status: String = row.get(6)?;
@@ -362,29 +340,14 @@ fn read_hiring(row: &Row<'_>) -> rusqlite::Result<Hiring> {
 
 /// A hiring.
 pub fn hiring(c: &Connection, id: HiringId) -> StoreResult<Hiring> {
-    let sql = format!("{HIRINGS} WHERE h.id = ?1");
+    let sql = format!("SELECT {HIRING_COLUMNS} FROM hirings WHERE id = ?1");
     c.prepare_cached(&sql).and_then(|mut s| s.query_row([id.as_bytes()], read_hiring)).map_err(sql_error)
 }
 
-/// Which rows a [`HiringFilter`] means; parameters ?1 to ?3.
-const HIRING_FILTER: &str =
-    "(?1 IS NULL OR h.user = ?1 OR h.agent IN (SELECT id FROM agents WHERE owner = ?1))
-    AND (?2 IS NULL OR h.client = ?2 OR h.agent = ?2)
-    AND (?3 IS NULL OR t.status = ?3)";
-
 /// Hirings, newest first.
 pub fn hirings(c: &Connection, filter: &HiringFilter, request: &PageRequest) -> StoreResult<Page<Hiring>> {
-    let (user, agent, status) = (
-        filter.user.map(|id| *id.as_bytes()),
-        filter.agent.map(|id| *id.as_bytes()),
-        filter.status.map(|status| status.task_status().as_str()),
-    );
-    let sql = format!("SELECT count(*) FROM hirings h JOIN tasks t ON t.id = h.task WHERE {HIRING_FILTER}");
-    let total = count(c, &sql, &[&user, &agent, &status])?;
-    let sql = format!("{HIRINGS} WHERE {HIRING_FILTER} AND h.id < ?4 ORDER BY h.id DESC LIMIT ?5 OFFSET ?6");
-    let (before, limit) = (before(request), page_rows(request));
-    let items = rows(c, &sql, &[&user, &agent, &status, &before, &limit, &filter.skip], read_hiring)?;
-    Ok(page(items, request.limit, total, |hiring| *hiring.id.as_bytes()))
+    let list = lists::hirings(Dialect::Sqlite, HIRING_COLUMNS, "user", filter);
+    listed(c, &list, (request, filter.skip), read_hiring, |hiring| *hiring.id.as_bytes())
 }
 
 /// Gives a failed or cancelled hiring a new task.

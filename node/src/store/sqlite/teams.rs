@@ -6,7 +6,7 @@ use muster_protocol::ids::{AgentId, EntryId, TeamId};
 use muster_protocol::json::Json;
 use muster_protocol::team::{Entry, EntryKind, Team};
 use muster_protocol::time::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::{count, id_bytes, json, rows, time};
 use super::{SqliteStore, sql_error};
@@ -22,8 +22,8 @@ impl TeamStore for SqliteStore {
         self.read(move |c| team(c, id)).await
     }
 
-    async fn save_team(&self, team: Team, entries: Vec<Entry>, entries_max: usize) -> StoreResult<()> {
-        self.write(move |c| save(c, &team, &entries, entries_max)).await
+    async fn save_team(&self, team: Team, entries: Vec<Entry>, most: (usize, usize)) -> StoreResult<()> {
+        self.write(move |c| save(c, &team, &entries, most)).await
     }
 
     async fn teams_of(&self, agent: AgentId, page: PageRequest) -> StoreResult<Page<Team>> {
@@ -99,7 +99,7 @@ fn team(c: &Connection, id: TeamId) -> StoreResult<Team> {
         .map_err(sql_error)
 }
 
-fn save(c: &Connection, new: &Team, entries: &[Entry], entries_max: usize) -> StoreResult<()> {
+fn save(c: &Connection, new: &Team, entries: &[Entry], most: (usize, usize)) -> StoreResult<()> {
     let old = team(c, new.id)?;
     if old.version + 1 != new.version {
         return Err(StoreError::Conflict);
@@ -133,13 +133,42 @@ fn save(c: &Connection, new: &Team, entries: &[Entry], entries_max: usize) -> St
         })
         .map_err(sql_error)?;
     }
-    if !entries.is_empty() {
+    if entries.is_empty() { Ok(()) } else { forget(c, new.id, entries, most) }
+}
+
+/// Counts what a team keeps with what has come, and forgets the oldest of it beyond so many and so many bytes.
+fn forget(
+    c: &Connection,
+    team: TeamId,
+    new: &[Entry],
+    (rows_max, bytes_max): (usize, usize),
+) -> StoreResult<()> {
+    let add = |entries: i64, bytes: i64| {
         c.prepare_cached(
-            "DELETE FROM team_entries WHERE team = ?1 AND id <=
-                (SELECT id FROM team_entries WHERE team = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+            "UPDATE teams SET entries = entries + ?1, entry_bytes = entry_bytes + ?2 WHERE id = ?3
+             RETURNING entries, entry_bytes",
         )
-        .and_then(|mut s| s.execute(params![new.id.as_bytes(), whole::<usize>(entries_max)]))
-        .map_err(sql_error)?;
+        .and_then(|mut s| {
+            s.query_row(params![entries, bytes, team.as_bytes()], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            })
+        })
+        .map_err(sql_error)
+    };
+    let bytes: usize = new.iter().map(|entry| entry.body.as_bytes().len()).sum();
+    let mut kept = add(whole(new.len()), whole(bytes))?;
+    let over = |kept: (i64, i64)| kept.0 > whole(rows_max) || kept.1 > whole(bytes_max);
+    // The newest always stays.
+    while over(kept) && kept.0 > 1 {
+        let forgotten: Option<i64> = c
+            .prepare_cached(
+                "DELETE FROM team_entries WHERE team = ?1 AND id = (SELECT min(id) FROM team_entries WHERE team = ?1)
+                 RETURNING length(CAST(body AS BLOB))",
+            )
+            .and_then(|mut s| s.query_row([team.as_bytes()], |row| row.get(0)).optional())
+            .map_err(sql_error)?;
+        let Some(bytes) = forgotten else { break };
+        kept = add(-1, -bytes)?;
     }
     Ok(())
 }

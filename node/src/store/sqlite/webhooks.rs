@@ -10,7 +10,7 @@ use muster_protocol::ledger::Entry;
 use muster_protocol::task::Task;
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::{
-    ATTEMPTS_KEPT, Attempted, Delivery, Events, Happening, Next, WAITING_MAX, Webhook,
+    ATTEMPTS_KEPT, Attempted, Delivery, Events, Happening, Next, PART_MAX, Webhook, part_of,
 };
 use rusqlite::{Connection, Row, params};
 
@@ -97,6 +97,11 @@ pub fn queue_entry(c: &Connection, entry: &Entry) -> StoreResult<()> {
     queue_all(c, || Happening::of_entry(entry).into_iter().collect())
 }
 
+/// The same of a task that was given to another provider.
+pub fn queue_reassigned(c: &Connection, task: &Task, before: AgentId) -> StoreResult<()> {
+    queue_all(c, || Happening::of_reassignment(task, before))
+}
+
 /// Queues what happened, if anybody has a webhook at all: it is made only then.
 pub fn queue_all(c: &Connection, happened: impl FnOnce() -> Vec<Happening>) -> StoreResult<()> {
     if !exists(c, "SELECT 1 FROM webhooks LIMIT 1", &[])? {
@@ -140,14 +145,16 @@ pub fn queue(c: &Connection, happening: &Happening) -> StoreResult<()> {
     Ok(())
 }
 
+/// Looks at one part of what waits, however much there is: this runs in the transactions of tasks and of money.
+const INSERT: &str = "INSERT OR IGNORE INTO deliveries (id, webhook, event, data, created_at, due_at)
+    SELECT ?1, w.id, ?3, ?4, ?5, ?5 FROM webhooks w WHERE w.id = ?2 AND w.disabled_at IS NULL
+    AND (SELECT count(*) FROM (SELECT 1 FROM deliveries d WHERE d.webhook = ?2 AND d.id BETWEEN ?7 AND ?8 LIMIT ?6)) < ?6";
+
 /// Whether there was a place for it.
 fn insert(c: &Connection, webhook: WebhookId, delivery: &Delivery) -> StoreResult<bool> {
+    let (first, last) = part_of(delivery.id);
     let inserted = c
-        .prepare_cached(
-            "INSERT OR IGNORE INTO deliveries (id, webhook, event, data, created_at, due_at)
-             SELECT ?1, ?2, ?3, ?4, ?5, ?5
-             WHERE (SELECT count(*) FROM (SELECT 1 FROM deliveries WHERE webhook = ?2 LIMIT ?6)) < ?6",
-        )
+        .prepare_cached(INSERT)
         .and_then(|mut s| {
             s.execute(params![
                 delivery.id.as_bytes(),
@@ -155,16 +162,26 @@ fn insert(c: &Connection, webhook: WebhookId, delivery: &Delivery) -> StoreResul
                 delivery.event,
                 delivery.data.as_str(),
                 delivery.created_at.unix_ms(),
-                whole(WAITING_MAX)
+                whole(PART_MAX),
+                first,
+                last
             ])
         })
         .map_err(sql_error)?;
     Ok(inserted > 0)
 }
 
-const DUE: &str = "SELECT id FROM webhooks w WHERE disabled_at IS NULL AND leased_until <= ?1
-    AND EXISTS (SELECT 1 FROM deliveries d WHERE d.webhook = w.id AND d.due_at <= ?1)
-    ORDER BY claimed_at LIMIT ?2";
+/// Goes from one webhook for which something waits to the next by the index, and looks at no other, and at one delivery of each.
+const DUE: &str = "WITH RECURSIVE waited (webhook) AS (
+        SELECT min(webhook) FROM deliveries
+        UNION ALL
+        SELECT (SELECT min(d.webhook) FROM deliveries d WHERE d.webhook > waited.webhook) FROM waited
+        WHERE waited.webhook IS NOT NULL
+    )
+    SELECT w.id FROM waited CROSS JOIN webhooks w ON w.id = waited.webhook
+    WHERE w.disabled_at IS NULL AND w.leased_until <= ?1
+        AND EXISTS (SELECT 1 FROM deliveries d WHERE d.webhook = w.id AND d.due_at <= ?1)
+    ORDER BY w.claimed_at LIMIT ?2";
 
 fn due(c: &Connection, now: Timestamp, limit: usize) -> StoreResult<Vec<[u8; 16]>> {
     rows(c, DUE, &[&now.unix_ms(), &whole(limit)], |row| id_bytes(row, 0))
@@ -340,5 +357,39 @@ impl WebhookStore for SqliteStore {
 
     async fn attempts_of(&self, webhook: WebhookId, limit: usize) -> StoreResult<Vec<AttemptEntry>> {
         self.read(move |c| attempts(c, webhook, limit)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::schema::migrate;
+
+    /// What reading goes over, as SQLite says it.
+    fn plan(c: &Connection, sql: &str, parameters: usize) -> Vec<String> {
+        let values = vec![rusqlite::types::Value::Integer(1); parameters];
+        let mut statement = c.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let rows = statement.query_map(rusqlite::params_from_iter(values), |row| row.get(3)).unwrap();
+        rows.collect::<rusqlite::Result<_>>().unwrap()
+    }
+
+    /// R144: neither looking for what is due nor telling of an event reads all that waits, or all webhooks.
+    #[test]
+    fn what_is_due_and_whether_there_is_room_are_found_by_indexes() {
+        let mut c = Connection::open_in_memory().unwrap();
+        migrate(&mut c).unwrap();
+        for (sql, parameters) in [(DUE, 2), (INSERT, 8)] {
+            let plan = plan(&c, sql, parameters);
+            assert!(plan.iter().any(|step| step.contains("SEARCH d ")), "{plan:#?}");
+            let scans = plan.iter().filter(|step| step.starts_with("SCAN"));
+            // The webhooks that were found, and no table.
+            assert!(
+                scans
+                    .clone()
+                    .all(|step| ["SCAN waited", "SCAN 1", "SCAN CONSTANT ROW"].contains(&step.as_str())
+                        || step.starts_with("SCAN (")),
+                "{plan:#?}"
+            );
+        }
     }
 }

@@ -85,7 +85,11 @@ fn plain(time: Duration, together: u64) -> Measured {
 }
 
 fn node() -> (Node, Vec<Agent>, Vec<Agent>) {
-    let mut node = Node::start(&["limits.mailbox_messages_max=100000000"]);
+    let mut node = Node::start(&[
+        "limits.mailbox_messages_max=100000000",
+        "limits.mailbox_bytes_max=100000000000",
+        "limits.mailbox_sender_percent=100",
+    ]);
     let (senders, recipients) = (node.agents(SENDERS), node.agents(RECIPIENTS));
     (node, senders, recipients)
 }
