@@ -1,6 +1,8 @@
 //! Documents made from the code's own tables: what is served, what is checked in under `docs/`, and what a test compares
 //! are the same bytes.
 
+mod settings;
+
 use std::fmt::Write;
 
 use muster_protocol::catalog::{EventEntry, TOPICS, TopicEntry};
@@ -8,13 +10,10 @@ use muster_protocol::error_code::ErrorCode;
 use muster_protocol::websocket::CloseCode;
 use serde_json::{Map, Value, json};
 
-use crate::config::Config;
-
 /// The REST endpoints, as OpenAPI.
 #[must_use]
 pub fn openapi() -> String {
-    let document = serde_json::to_value(crate::http::rest::document()).unwrap_or_default();
-    pretty(&document)
+    pretty(&crate::http::rest::document())
 }
 
 /// The sockets, topics and events, as AsyncAPI 3.
@@ -23,18 +22,20 @@ pub fn asyncapi() -> String {
     let mut channels = Map::new();
     let mut operations = Map::new();
     for topic in TOPICS {
-        let name = topic.pattern.split(['{', ':']).next().unwrap_or_default().to_owned();
+        let name = channel_name(topic.pattern);
         let mut messages = Map::new();
         for (direction, events) in [("receive", topic.inbound), ("send", topic.outbound)] {
             for event in events {
-                messages.insert(event.name.to_owned(), message(event));
+                // An event may go both ways, with another payload each.
+                let key = format!("{direction}.{}", event.name);
+                messages.insert(key.clone(), message(event));
                 let operation = json!({
                     "action": direction,
                     "channel": { "$ref": format!("#/channels/{name}") },
                     "summary": event.description,
-                    "messages": [{ "$ref": format!("#/channels/{name}/messages/{}", event.name) }],
+                    "messages": [{ "$ref": format!("#/channels/{name}/messages/{key}") }],
                 });
-                operations.insert(format!("{name}.{direction}.{}", event.name), operation);
+                operations.insert(format!("{name}.{key}"), operation);
             }
         }
         channels.insert(name, channel(topic, messages));
@@ -45,7 +46,9 @@ pub fn asyncapi() -> String {
             "title": "Muster",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Phoenix channels: each topic below is joined on a socket, with the Phoenix V1 or V2 \
-                serializer, by WebSocket or by long-poll. Pushes are answered by phx_reply; a refusal holds `reason`, one of `x-error-reasons`.",
+                serializer, by WebSocket or by long-poll. A message `receive.…` is what a client pushes, `send.…` what the \
+                server pushes: an event of one name may go both ways. Pushes are answered by phx_reply with `x-reply`; a \
+                refusal holds `reason`, one of `x-error-reasons`.",
         },
         "channels": channels,
         "operations": operations,
@@ -54,6 +57,12 @@ pub fn asyncapi() -> String {
             .map(|code| json!({ "code": code.number(), "meaning": code.meaning() }))
             .collect::<Vec<_>>(),
     }))
+}
+
+/// `analytics:agent:{agent_id}` is `analytics.agent`.
+fn channel_name(pattern: &str) -> String {
+    let fixed = pattern.split('{').next().unwrap_or_default();
+    fixed.trim_end_matches(':').replace(':', ".")
 }
 
 fn schema(text: &str) -> Value {
@@ -140,21 +149,6 @@ pub fn errors_markdown() -> String {
     out
 }
 
-/// Every setting with its default, as a configuration file.
-#[must_use]
-pub fn config_reference() -> String {
-    let defaults = toml::to_string_pretty(&Config::default()).unwrap_or_default();
-    format!(
-        "# Configuration\n\nWritten from the code's own defaults by `muster docs`; a test compares them.\n\n\
-         A file given by `--config` or `MUSTER_CONFIG`, then variables (`[http] listen` is `MUSTER_HTTP_LISTEN`), then \
-         flags (`--set http.listen=…`), each over the one before. Unknown names are errors. `muster config` prints what \
-         comes out. What each setting means stands beside it in `node/src/config/mod.rs` and `protocol/src/limits.rs`.\n\n\
-         Absent by default: `http.tls_certificate`, `http.tls_key` (PEM files; both serve TLS), `http.metrics_listen` \
-         (an address of its own for `/metrics`), `store.url` (PostgreSQL instead of the embedded store; shown without its \
-         password), `store.tls_ca` (PEM file by which the database's server is verified).\n\n```toml\n{defaults}```\n"
-    )
-}
-
 /// Every document, by its path in the repository.
 #[must_use]
 pub fn all() -> Vec<(&'static str, String)> {
@@ -162,7 +156,7 @@ pub fn all() -> Vec<(&'static str, String)> {
         ("docs/openapi.json", openapi()),
         ("docs/asyncapi.json", asyncapi()),
         ("docs/errors.md", errors_markdown()),
-        ("docs/configuration.md", config_reference()),
+        ("docs/configuration.md", settings::reference()),
     ]
 }
 
@@ -182,5 +176,40 @@ mod tests {
             let checked_in = std::fs::read_to_string(root.join(path)).unwrap_or_default();
             assert!(checked_in == text, "{path} is out of date: run `cargo run -- docs`");
         }
+    }
+
+    /// No topic takes the place of another, and what goes both ways has both payloads, and the reply to what is pushed.
+    #[test]
+    fn asyncapi_has_every_topic_and_both_directions() {
+        use muster_protocol::catalog::TOPICS;
+        use serde_json::Value;
+
+        let document: Value = serde_json::from_str(&super::asyncapi()).unwrap();
+        let channels = document["channels"].as_object().unwrap();
+        assert_eq!(channels.len(), TOPICS.len());
+        let mut both = 0;
+        for topic in TOPICS {
+            let found: Vec<&Value> =
+                channels.values().filter(|channel| channel["address"] == topic.pattern).collect();
+            assert_eq!(found.len(), 1, "{}", topic.pattern);
+            let messages = &found[0]["messages"];
+            for event in topic.inbound {
+                let message = &messages[format!("receive.{}", event.name)];
+                assert_eq!(message["name"], event.name);
+                assert_eq!(message["payload"], super::schema(event.payload), "{}", event.name);
+                assert_eq!(message["x-reply"], super::schema(event.reply.unwrap()), "{}", event.name);
+                both += usize::from(topic.outbound.iter().any(|other| other.name == event.name));
+            }
+            for event in topic.outbound {
+                let message = &messages[format!("send.{}", event.name)];
+                assert_eq!(message["payload"], super::schema(event.payload), "{}", event.name);
+            }
+        }
+        assert!(both >= 8, "{both}");
+        for (name, operation) in document["operations"].as_object().unwrap() {
+            let message = operation["messages"][0]["$ref"].as_str().unwrap().trim_start_matches('#');
+            assert!(document.pointer(message).is_some(), "{name}: {message}");
+        }
+        assert!(!super::asyncapi().contains("annex"));
     }
 }

@@ -122,6 +122,7 @@ impl Account {
 /// What an entry is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = LedgerEntryKind)]
 pub enum EntryKind {
     /// The operator put money in.
     Credit,

@@ -70,6 +70,7 @@ impl Side {
 /// Where a negotiation stands. All but the first are final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = NegotiationStatus)]
 pub enum Status {
     /// Offers are made.
     Open,

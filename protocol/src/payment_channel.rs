@@ -188,6 +188,7 @@ mod optional_key_text {
 
 /// What a channel is opened with.
 #[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
+#[schema(as = PaymentChannelRequest)]
 pub struct OpenRequest {
     /// The other side.
     pub counterparty_agent_id: AgentId,

@@ -49,7 +49,7 @@ text_schema! {
     EntryId: Some(KnownFormat::Uuid), "The id of something a team keeps.";
     VoteId: Some(KnownFormat::Uuid), "A vote's id.";
     Timestamp: Some(KnownFormat::DateTime), "ISO-8601, UTC, with milliseconds.";
-    Amount: None, "A decimal amount with at most six fraction digits. Requests may send a JSON number instead.";
+    Amount: None, "A decimal amount with at most six fraction digits.";
     LossyString: None, "Text; lone surrogates become U+FFFD.";
 }
 
@@ -63,3 +63,12 @@ impl PartialSchema for Json {
 }
 
 impl ToSchema for Json {}
+
+/// A value of a time series: a count, an amount, or nothing where there is none.
+pub fn value_of_a_point() -> RefOr<Schema> {
+    let types = [Type::Number, Type::String, Type::Null];
+    ObjectBuilder::new()
+        .schema_type(utoipa::openapi::schema::SchemaType::from_iter(types))
+        .description(Some("A count; an amount as a string; null where there is none."))
+        .into()
+}

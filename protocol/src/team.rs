@@ -75,6 +75,7 @@ pub struct Entry {
 /// Sorts of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = TeamEntryKind)]
 pub enum EntryKind {
     /// Said to everybody.
     Message,

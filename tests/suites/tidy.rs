@@ -216,6 +216,71 @@ fn the_project_stands_alone() {
     none("what lies outside", &problems);
 }
 
+/// A block that is not closed turns the rest of a document into code.
+#[test]
+fn blocks_of_code_are_closed_and_links_lead_somewhere() {
+    let root = root();
+    let mut problems = Vec::new();
+    for (path, text) in files(&["."], &[".md"]) {
+        let mut opened = None;
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim_start();
+            let Some(after) = line.strip_prefix("```") else {
+                // Text that begins a paragraph or heading inside of a block is one that was meant to stand behind it.
+                if let (Some(at), true) = (opened, line.starts_with("## ")) {
+                    problems.push(format!("{path}:{}: a heading inside the block of line {at}", number + 1));
+                }
+                continue;
+            };
+            match opened {
+                None => opened = Some(number + 1),
+                Some(_) if after.trim().is_empty() => opened = None,
+                Some(at) => problems.push(format!("{path}:{}: the block of line {at} is open", number + 1)),
+            }
+        }
+        problems.extend(opened.map(|at| format!("{path}:{at}: the block is not closed")));
+        let folder = root.join(&path).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap();
+            let is_file =
+                !target.is_empty() && !target.contains(':') && !target.contains(char::is_whitespace);
+            if is_file && !folder.join(target).exists() {
+                problems.push(format!("{path}: {link} leads nowhere"));
+            }
+        }
+    }
+    none("documents", &problems);
+}
+
+/// Two types of one name would take each other's place in the OpenAPI document.
+#[test]
+fn every_type_has_a_schema_name_of_its_own() {
+    let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (path, text) in sources() {
+        let lines: Vec<&str> = without_tests(&text).lines().map(str::trim).collect();
+        for (at, line) in lines.iter().enumerate() {
+            if !(line.starts_with("#[derive(") && line.contains("ToSchema")) {
+                continue;
+            }
+            let after = lines[at..].iter();
+            let declared = after
+                .clone()
+                .position(|line| line.starts_with("pub struct ") || line.starts_with("pub enum "));
+            let declared = declared.unwrap_or_else(|| panic!("{path}:{}: derives of nothing", at + 1));
+            let given = after.clone().take(declared).find_map(|line| line.strip_prefix("#[schema(as = "));
+            let name = given.and_then(|rest| rest.split([')', ',']).next()).unwrap_or_else(|| {
+                let declared = lines[at + declared].split(' ').nth(2).unwrap();
+                declared.split(['<', '(', ';']).next().unwrap()
+            });
+            names.entry(name.to_owned()).or_default().push(path.clone());
+        }
+    }
+    assert!(names.len() > 100, "{}", names.len());
+    let twice = names.iter().filter(|(_, paths)| paths.len() > 1);
+    let problems: Vec<String> = twice.map(|(name, paths)| format!("{name}: {}", paths.join(", "))).collect();
+    none("types of one name in the OpenAPI document", &problems);
+}
+
 /// Where the tests of each requirement are, by the numbers in their titles.
 fn tests_by_requirement() -> BTreeMap<String, Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();

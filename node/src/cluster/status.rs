@@ -12,6 +12,7 @@ use super::transport::TransportStatus;
 
 /// The cluster as this node sees it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ClusterStatus)]
 pub struct Status {
     /// Name of the cluster.
     pub cluster: String,

@@ -104,6 +104,12 @@ fn known_names() -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
     Ok(names)
 }
 
+/// Every setting by its name in the file, such as `http.listen`.
+#[cfg(test)]
+pub(crate) fn setting_names() -> Result<Vec<String>, ConfigError> {
+    Ok(known_names()?.into_values().map(|path| path.join(".")).collect())
+}
+
 /// A TOML value where the text is one, otherwise the text.
 fn value_of(text: &str) -> Value {
     let parsed: Result<Table, _> = format!("value = {text}").parse();

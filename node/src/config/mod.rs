@@ -19,6 +19,8 @@ use muster_protocol::webhook::WebhookSettings;
 use serde::{Deserialize, Serialize};
 
 pub use self::cluster::{ClusterConfig, RedisUrl, TransportChoice};
+#[cfg(test)]
+pub(crate) use self::layers::setting_names;
 pub use self::layers::{Sources, combine, load};
 pub use self::store_url::StoreUrl;
 use crate::http::addresses::Networks;

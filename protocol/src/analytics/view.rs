@@ -87,7 +87,7 @@ pub struct Point {
     /// Beginning of its interval.
     pub t: Timestamp,
     /// Value.
-    #[schema(value_type = Object)]
+    #[schema(schema_with = crate::schema::value_of_a_point)]
     pub v: serde_json::Value,
 }
 

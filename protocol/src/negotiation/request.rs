@@ -12,6 +12,7 @@ use crate::money::Amount;
 
 /// Begins a negotiation (R134).
 #[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
+#[schema(as = NegotiationRequest)]
 pub struct OpenRequest {
     /// With whom. Without a task the caller is the client and this one the provider.
     #[serde(default)]

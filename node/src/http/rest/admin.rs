@@ -5,12 +5,11 @@ use muster_protocol::agent::AgentStatus;
 use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::{AgentId, CredentialId, TaskId, UserId};
 use muster_protocol::time::Timestamp;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::{Body, Id, Operator, PageParams, Pair, Params, State};
-use super::views::{AgentView, CredentialView, Envelope, Issued, Refusals};
+use super::views::{AgentView, CredentialView, Envelope, Issued, Refusals, Revoked};
 use crate::auth::Terms;
 use crate::cluster::status::Status;
 use crate::http::answer::{Answer, Handled, Refused};
@@ -98,12 +97,12 @@ pub async fn list_tokens(app: State, _: Operator, Id(id): Id<UserId>) -> Handled
 /// Revokes a user's token; its sockets close.
 #[utoipa::path(delete, path = "/api/v1/admin/users/{id}/tokens/{token}",
     params(("id" = UserId, Path, description = "The user."), ("token" = CredentialId, Path, description = "The token's id.")),
-    responses((status = 200), Refusals))]
+    responses((status = 200, body = Envelope<Revoked>), Refusals))]
 pub async fn revoke_token(app: State, _: Operator, Pair(user, token): Pair<UserId, CredentialId>) -> Handled {
     let now = app.core.environment.now();
     let revoked = app.core.store.revoke_credential(Owner::User(user), token, now).await?;
     let closed = app.core.notices.credentials_ended(&revoked, "credential revoked");
-    Answer::ok(&json!({ "revoked": true, "connections_closed": closed }))
+    Answer::ok(&Revoked { revoked: true, connections_closed: Some(closed) })
 }
 
 /// A new status.
@@ -143,16 +142,23 @@ pub async fn show_cluster(app: State, _: Operator) -> Handled {
     Answer::ok(&status)
 }
 
+/// That a stream was crashed.
+#[derive(Serialize, ToSchema)]
+pub struct Crashed {
+    /// Always true.
+    crashed: bool,
+}
+
 /// Crashes a task's stream, where drills are allowed: its readers see `phx_error` and come back.
 #[utoipa::path(post, path = "/api/v1/admin/drills/streams/{id}/crash",
     params(("id" = TaskId, Path, description = "The task.")),
-    responses((status = 202), Refusals))]
+    responses((status = 202, body = Envelope<Crashed>), Refusals))]
 pub async fn crash_stream(app: State, _: Operator, Id(id): Id<TaskId>) -> Handled {
     if !app.core.drills {
         return Err(ErrorCode::RouteNotFound.into());
     }
     app.core.streams.crash(id).await?;
-    Answer::accepted(&json!({ "crashed": true }))
+    Answer::accepted(&Crashed { crashed: true })
 }
 
 /// How far to move the clock.
@@ -162,14 +168,21 @@ pub struct MoveClock {
     advance_ms: u64,
 }
 
+/// Where the clock stands.
+#[derive(Serialize, ToSchema)]
+pub struct ClockMoved {
+    /// The time at this node.
+    now: Timestamp,
+}
+
 /// Moves this node's wall clock forward, where drills are allowed: to see what happens after days. Each node of a cluster
 /// has its own.
 #[utoipa::path(post, path = "/api/v1/admin/drills/clock", request_body = MoveClock,
-    responses((status = 200), Refusals))]
+    responses((status = 200, body = Envelope<ClockMoved>), Refusals))]
 pub async fn move_clock(app: State, _: Operator, Body(request): Body<MoveClock>) -> Handled {
     if !app.core.drills {
         return Err(ErrorCode::RouteNotFound.into());
     }
     crate::system_clock::advance(request.advance_ms);
-    Answer::ok(&json!({ "now": app.core.environment.now() }))
+    Answer::ok(&ClockMoved { now: app.core.environment.now() })
 }

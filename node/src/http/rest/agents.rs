@@ -16,12 +16,11 @@ use muster_protocol::money::Amount;
 use muster_protocol::protocol_version::Version;
 use muster_protocol::signing::{PublicKey, public_key_statement};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use super::admin::NewToken;
 use super::extract::{Body, Id, PageParams, Pair, Params, State};
-use super::views::{AgentView, CredentialView, Envelope, Issued, Refusals, Registered};
+use super::views::{AgentView, CredentialView, Envelope, Issued, Refusals, Registered, Revoked};
 use crate::app::App;
 use crate::auth::{Caller, Terms};
 use crate::http::answer::{Answer, Handled, Refused};
@@ -38,7 +37,8 @@ const KEY_MESSAGE: &str = "Keep the api_key: it is shown this once.";
 
 /// Registers an agent without an owner. Open, unless the operator has switched it off.
 #[utoipa::path(post, path = "/api/v1/agents/register", request_body = NewAgent, security(()),
-    responses((status = 201, body = Envelope<Registered>), Refusals))]
+    responses((status = 201, body = Envelope<Registered>),
+        (status = 426, description = "The protocol version is not served any more.", body = Envelope<Json>), Refusals))]
 pub async fn register(app: State, origin: Origin, Body(new): Body<NewAgent>) -> Handled {
     if !app.config.accounts.open_registration {
         return Err(ErrorCode::Forbidden.into());
@@ -49,7 +49,8 @@ pub async fn register(app: State, origin: Origin, Body(new): Body<NewAgent>) -> 
 
 /// Registers an agent that belongs to the caller.
 #[utoipa::path(post, path = "/api/v1/agents", request_body = NewAgent,
-    responses((status = 201, body = Envelope<Registered>), Refusals))]
+    responses((status = 201, body = Envelope<Registered>),
+        (status = 426, description = "The protocol version is not served any more.", body = Envelope<Json>), Refusals))]
 pub async fn create(app: State, caller: Caller, Body(new): Body<NewAgent>) -> Handled {
     let user = user_of(&caller)?;
     add(&app, new, Some(user)).await
@@ -171,6 +172,7 @@ pub struct DiscoverParams {
     /// Only those that are connected.
     online_only: Option<bool>,
     /// `reputation` (default), `price` or `name`; those online always come first.
+    #[param(inline)]
     sort_by: Option<SortBy>,
     /// Agents at most.
     limit: Option<usize>,
@@ -355,6 +357,7 @@ pub struct NewPublicKey {
 /// Sets the key an agent signs with. A stolen API key must not be able to swap it, so the old key signs for the new
 /// one; an operator may set it without.
 #[utoipa::path(put, path = "/api/v1/agents/{id}/public_key", request_body = NewPublicKey,
+    security(("api_key" = []), ("bearer" = []), ("operator" = [])),
     params(("id" = AgentId, Path, description = "The agent.")),
     responses((status = 200, body = Envelope<AgentView>), Refusals))]
 pub async fn set_public_key(
@@ -437,7 +440,7 @@ pub async fn list_keys(app: State, caller: Caller, Id(id): Id<AgentId>) -> Handl
 /// Revokes a credential of one's own agent; its sockets close.
 #[utoipa::path(delete, path = "/api/v1/agents/{id}/credentials/{credential}",
     params(("id" = AgentId, Path, description = "The agent."), ("credential" = CredentialId, Path, description = "The credential's id.")),
-    responses((status = 200), Refusals))]
+    responses((status = 200, body = Envelope<Revoked>), Refusals))]
 pub async fn revoke_key(
     app: State,
     caller: Caller,
@@ -447,5 +450,5 @@ pub async fn revoke_key(
     let now = app.core.environment.now();
     let revoked = app.core.store.revoke_credential(Owner::Agent(agent.id), credential, now).await?;
     let closed = app.core.notices.credentials_ended(&revoked, "credential revoked");
-    Answer::ok(&json!({ "revoked": true, "connections_closed": closed }))
+    Answer::ok(&Revoked { revoked: true, connections_closed: Some(closed) })
 }

@@ -4,11 +4,10 @@ use muster_actors::store::StoreError;
 use muster_protocol::account::{CredentialKind, Owner};
 use muster_protocol::error_code::ErrorCode;
 use serde::Serialize;
-use serde_json::json;
 use utoipa::ToSchema;
 
 use super::extract::State;
-use super::views::{Envelope, Issued, Refusals};
+use super::views::{Envelope, Issued, Refusals, Revoked};
 use crate::auth::{Caller, Terms};
 use crate::http::answer::{Answer, Handled, Refused};
 
@@ -60,7 +59,7 @@ pub async fn authenticate(app: State, caller: Caller) -> Handled {
 }
 
 /// Ends the session that the request is made with; its sockets close.
-#[utoipa::path(delete, path = "/api/v1/auth/logout", responses((status = 200), Refusals))]
+#[utoipa::path(delete, path = "/api/v1/auth/logout", responses((status = 200, body = Envelope<Revoked>), Refusals))]
 pub async fn logout(app: State, caller: Caller) -> Handled {
     if caller.principal.kind != CredentialKind::Session {
         return Err(ErrorCode::Forbidden.into());
@@ -69,7 +68,7 @@ pub async fn logout(app: State, caller: Caller) -> Handled {
     let (credential, now) = (caller.principal.credential, app.core.environment.now());
     let revoked = app.core.store.revoke_credential(owner, credential, now).await?;
     app.core.notices.credentials_ended(&revoked, "logged out");
-    Answer::ok(&json!({ "revoked": true }))
+    Answer::ok(&Revoked { revoked: true, connections_closed: None })
 }
 
 /// Replaces the key that the request is made with; the old one dies at once, and its sockets close.

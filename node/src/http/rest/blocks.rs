@@ -4,11 +4,10 @@ use muster_protocol::error_code::{ErrorCode, Refusal};
 use muster_protocol::ids::AgentId;
 use muster_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use utoipa::ToSchema;
 
 use super::extract::{Body, Id, State};
-use super::views::{Envelope, Refusals};
+use super::views::{Envelope, Refusals, Removed};
 use crate::auth::Caller;
 use crate::http::answer::{Answer, Handled};
 
@@ -47,10 +46,10 @@ pub async fn create(app: State, caller: Caller, Body(block): Body<Block>) -> Han
 
 /// Takes a block back.
 #[utoipa::path(delete, path = "/api/v1/blocks/{id}",
-    params(("id" = AgentId, Path, description = "Who is blocked.")), responses((status = 200), Refusals))]
+    params(("id" = AgentId, Path, description = "Who is blocked.")), responses((status = 200, body = Envelope<Removed>), Refusals))]
 pub async fn remove(app: State, caller: Caller, Id(other): Id<AgentId>) -> Handled {
     let agent = caller.acting()?.id;
     app.core.store.unblock(agent, other).await?;
     app.core.notices.blocks_changed([agent, other]).await?;
-    Answer::ok(&json!({ "removed": true }))
+    Answer::ok(&Removed { removed: true })
 }

@@ -22,7 +22,8 @@ const IDEMPOTENCY_KEY: &str = "x-idempotency-key";
 /// Sends a message from the caller's agent to another. Answered when it is durable. Under `exactly_once` a repeat with the
 /// same `dedup_key`, or else the same `X-Idempotency-Key`, gives the first message with `deduplicated: true`.
 #[utoipa::path(post, path = "/api/v1/messages", request_body = MessageRequest,
-    responses((status = 201, body = Envelope<Receipt>), Refusals))]
+    responses((status = 201, body = Envelope<Receipt>),
+        (status = 426, description = "The protocol version is not served any more.", body = Envelope<Json>), Refusals))]
 pub async fn send(
     app: State,
     caller: Caller,
@@ -148,10 +149,22 @@ pub async fn status(app: State, caller: Caller, Id(id): Id<MessageId>) -> Handle
     Answer::ok(&message.status_view())
 }
 
+/// What became of a message, as its recipient has it.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code, reason = "it describes what status_of writes")]
+pub struct Settled {
+    id: MessageId,
+    status: MessageStatus,
+    /// Why it was rejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    retry_count: u32,
+}
+
 /// Acknowledges a message, as its recipient: it is not pushed any more. Doing so again changes nothing.
 #[utoipa::path(post, path = "/api/v1/messages/{id}/acknowledge",
     params(("id" = MessageId, Path, description = "The message.")),
-    responses((status = 200), Refusals))]
+    responses((status = 200, body = Envelope<Settled>), Refusals))]
 pub async fn acknowledge(app: State, caller: Caller, Id(id): Id<MessageId>) -> Handled {
     settle(&app, &caller, id, Verdict::Acknowledged).await
 }
@@ -167,7 +180,7 @@ pub struct Rejection {
 /// Rejects a message, as its recipient; its sender sees why. Doing so again changes nothing.
 #[utoipa::path(post, path = "/api/v1/messages/{id}/reject", request_body = Rejection,
     params(("id" = MessageId, Path, description = "The message.")),
-    responses((status = 200), Refusals))]
+    responses((status = 200, body = Envelope<Settled>), Refusals))]
 pub async fn reject(
     app: State,
     caller: Caller,

@@ -6,22 +6,30 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use muster_protocol::error_code::ErrorCode;
-use serde::Deserialize;
-use serde_json::json;
-use utoipa::IntoParams;
+use muster_protocol::json::Json;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Params, State};
+use super::views::Envelope;
 use crate::documents;
 use crate::http::answer::{Answer, Handled, Refused};
 
+/// How the node is.
+#[derive(Serialize, ToSchema)]
+pub struct Health {
+    /// `live`, or `ready`.
+    status: &'static str,
+}
+
 /// Whether the process lives.
-#[utoipa::path(get, path = "/live", security(()), responses((status = 200, description = "It does.")))]
+#[utoipa::path(get, path = "/live", security(()), responses((status = 200, description = "It does.", body = Envelope<Health>)))]
 pub async fn live() -> Handled {
-    Answer::ok(&json!({ "status": "live" }))
+    Answer::ok(&Health { status: "live" })
 }
 
 /// The same, under its other usual name.
-#[utoipa::path(get, path = "/healthz", security(()), responses((status = 200, description = "It lives.")))]
+#[utoipa::path(get, path = "/healthz", security(()), responses((status = 200, description = "It lives.", body = Envelope<Health>)))]
 pub async fn healthz() -> Handled {
     live().await
 }
@@ -37,8 +45,8 @@ pub struct ReadyParams {
 
 /// Whether the node takes work: it listens, its store can be written, and it is not going away.
 #[utoipa::path(get, path = "/ready", security(()), params(ReadyParams),
-    responses((status = 200, description = "It does."), (status = 503, description = "It does not."),
-        (status = 404, description = "It does not, and 404 was asked for.")))]
+    responses((status = 200, description = "It does.", body = Envelope<Health>), (status = 503, description = "It does not.", body = Envelope<Json>),
+        (status = 404, description = "It does not, and 404 was asked for.", body = Envelope<Json>)))]
 pub async fn ready(app: State, Params(params): Params<ReadyParams>) -> Handled {
     let answer = is_ready(&app).await;
     match (answer, params.unready) {
@@ -60,18 +68,18 @@ async fn is_ready(app: &State) -> Handled {
     let checked = app.core.store.check(app.core.environment.now());
     let checked = tokio::time::timeout(CHECK_TIMEOUT, checked).await;
     checked.map_err(|_| ErrorCode::StoreUnavailable)?.map_err(Refused::from)?;
-    Answer::ok(&json!({ "status": "ready" }))
+    Answer::ok(&Health { status: "ready" })
 }
 
 /// The same, under its other usual name.
 #[utoipa::path(get, path = "/readyz", security(()),
-    responses((status = 200, description = "It takes work."), (status = 503, description = "It does not.")))]
+    responses((status = 200, description = "It takes work.", body = Envelope<Health>), (status = 503, description = "It does not.", body = Envelope<Json>)))]
 pub async fn readyz(app: State) -> Handled {
     is_ready(&app).await
 }
 
 /// Metrics, in the Prometheus text format. Not here when `http.metrics_listen` gives them an address of their own.
-#[utoipa::path(get, path = "/metrics", security(()), responses((status = 200, description = "Metrics.")))]
+#[utoipa::path(get, path = "/metrics", security(()), responses((status = 200, description = "Metrics.", body = String, content_type = "application/openmetrics-text")))]
 pub async fn metrics(app: State) -> Response {
     if app.config.http.metrics_listen.is_some() {
         return Refused::from(ErrorCode::RouteNotFound).into_response();
@@ -94,19 +102,19 @@ fn document(text: String) -> Response {
 }
 
 /// This document.
-#[utoipa::path(get, path = "/api/v1/openapi.json", security(()), responses((status = 200, description = "OpenAPI.")))]
+#[utoipa::path(get, path = "/api/v1/openapi.json", security(()), responses((status = 200, description = "OpenAPI.", body = Json)))]
 pub async fn openapi() -> Response {
     document(documents::openapi())
 }
 
 /// Sockets, topics and events.
-#[utoipa::path(get, path = "/api/v1/asyncapi.json", security(()), responses((status = 200, description = "AsyncAPI.")))]
+#[utoipa::path(get, path = "/api/v1/asyncapi.json", security(()), responses((status = 200, description = "AsyncAPI.", body = Json)))]
 pub async fn asyncapi() -> Response {
     document(documents::asyncapi())
 }
 
 /// The table of errors.
-#[utoipa::path(get, path = "/api/v1/errors.json", security(()), responses((status = 200, description = "Errors.")))]
+#[utoipa::path(get, path = "/api/v1/errors.json", security(()), responses((status = 200, description = "Errors.", body = Json)))]
 pub async fn errors() -> Response {
     document(documents::errors_json())
 }

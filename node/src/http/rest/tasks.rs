@@ -78,6 +78,7 @@ pub struct ListParams {
     /// Only those in this state.
     status: Option<TaskStatus>,
     /// `client` or `provider`: only those in which the caller's agent is that.
+    #[param(inline)]
     role: Option<ListRole>,
     /// Items at most.
     limit: Option<usize>,

@@ -161,6 +161,23 @@ pub struct Problem {
     pub details: Json,
 }
 
+/// That a credential has ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Revoked {
+    /// Always true.
+    pub revoked: bool,
+    /// Connections of this node that were open under it, and are closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections_closed: Option<usize>,
+}
+
+/// That something is not there any more.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Removed {
+    /// Always true.
+    pub removed: bool,
+}
+
 /// Refusals that any endpoint may answer.
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "stands in the OpenAPI document; answers are written by http::answer")]
@@ -186,6 +203,9 @@ pub enum Refusals {
     /// Too many; `Retry-After` says when to come back.
     #[response(status = 429)]
     RateLimited(Envelope<Json>),
+    /// A fault of the node; the log names it by the request's id.
+    #[response(status = 500)]
+    Fault(Envelope<Json>),
     /// The node or its store cannot take it now.
     #[response(status = 503)]
     Unavailable(Envelope<Json>),

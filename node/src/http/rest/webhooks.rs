@@ -9,11 +9,10 @@ use muster_protocol::ids::{DeliveryId, WebhookId};
 use muster_protocol::time::Timestamp;
 use muster_protocol::webhook::Webhook;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use utoipa::ToSchema;
 
 use super::extract::{Body, Id, State};
-use super::views::{Envelope, Refusals};
+use super::views::{Envelope, Refusals, Removed};
 use crate::auth::Caller;
 use crate::http::answer::{Answer, Handled};
 
@@ -126,10 +125,10 @@ pub async fn show(app: State, caller: Caller, Id(id): Id<WebhookId>) -> Handled 
 
 /// Removes a webhook, with all that waits for it.
 #[utoipa::path(delete, path = "/api/v1/webhooks/{id}", params(("id" = WebhookId, Path, description = "The webhook.")),
-    responses((status = 200), Refusals))]
+    responses((status = 200, body = Envelope<Removed>), Refusals))]
 pub async fn remove(app: State, caller: Caller, Id(id): Id<WebhookId>) -> Handled {
     app.core.store.delete_webhook(owner(&caller)?, id).await?;
-    Answer::ok(&json!({ "removed": true }))
+    Answer::ok(&Removed { removed: true })
 }
 
 /// An attempt to deliver.
@@ -172,10 +171,17 @@ pub async fn deliveries(app: State, caller: Caller, Id(id): Id<WebhookId>) -> Ha
     Answer::ok(&attempts.into_iter().map(AttemptView::from).collect::<Vec<_>>())
 }
 
+/// What was sent to try a webhook.
+#[derive(Serialize, ToSchema)]
+pub struct Trial {
+    /// `X-Webhook-Id` of the delivery.
+    delivery_id: DeliveryId,
+}
+
 /// Sends a webhook the event `webhook.test`, whatever it is subscribed to.
 #[utoipa::path(post, path = "/api/v1/webhooks/{id}/test", params(("id" = WebhookId, Path, description = "The webhook.")),
-    responses((status = 202), Refusals))]
+    responses((status = 202, body = Envelope<Trial>), Refusals))]
 pub async fn test(app: State, caller: Caller, Id(id): Id<WebhookId>) -> Handled {
-    let delivery = app.core.webhooks.test(owner(&caller)?, id).await?;
-    Answer::accepted(&json!({ "delivery_id": delivery }))
+    let delivery_id = app.core.webhooks.test(owner(&caller)?, id).await?;
+    Answer::accepted(&Trial { delivery_id })
 }

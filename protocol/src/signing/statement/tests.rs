@@ -201,3 +201,92 @@ fn a_number_that_would_lose_digits_has_no_digest() {
     // What stands in a text is no number.
     assert!(digest(r#"{"a\"9007199254740993":"9007199254740993\\","b":1}"#).is_ok());
 }
+
+/// The examples of the document, by what they are for: who signs, the text, the signature.
+fn examples() -> HashMap<&'static str, (&'static str, &'static str, &'static str)> {
+    let document = include_str!("../../../../docs/signing.md");
+    let sections = document.split("\n## `").skip(1).map(|section| {
+        let (purpose, section) = section.split_once('`').unwrap();
+        let (_, section) = section.split_once("Example, signed by ").unwrap();
+        let (who, section) = section.split_once(":\n\n```text\n").unwrap();
+        let (text, section) = section.split_once("\n```\n\nSignature: `").unwrap();
+        (purpose, (who, text, section.split('`').next().unwrap()))
+    });
+    sections.collect()
+}
+
+/// R137: what the document for users says is what the code writes and verifies.
+#[test]
+fn the_examples_of_the_document_are_written_and_verified() {
+    use crate::ids::AgentId;
+    use crate::signing::{ServerKey, public_key_statement, signature_bytes};
+
+    let document = include_str!("../../../../docs/signing.md");
+    let [a, b, server] = [1, 2, 3].map(|byte| ServerKey::from_seed([byte; 32]));
+    for key in [&a, &b, &server] {
+        assert!(document.contains(&key.public().to_base64()));
+    }
+    let agents: Vec<AgentId> =
+        ["a", "b"].map(|last| format!("01a00000-0000-7000-8000-00000000000{last}").parse().unwrap()).into();
+    let (agent_a, agent_b) = (agents[0], agents[1]);
+    let session = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
+    let channel = "01a00000-0000-7000-8000-0000000000cc";
+    let of = |text: &str| Digest::of_json(&serde_json::from_str(text).unwrap()).unwrap();
+    let terms = of(r#"{"days": 3}"#);
+    let client_offer = offer(&session, &agent_a, 1, amount("80"), terms);
+    let provider_offer = offer(&session, &agent_b, 1, amount("100.5"), terms);
+    let offers = (amount("80"), amount("100.5"));
+    let mean = offers.0.mean(offers.1);
+    let acceptance = accept(&session, &agent_a, mean, offers, terms);
+    let digest = |key: &ServerKey, text: &str| Digest::of(&signature_bytes(&key.sign(text)).unwrap());
+    let (key_a, key_b) = (a.public(), b.public());
+    let attested = Attested {
+        agreement: &"01a00000-0000-7000-8000-0000000000dd",
+        session: &session,
+        task: None,
+        client: (&agent_a, &key_a),
+        provider: (&agent_b, &key_b),
+        base_price: amount("60"),
+        amount: mean,
+        terms,
+        signatures: [digest(&a, &client_offer), digest(&b, &provider_offer), digest(&a, &acceptance)],
+        created_at: Timestamp::from_unix_ms(1_767_323_045_678),
+    };
+    let transfer = Transfer {
+        channel: &channel,
+        nonce: 1,
+        from: &agent_a,
+        to: &agent_b,
+        amount: amount("2.5"),
+        balances: (amount("7.5"), amount("12.5")),
+    };
+    let message = Message {
+        from: &agent_a,
+        to: &agent_b,
+        kind: "note",
+        version: "2.0.0",
+        dedup_key: Some("key-1"),
+        payload: of(r#"{"b": "x", "a": 1.0}"#),
+    };
+    let written = [
+        ("negotiation.offer", "A", client_offer),
+        ("negotiation.accept", "A", acceptance),
+        ("negotiation.agreement", "the server", attested.statement()),
+        ("payment.propose", "A", transfer.propose()),
+        ("payment.ack", "B", transfer.acknowledge()),
+        ("payment.close", "A", close(&channel, 1, transfer.balances)),
+        ("message", "A", message.statement().unwrap()),
+        ("agent.public_key", "A", public_key_statement(agent_a, &server.public())),
+    ];
+    let examples = examples();
+    assert_eq!(examples.len(), written.len());
+    for (purpose, who, text) in written {
+        let signer = match who {
+            "A" => &a,
+            "B" => &b,
+            _ => &server,
+        };
+        assert_eq!(examples[purpose], (who, text.as_str(), signer.sign(&text).as_str()), "{purpose}");
+        assert_eq!(text.lines().nth(1), Some(purpose));
+    }
+}
