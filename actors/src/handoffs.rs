@@ -128,10 +128,15 @@ impl Handoffs {
     /// Cancels the task of a handoff that was declined; what is held goes back.
     async fn cancel(&self, handoff: &Handoff, by: Option<AgentId>) -> Result<(), Refusal> {
         let ending = Ending::cancelled(handoff.reason.as_deref());
-        match self.tasks.finish(handoff.task, ending, (by, None)).await {
-            // It has ended otherwise, or by whoever did this before.
-            Err(refusal) if refusal.code != ErrorCode::TaskNotActive => return Err(refusal),
-            Ok(_) | Err(_) => {}
+        match self.tasks.finish(handoff.task, ending, (by, Some(handoff.to))).await {
+            Ok(_) => {}
+            // It has ended otherwise, or by whoever did this before; or its client has given it to another meanwhile.
+            Err(refusal)
+                if matches!(
+                    refusal.code,
+                    ErrorCode::TaskNotActive | ErrorCode::NotFound | ErrorCode::Unauthorized
+                ) => {}
+            Err(refusal) => return Err(refusal),
         }
         self.tasks.store.handoff_cancelled(handoff.message).await.map_err(refusal_of)
     }

@@ -174,6 +174,18 @@ impl Mailbox {
         self.under_way.range(seq.saturating_add(1)..).map(|(seq, _)| *seq).take(most).collect()
     }
 
+    /// A connection that has come since was pushed these, which counts no retry: their delay begins anew, so that whoever
+    /// has come back has time to say something (R120).
+    pub fn pushed_again(&mut self, seqs: impl Iterator<Item = u64>, now_ms: u64) {
+        for seq in seqs {
+            if let Some(flight) = self.under_way.get_mut(&seq) {
+                flight.pushed_ms = now_ms;
+                flight.due_ms =
+                    flight.due_ms.max(now_ms.saturating_add(self.terms.delay_ms(flight.retries, 0)));
+            }
+        }
+    }
+
     /// What is to be done next, if somebody can take what is pushed. Followed by what came of it, before the next one.
     pub fn step(&mut self, now_ms: u64, can_push: bool) -> Step {
         if !can_push {

@@ -5,7 +5,7 @@ import { after, afterEach, before, describe, test } from "node:test";
 import { onCluster } from "./lib/cluster.mjs";
 import { assertSound, credit, money } from "./lib/money.mjs";
 import { collect, connect, join, push, VERSIONS } from "./lib/phoenix.mjs";
-import { leniently, Server, until } from "./lib/server.mjs";
+import { leniently, Server, sleep, until } from "./lib/server.mjs";
 import { ROOMY } from "./lib/streams.mjs";
 
 const UNKNOWN_ID = "01a00000-0000-7000-8000-000000000000";
@@ -154,6 +154,19 @@ describe("a task that is handed over", () => {
     const { task } = await api.handoff(from, rejected.id);
     assert.deepEqual([task.status, task.escrow], ["cancelled", "refunded"]);
     await until("the sender is told", () => sender.updates.some((update) => update.id === rejected.id && update.state === "declined"));
+  });
+
+  test("R127: one that was rejected and given to another at once is the other's", async () => {
+    const [from, to] = await pair();
+    const other = await server.agent({ name: "Other", capabilities: ["code"] });
+    const { id } = await api.hand(from, to, { price: "1" });
+    const { task } = await api.handoff(from, id);
+    const [, given] = await Promise.all([api.ok("POST", `/messages/${id}/reject`, to, {}), api.ask("POST", `/tasks/${task.id}/reassign`, from, { provider_agent_id: other.id })]);
+    // What was declined is cancelled within a second or two.
+    await sleep(2_500);
+    const now = await api.ok("GET", `/tasks/${task.id}`, from);
+    if (given.status === 200) assert.deepEqual([now.status, now.provider_agent_id, now.escrow], ["pending", other.id, "held"]);
+    else assert.deepEqual([now.status, now.escrow], ["cancelled", "refunded"]);
   });
 
   test("R127: the task ends it in whatever way it ends", async () => {

@@ -614,7 +614,7 @@ onNode("messages that are not acknowledged", ["limits.message_retry_ms=100"], (w
   });
 });
 
-onNode("recipients that fall silent", ["limits.message_retry_ms=40", "limits.socket_idle_timeout_ms=6000"], (world) => {
+onNode("recipients that fall silent", ["limits.message_retry_ms=40", "limits.socket_idle_timeout_ms=15000"], (world) => {
   /** As long as all pushes and the wait for an acknowledgement take, and more. */
   const GIVEN_UP_MS = 47 * 40 * 1.2 + 300;
 
@@ -644,6 +644,21 @@ onNode("recipients that fall silent", ["limits.message_retry_ms=40", "limits.soc
     assert.deepEqual(back.seen.slice(0, 2).map(({ id, retry_count }) => [id, retry_count]), [[first.id, 0], [second.id, 0]]);
     for (const { id } of [first, second]) await back.ack(id);
     assert.deepEqual((await world.ok("GET", "/messages?status=acknowledged", from)).map(({ id }) => id), [second.id, first.id]);
+  });
+
+  test("R119 R120: whoever comes back before the node knows that they had gone has time to acknowledge", async () => {
+    const [from, to] = await world.pair();
+    const box = await world.box(to);
+    fallSilent(box);
+    const { id } = await world.send(from, to);
+    await until("it was pushed as often as may be", async () => (await world.status(from, id)).retry_count === 5);
+    await sleep(GIVEN_UP_MS);
+    const back = await world.box(to);
+    await until("it comes again", () => back.seen.length > 0);
+    assert.equal((await world.status(from, id)).status, "delivered", "not given up because they have come");
+    await back.ack(id);
+    assert.equal((await world.status(from, id)).status, "acknowledged");
+    vanish(box);
   });
 
   test("R119: whoever answers heartbeats and never acknowledges is given up on, after five retries", async () => {
@@ -707,6 +722,13 @@ onNode("bounds of messages", ["limits.mailbox_messages_max=5", "limits.mailbox_s
     for (let n = 0; n < 6; n += 1) answers.push(await world.post(from, to, { payload: { n } }));
     assert.deepEqual(answers.map(({ status }) => status), [201, 201, 201, 201, 201, 409]);
     assertRefused(answers[5], 409, "LIMIT_REACHED", "to_agent_id");
+    const [, other] = await world.pair();
+    const once = (more) => world.post(from, other, { delivery_guarantee: "exactly_once", dedup_key: "first", ...more });
+    const first = await once();
+    for (let n = 0; n < 4; n += 1) assert.equal((await world.post(from, other)).status, 201);
+    const again = await once();
+    assert.deepEqual([again.status, again.data.id, again.data.deduplicated], [201, first.data.id, true], "a repeat takes no place");
+    assertRefused(await once({ dedup_key: "second" }), 409, "LIMIT_REACHED", "to_agent_id");
     const box = await world.box(to, { takes: () => true });
     await until("all", () => box.seen.length === 5);
     await until("there is room again", async () => {

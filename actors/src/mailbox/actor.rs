@@ -220,7 +220,8 @@ impl State {
                 return false;
             }
         };
-        let full = live.catch_up(&mut live.inner.lock(), seqs, &found);
+        let now_ms = self.life.registry.needs.environment.monotonic_ms();
+        let full = live.catch_up(&mut live.inner.lock(), seqs, &found, now_ms);
         self.wait_for(&full);
         true
     }

@@ -332,7 +332,7 @@ impl Live {
     }
 
     /// Pushes messages that are under way to those who have not had them yet; gives the connections that have no room.
-    fn catch_up(&self, inner: &mut Inner, asked: &[u64], mails: &[Mail]) -> Vec<Arc<Outlet>> {
+    fn catch_up(&self, inner: &mut Inner, asked: &[u64], mails: &[Mail], now_ms: u64) -> Vec<Arc<Outlet>> {
         let (Some(first), Some(last_asked)) = (asked.first(), asked.last()) else { return Vec::new() };
         // What did not go into one part comes in the next; of the rest those that are missing are settled.
         let last = mails.last().map_or(*last_asked, |mail| mail.seq);
@@ -350,6 +350,8 @@ impl Live {
                 full.push(seat.outlet.clone());
             }
         }
+        let again: Vec<u64> = under_way.iter().map(|mail| mail.seq).collect();
+        inner.mailbox.pushed_again(again.into_iter(), now_ms);
         full
     }
 

@@ -51,6 +51,8 @@ struct Queue {
     senders: HashMap<AgentId, Load>,
     /// When it was counted; never before.
     counted_at_ms: Option<u64>,
+    /// Whether there was no room when it was counted.
+    was_full: bool,
 }
 
 /// Messages, and bytes of their payloads.
@@ -127,7 +129,7 @@ impl Queue {
 const SENDERS_MAX: usize = 1_024;
 /// What is older is read again, in milliseconds.
 const KEPT_MS: u64 = 5_000;
-/// Messages that wait for an agent are counted no more often, in milliseconds.
+/// Messages that wait for an agent are counted no more often while there is no room, in milliseconds.
 const COUNT_EVERY_MS: u64 = 1_000;
 
 /// What is known of agents.
@@ -192,12 +194,13 @@ impl Addresses {
         let now_ms = self.environment.monotonic_ms();
         let known = {
             let mut queue = address.queue.lock();
-            let may_count =
-                queue.counted_at_ms.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) >= COUNT_EVERY_MS);
+            // What has been received meanwhile makes room: one that was not full when it was counted is counted at once.
+            let is_old = |at_ms| now_ms.saturating_sub(at_ms) >= COUNT_EVERY_MS;
+            let may_count = !queue.was_full || queue.counted_at_ms.is_none_or(is_old);
             match queue.counted_at_ms.map(|_| queue.take(from, bytes, &self.bounds)) {
                 Some(Err(_)) if may_count => {
                     // Whoever comes meanwhile need not count too.
-                    queue.counted_at_ms = Some(now_ms);
+                    (queue.counted_at_ms, queue.was_full) = (Some(now_ms), true);
                     None
                 }
                 known => known,
@@ -212,7 +215,9 @@ impl Addresses {
             self.store.waiting_mail(to, self.bounds.all.messages, heavy).await.map_err(refusal_of)?;
         let mut queue = address.queue.lock();
         queue.counted(waiting, now_ms);
-        queue.take(from, bytes, &self.bounds)
+        let taken = queue.take(from, bytes, &self.bounds);
+        queue.was_full = taken.is_err();
+        taken
     }
 
     /// An agent, or its blocks, have changed.

@@ -259,7 +259,14 @@ impl Messages {
         let guarantee = request.guarantee_under(version)?;
         check_signature(&request, from, version, &sender)?;
         let once = self.once(&request, from, guarantee, key)?;
-        self.addresses.take_place((from, to), &recipient, request.payload.as_bytes().len()).await?;
+        let bytes = request.payload.as_bytes().len();
+        if let Err(refusal) = self.addresses.take_place((from, to), &recipient, bytes).await {
+            // A repeat takes no place: its sender is told of the first (R121).
+            let Some((key, _)) = &once else { return Err(refusal) };
+            if !self.store.is_known(from, key.clone(), now).await.map_err(refusal_of)? {
+                return Err(refusal);
+            }
+        }
         let kept_ms = i64::try_from(self.limits.message_retention_ms).unwrap_or(i64::MAX);
         let message = Message {
             id: MessageId::new(now, self.environment.id_entropy()),

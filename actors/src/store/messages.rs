@@ -193,6 +193,8 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn requeue_mail(&self, to: AgentId, pushed: Vec<Attempt>) -> StoreResult<()>;
     /// Queues a dead letter again, as if it had never been pushed. Conflict: it is none, or is not kept any longer.
     async fn redeliver_message(&self, id: MessageId, now: Timestamp) -> StoreResult<Message>;
+    /// Whether a sender's key names a message that is kept.
+    async fn is_known(&self, from: AgentId, key: String, now: Timestamp) -> StoreResult<bool>;
     /// Messages that wait for an agent, of the oldest `most`; who has at least `heavy` messages or bytes among them is named.
     async fn waiting_mail(&self, to: AgentId, most: usize, heavy: (usize, usize)) -> StoreResult<Waiting>;
     /// Ends what is not kept any longer, at most `rows_max` messages, oldest first, and drops their payloads; gives how many,

@@ -107,6 +107,9 @@ pub fn check_version(current: usize, newest: usize) -> StoreResult<()> {
 pub const MESSAGE_COLUMNS: &str = "seq, id, from_agent, to_agent, kind, version, guarantee, status, retries, inserted_at, \
      expires_at, delivered_at, acknowledged_at, reason, dedup_key, signature, payload, open";
 
+/// Entries of a team that are forgotten in one transaction.
+pub const FORGOTTEN_AT_ONCE: usize = 100;
+
 /// Of a handoff.
 pub const HANDOFF_COLUMNS: &str = "message, task, parent_task, from_agent, to_agent, context, required_capabilities, price, \
      created_at, accepted_at, declined_at, reason";

@@ -105,6 +105,21 @@ fn a_sign_of_life_after_the_last_push_is_enough() {
     assert_eq!(mailbox.step(50_000, true), Step::Fail(vec![1]));
 }
 
+/// R120: what whoever comes back is pushed again is not given up because they have come.
+#[test]
+fn who_comes_back_has_time_to_acknowledge() {
+    let mut mailbox = Mailbox::new(TERMS);
+    mailbox.step(0, true);
+    mailbox.fetched(&[counted(1, RETRIES_MAX)], false, 100, || 0);
+    mailbox.heard(60_000);
+    mailbox.pushed_again([1, 7].into_iter(), 60_001);
+    assert_eq!(mailbox.step(60_001, true), Step::Fetch { known: vec![1], room: 3 });
+    mailbox.fetched(&[], false, 60_001, || 0);
+    assert_eq!(mailbox.step(60_001, true), Step::Wait(Some(76_001)), "as long as after the last push");
+    mailbox.heard(60_002);
+    assert_eq!(mailbox.step(76_001, true), Step::Fail(vec![1]));
+}
+
 /// R113: no more are under way than the window holds; an acknowledgement makes room.
 #[test]
 fn the_window_is_kept() {

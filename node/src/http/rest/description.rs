@@ -186,7 +186,7 @@ fn amounts_given(document: &mut Value) {
     schemas.insert(
         "AmountGiven".into(),
         json!({
-            "description": "A decimal amount with at most six fraction digits, as a string or as a JSON number; the number may have an exponent.",
+            "description": "A decimal amount with at most six fraction digits, as a string or as a JSON number, without an exponent.",
             "type": ["string", "number"],
             "pattern": r"^[0-9]+(\.[0-9]{1,6})?$",
             "minimum": 0,

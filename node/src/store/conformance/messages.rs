@@ -305,6 +305,13 @@ pub async fn keys_give_the_first_message(store: &dyn Store) {
     assert!(matches!(&accepted[0], Accepted::Known(known) if known.id == first.message.id));
     assert_eq!(accepted[1..], [Accepted::New, Accepted::New, Accepted::New]);
     assert_eq!(waiting(store, 9, 100).await, 4);
+    let known = async |from: u8, key: &str, now| store.is_known(agent(from), key.into(), now).await;
+    let end = first.message.expires_at;
+    assert_eq!(
+        [known(1, "k", at(1)).await, known(1, "m", at(1)).await, known(3, "k", at(1)).await],
+        [Ok(true), Ok(false), Ok(false)]
+    );
+    assert_eq!(known(1, "k", end).await, Ok(false));
     // A week later the key is free, even before anybody has swept.
     let inserted_at = first.message.expires_at;
     let fresh = Message { inserted_at, expires_at: inserted_at.plus_ms(KEPT_MS), ..message(8, 1, 9) };

@@ -459,6 +459,12 @@ impl MessageStore for PostgresStore {
         self.pool.write(|c| async move { redeliver(&c, id, now).await }).await
     }
 
+    async fn is_known(&self, from: AgentId, key: String, now: Timestamp) -> StoreResult<bool> {
+        let (key, now) = (&key, now.unix_ms());
+        let sql = "SELECT count(*) FROM messages WHERE from_agent = $1 AND once_key = $2 AND expires_at > $3";
+        self.pool.read(|c| async move { Ok(c.count(sql, &[&id!(from), key, &now]).await? > 0) }).await
+    }
+
     async fn waiting_mail(&self, to: AgentId, most: usize, heavy: (usize, usize)) -> StoreResult<Waiting> {
         self.pool.read(|c| async move { lists::waiting(&c, to, most, heavy).await }).await
     }

@@ -12,7 +12,7 @@ use super::PostgresStore;
 use super::agents;
 use super::columns::{Id, broken, id, id_bytes, time};
 use super::pool::{Connection, Failure};
-use crate::store::sql::{before, page, page_rows, whole};
+use crate::store::sql::{FORGOTTEN_AT_ONCE, before, page, page_rows, whole};
 
 #[async_trait]
 impl TeamStore for PostgresStore {
@@ -156,8 +156,11 @@ async fn forget(
     let bytes: usize = new.iter().map(|entry| entry.body.as_bytes().len()).sum();
     let mut kept = add(c, team, whole(new.len()), whole(bytes)).await?;
     let over = |kept: (i64, i64)| kept.0 > whole(rows_max) || kept.1 > whole(bytes_max);
-    // The newest always stays.
-    while over(kept) && kept.0 > 1 {
+    // The newest always stays. The rest of a large excess, as after a bound was lowered, goes with what is said next.
+    for _ in 0..FORGOTTEN_AT_ONCE {
+        if !over(kept) || kept.0 <= 1 {
+            break;
+        }
         let sql = "DELETE FROM team_entries WHERE team = $1
                        AND id = (SELECT id FROM team_entries WHERE team = $1 ORDER BY id LIMIT 1)
                    RETURNING octet_length(body)::bigint";

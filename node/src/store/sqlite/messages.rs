@@ -383,6 +383,11 @@ impl MessageStore for SqliteStore {
         self.write(move |c| redeliver(c, id, now)).await
     }
 
+    async fn is_known(&self, from: AgentId, key: String, now: Timestamp) -> StoreResult<bool> {
+        let sql = "SELECT count(*) FROM messages WHERE from_agent = ?1 AND once_key = ?2 AND expires_at > ?3";
+        self.read(move |c| Ok(count(c, sql, &[&from.as_bytes(), &key, &now.unix_ms()])? > 0)).await
+    }
+
     async fn waiting_mail(&self, to: AgentId, most: usize, heavy: (usize, usize)) -> StoreResult<Waiting> {
         self.read(move |c| lists::waiting(c, to, most, heavy)).await
     }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::{count, id_bytes, json, rows, time};
 use super::{SqliteStore, sql_error};
-use crate::store::sql::{before, page, page_rows, whole};
+use crate::store::sql::{FORGOTTEN_AT_ONCE, before, page, page_rows, whole};
 
 #[async_trait]
 impl TeamStore for SqliteStore {
@@ -158,8 +158,11 @@ fn forget(
     let bytes: usize = new.iter().map(|entry| entry.body.as_bytes().len()).sum();
     let mut kept = add(whole(new.len()), whole(bytes))?;
     let over = |kept: (i64, i64)| kept.0 > whole(rows_max) || kept.1 > whole(bytes_max);
-    // The newest always stays.
-    while over(kept) && kept.0 > 1 {
+    // The newest always stays. The rest of a large excess, as after a bound was lowered, goes with what is said next.
+    for _ in 0..FORGOTTEN_AT_ONCE {
+        if !over(kept) || kept.0 <= 1 {
+            break;
+        }
         let forgotten: Option<i64> = c
             .prepare_cached(
                 "DELETE FROM team_entries WHERE team = ?1 AND id = (SELECT min(id) FROM team_entries WHERE team = ?1)

@@ -1,3 +1,7 @@
+-- In the order in which a hiring is tried again, by nodes of an older version too.
+LOCK TABLE hirings IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE tasks IN SHARE ROW EXCLUSIVE MODE;
+
 -- Lists by state go along an index, however long the history of a party is.
 CREATE INDEX tasks_by_client_status ON tasks (client, status, id);
 CREATE INDEX tasks_by_provider_status ON tasks (provider, status, id);

@@ -7,6 +7,16 @@ UPDATE messages SET bytes = octet_length(payload) WHERE open AND payload IS NOT 
 UPDATE messages SET lost = status WHERE status IN ('failed', 'rejected', 'expired');
 DROP INDEX messages_open;
 CREATE INDEX messages_open ON messages (to_agent, seq) INCLUDE (from_agent, bytes) WHERE open;
+-- Nodes of an older version do not say it.
+CREATE FUNCTION messages_say_what_is_lost() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.lost := NEW.status;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER messages_say_what_is_lost BEFORE UPDATE OF status ON messages
+FOR EACH ROW WHEN (NEW.status IN ('failed', 'rejected', 'expired') AND NEW.lost IS DISTINCT FROM NEW.status)
+EXECUTE FUNCTION messages_say_what_is_lost();
 CREATE INDEX messages_lost_by_sender ON messages (from_agent, lost, seq) WHERE lost IS NOT NULL;
 CREATE INDEX messages_lost_by_recipient ON messages (to_agent, lost, seq) WHERE lost IS NOT NULL;
 
