@@ -77,7 +77,7 @@ error_codes! {
     LimitReached = "limit_reached", "LIMIT_REACHED", 409, false, "No more of these can be made.";
     TaskNotActive = "task_not_active", "TASK_NOT_ACTIVE", 409, false, "The task is not in a state that allows this; `status` says which it is in.";
     HiringNotActive = "hiring_not_active", "HIRING_NOT_ACTIVE", 409, false, "The hiring is not in a state that allows this; `status` says which it is in.";
-    SessionExpired = "session_expired", "SESSION_EXPIRED", 409, false, "The negotiation's time is over.";
+    SessionExpired = "session_expired", "SESSION_EXPIRED", 409, false, "The negotiation is over: its time has passed, or it had as many offers as it may.";
     SessionNotOpen = "session_not_open", "SESSION_NOT_OPEN", 409, false, "The negotiation has ended; `status` says how.";
     RoundLimitReached = "round_limit_reached", "ROUND_LIMIT_REACHED", 409, false, "The negotiation has had as many offers as it may, and has ended.";
     OffersIncomplete = "offers_incomplete", "OFFERS_INCOMPLETE", 409, false, "Each side needs a signed offer before one can be accepted.";
