@@ -21,6 +21,7 @@ use muster_protocol::escrow::RequestHash;
 use muster_protocol::hiring::{Hiring, HiringStatus};
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
 use muster_protocol::money::Amount;
+use muster_protocol::signing::PublicKey;
 use muster_protocol::task::{Ending, Note, Task, TaskStatus, TimelineEntry};
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
@@ -266,6 +267,8 @@ pub trait AccountStore: Send + Sync + 'static {
     async fn claim_agent(&self, id: AgentId, user: UserId, now: Timestamp) -> StoreResult<Agent>;
     /// Replaces an agent's own fields, if it has not changed since `read.updated_at`.
     async fn update_agent(&self, read: &Agent, new: Agent) -> StoreResult<()>;
+    /// Whether an agent signed with a key that was replaced since.
+    async fn was_key_of(&self, id: AgentId, key: PublicKey) -> StoreResult<bool>;
     /// Sets an agent's status.
     async fn set_agent_status(&self, id: AgentId, status: AgentStatus, now: Timestamp) -> StoreResult<Agent>;
     /// Agents that may not connect and were changed since a time, as [`Self::credentials_ended_since`] gives credentials:

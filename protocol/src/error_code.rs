@@ -88,7 +88,7 @@ error_codes! {
     InvalidNonce = "invalid_nonce", "INVALID_NONCE", 409, false, "The nonce is not the next one; `expected` says which that is. Nothing was moved.";
     TransferPending = "transfer_pending", "TRANSFER_PENDING", 409, false, "A transfer waits for its acknowledgement; one at a time.";
     NoTransferPending = "no_transfer_pending", "NO_TRANSFER_PENDING", 409, false, "No transfer waits for an acknowledgement.";
-    ChannelNotOpen = "channel_not_open", "CHANNEL_NOT_OPEN", 409, false, "The payment channel is not open; `status` says what it is.";
+    ChannelNotOpen = "channel_not_open", "CHANNEL_NOT_OPEN", 409, false, "The payment channel is not in a state that allows this; `status` says which it is in.";
     ChannelDisputed = "channel_disputed", "DISPUTE_OPEN", 409, false, "The payment channel is disputed: nothing moves until the dispute is resolved.";
     SeqConflict = "seq_conflict", "SEQ_CONFLICT", 409, false, "Something else was sent under this seq.";
     StreamComplete = "stream_complete", "STREAM_COMPLETE", 409, false, "The stream has been completed; `checksum` and `total_size` say as what.";

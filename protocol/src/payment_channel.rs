@@ -3,12 +3,15 @@
 //!
 //! # Layout
 //! * this file: the record, and what is shown of it
+//! * [`request`]: what is sent to it
 //! * [`machine`]: what each command does to it
 
 pub mod machine;
+pub mod request;
 
 use std::collections::BTreeMap;
 
+use request::OpenRequest;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{check_other, text_forms};
@@ -35,6 +38,8 @@ pub enum ChannelStatus {
     Closed,
     /// Never accepted, and given back; final.
     Expired,
+    /// Taken back or declined before it was accepted, and given back; final.
+    Cancelled,
 }
 
 text_forms!(ChannelStatus {
@@ -43,6 +48,7 @@ text_forms!(ChannelStatus {
     Disputed = "disputed",
     Closed = "closed",
     Expired = "expired",
+    Cancelled = "cancelled",
 });
 
 /// A transfer that waits for the other side's signature.
@@ -184,22 +190,6 @@ mod optional_key_text {
         let text: Option<String> = Option::deserialize(deserializer)?;
         text.map(|text| PublicKey::parse(&text)).transpose().map_err(serde::de::Error::custom)
     }
-}
-
-/// What a channel is opened with.
-#[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
-#[schema(as = PaymentChannelRequest)]
-pub struct OpenRequest {
-    /// The other side.
-    pub counterparty_agent_id: AgentId,
-    /// What the opener puts in.
-    pub deposit: Amount,
-    /// What the other side is to put in; nothing when absent.
-    #[serde(default)]
-    pub counterparty_deposit: Option<Amount>,
-    /// The channel's id, if the opener chooses it.
-    #[serde(default)]
-    pub channel_id: Option<PaymentChannelId>,
 }
 
 impl OpenRequest {

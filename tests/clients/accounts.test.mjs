@@ -926,8 +926,27 @@ describe("signing keys", () => {
     assert.equal((await change(first, second)).data.public_key, base64(raw(second)));
     refused(await change(first, third), 422, "VALIDATION_ERROR", "the key before that is good for old records only");
     assert.equal((await change(second, third, "hex")).data.public_key, base64(raw(third)));
-    assert.equal((await change(third, first, "base64url")).data.public_key, base64(raw(first)));
-    assert.equal((await setKey(agent, { public_key: base64(raw(first)) })).status, 200, "the key it has already changes nothing");
+    assert.equal((await change(third, fromSeed(4), "base64url")).data.public_key, base64(raw(fromSeed(4))));
+    assert.equal((await setKey(agent, { public_key: base64(raw(fromSeed(4))) })).status, 200, "the key it has already changes nothing");
+  });
+
+  test("R21: a key that was replaced does not come back, so that what was signed at the change is not good twice", async () => {
+    const [first, second] = [fromSeed(1), fromSeed(2)];
+    const agent = await server.agent({ more: { public_key: base64(raw(first)) } });
+    const signed = (signer, to) => ({ public_key: base64(raw(to)), signature: base64(sign(null, statement(agent, raw(to)), signer)) });
+    const seen = signed(first, second);
+    assert.equal((await setKey(agent, seen)).status, 200);
+    const back = await setKey(agent, signed(second, first));
+    refused(back, 422, "VALIDATION_ERROR", "it was the agent's");
+    assert.equal(back.error.field, "public_key");
+    assert.equal((await me(agent, { key: agent.key })).data.public_key, base64(raw(second)));
+    // From the operator alone, and even then what was signed before is not good again.
+    assert.equal((await setKey(agent, { public_key: base64(raw(first)) }, { token: server.adminToken })).status, 200);
+    refused(await setKey(agent, seen), 422, "VALIDATION_ERROR", "a replay");
+    assert.equal((await me(agent, { key: agent.key })).data.public_key, base64(raw(first)));
+    const other = await server.agent({ more: { public_key: base64(raw(fromSeed(3))) } });
+    const fresh = { public_key: base64(raw(second)), signature: base64(sign(null, statement(other, raw(second)), fromSeed(3))) };
+    assert.equal((await setKey(other, fresh)).status, 200, "it was another agent's");
   });
 
   test("R21 R167: no signature, a wrong one, or one for something else swaps no key", async () => {

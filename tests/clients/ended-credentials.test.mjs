@@ -105,6 +105,7 @@ describe("credentials that have ended, or may not", () => {
       ["POST", `/negotiations/${negotiation.id}/reject`, {}],
       ["POST", "/payment-channels", { counterparty_agent_id: provider.id, deposit: "1" }],
       ["POST", `/payment-channels/${offered.id}/accept`, {}],
+      ["POST", `/payment-channels/${offered.id}/cancel`, {}],
       ["POST", "/ledger/transfer", { from: client.id, to: owner.id, amount: "1" }],
     ];
   };

@@ -175,6 +175,7 @@ describe("the OpenAPI document", () => {
     const open = () => v1("POST /payment-channels", { ...as(a), body: { counterparty_agent_id: b.id, deposit: 10, counterparty_deposit: "5" } });
     const channel = await open();
     await v1("POST /payment-channels/{id}/accept", { ...as(b), id: channel.id });
+    await v1("POST /payment-channels/{id}/cancel", { ...as(b), id: (await open()).id });
     const socket = await connections.socket(server, "/socket", a.key);
     const joined = socket.channel(`payment:${channel.id}`, {});
     assert.equal((await join(joined)).status, "ok");

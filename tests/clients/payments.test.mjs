@@ -161,6 +161,38 @@ onNode("opening", ["drills.enabled=true"], (world) => {
     assert.equal((await world.show({ token: session.token }, id)).status, 401, "it ends with the key it was had by");
   });
 
+  test("R92 R167: until it is accepted either side cancels a channel, and what was put in is given back at once", async () => {
+    const { server } = world;
+    const cancel = (as, id) => server.request("POST", `/api/v1/payment-channels/${id}/cancel`, { ...as, body: {} });
+    const [a, b, stranger] = [await signingAgent(server, { credit: "10" }), await signingAgent(server, { credit: "10" }), await signingAgent(server)];
+    const offer = async () => (await world.open(a, { counterparty_agent_id: b.id, deposit: "4", counterparty_deposit: "1" })).data.id;
+    for (const [who, other] of [[a, b], [b, a]]) {
+      const id = await offer();
+      assert.deepEqual(await money(server, a), ["6", "4"]);
+      const sides = await new Pair(server, id, a, b).join(world.connections);
+      assertRefused(await cancel({ key: stranger.key }, id), 404, "NOT_FOUND");
+      assertRefused(await cancel({}, id), 401, "UNAUTHORIZED");
+      assertRefused(await cancel({ token: (await server.user()).token }, id), 403, "FORBIDDEN");
+      const cancelled = await cancel({ key: who.key }, id);
+      assert.equal(cancelled.status, 200, cancelled.text);
+      assert.deepEqual(state(cancelled.data), ["cancelled", 0, "4", "0"]);
+      assert.deepEqual([await money(server, a), await money(server, b)], [["10", "0"], ["10", "0"]]);
+      for (const side of sides) {
+        await until("channel_closed", () => side.of("channel_closed").length === 1);
+        assert.equal(side.of("channel_closed")[0].status, "cancelled");
+      }
+      for (const again of [who, other]) assert.equal((await cancel({ key: again.key }, id)).data.status, "cancelled", "its answer may have been lost");
+      assertRefused(await world.accept(b, id), 409, "CHANNEL_NOT_OPEN");
+      assert.deepEqual([await money(server, a), await money(server, b)], [["10", "0"], ["10", "0"]]);
+    }
+    const id = await offer();
+    await world.accept(b, id);
+    const refused = await cancel({ key: a.key }, id);
+    assertRefused(refused, 409, "CHANNEL_NOT_OPEN");
+    assert.equal(refused.error.details.status, "open");
+    assert.deepEqual([await money(server, a), await money(server, b)], [["6", "4"], ["9", "1"]]);
+  });
+
   test("R92 R167 R171: what nobody has accepted within an hour is given back", async () => {
     const { server } = world;
     const [a, b] = [await signingAgent(server, { credit: "10" }), await signingAgent(server, { credit: "10" })];

@@ -1,8 +1,9 @@
 //! What each command does to a payment channel: the rules of R92 to R100, and nothing else.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 
+use super::request::{CloseRequest, Objection, Rejection, Resolution, SignedTransfer};
 use super::{Channel, ChannelStatus, Closing, CoSigned, Dispute, Proposal};
 use crate::error_code::{ErrorCode, Refusal};
 use crate::ids::AgentId;
@@ -13,67 +14,13 @@ use crate::signing::{PublicKey, statement};
 use crate::time::Timestamp;
 use crate::topic::event;
 
-/// A transfer as one of its signers sends it: `propose_transfer` and `acknowledge_transfer`.
-#[derive(Clone, Debug, Deserialize)]
-pub struct SignedTransfer {
-    /// How much.
-    pub amount: Amount,
-    /// Which transfer of the channel: one more than the last.
-    pub nonce: u64,
-    /// Over the statement of Annex S.
-    pub signature: String,
-}
-
-/// `reject_transfer`
-#[derive(Clone, Debug, Deserialize)]
-pub struct Rejection {
-    /// In a sentence.
-    #[serde(default)]
-    pub reason: Option<String>,
-    /// Which transfer, where whoever rejects wants to be sure.
-    #[serde(default)]
-    pub nonce: Option<u64>,
-}
-
-/// `dispute`
-#[derive(Clone, Debug, Deserialize)]
-pub struct Objection {
-    /// In a sentence.
-    pub reason: String,
-    /// What is to show it.
-    #[serde(default = "Json::null")]
-    pub evidence: Json,
-}
-
-/// `close`
-#[derive(Clone, Debug, Deserialize)]
-pub struct CloseRequest {
-    /// What the opener gets.
-    pub final_balance_a: Amount,
-    /// What the other gets.
-    pub final_balance_b: Amount,
-    /// The opener's signature over the statement of Annex S.
-    pub signature_a: String,
-    /// The other's, over the same bytes.
-    pub signature_b: String,
-}
-
-/// How the operator resolves a dispute. What is not said is as both last signed, or what is left.
-#[derive(Clone, Copy, Debug, Default, Deserialize, utoipa::ToSchema)]
-pub struct Resolution {
-    /// What the opener gets.
-    #[serde(default)]
-    pub balance_a: Option<Amount>,
-    /// What the other gets.
-    #[serde(default)]
-    pub balance_b: Option<Amount>,
-}
-
 /// What a party does.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// The other side accepts, with this key.
     Accept(Option<PublicKey>),
+    /// Takes back what was never accepted, as its opener, or declines it, as the other side.
+    Cancel,
     /// Pays.
     Propose(SignedTransfer),
     /// Signs what the other side pays.
@@ -159,11 +106,7 @@ impl Channel {
             return None;
         }
         if self.status == ChannelStatus::Pending {
-            let paid = (self.balance_a, self.balance_b);
-            let mut step = self.paid_out(ChannelStatus::Expired, paid, None, now);
-            // Its deposit was the opener's alone.
-            step.after.closing = None;
-            return Some(step);
+            return Some(self.given_back(ChannelStatus::Expired, now));
         }
         Some(self.burnt(None, Some("lapsed"), now))
     }
@@ -176,6 +119,7 @@ impl Channel {
                 let side = self.side_of(*agent).ok_or(ErrorCode::Unauthorized)?;
                 match action {
                     Action::Accept(key) => self.accept(side, *key, now),
+                    Action::Cancel => self.cancel(now),
                     Action::Propose(transfer) => self.propose(side, transfer, now, periods),
                     Action::Acknowledge(transfer) => self.acknowledge(side, transfer, now),
                     Action::Reject(rejection) => self.reject(side, rejection, now),
@@ -217,6 +161,19 @@ impl Channel {
         let payload = channel_payload(&after);
         let told = vec![Told { to: Audience::Both, event: event::CHANNEL_OPENED, payload: payload.clone() }];
         Ok((Some(Step { after, entry, told }), payload))
+    }
+
+    /// Either side's: the opener's money is locked until then, and the other owes nobody an hour's silence.
+    fn cancel(&self, now: Timestamp) -> Applied {
+        match self.status {
+            ChannelStatus::Cancelled => Ok((None, channel_payload(self))),
+            ChannelStatus::Pending => {
+                let step = self.given_back(ChannelStatus::Cancelled, now);
+                let answer = channel_payload(&step.after);
+                Ok((Some(step), answer))
+            }
+            other => Err(Refusal::wrong_status(ErrorCode::ChannelNotOpen, other.as_str())),
+        }
     }
 
     fn propose(&self, from: Side, transfer: &SignedTransfer, now: Timestamp, periods: Periods) -> Applied {
@@ -432,6 +389,11 @@ impl Channel {
         let step = self.paid_out(ChannelStatus::Closed, paid, Some(closing), now);
         let answer = channel_payload(&step.after);
         Ok((Some(step), answer))
+    }
+
+    /// It was never accepted: what is in it is the opener's alone.
+    fn given_back(&self, status: ChannelStatus, now: Timestamp) -> Step {
+        self.paid_out(status, (self.balance_a, self.balance_b), None, now)
     }
 
     /// What is held goes to the agents.

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::{Signer, SigningKey};
 
 use super::machine::*;
+use super::request::*;
 use super::*;
 use crate::signing::statement;
 use crate::topic::event;
@@ -183,6 +184,36 @@ fn what_is_not_accepted_expires() {
     assert_eq!(refund.delta_of(&Account::Agent(agent(Side::A))).to_string(), "10");
     subject.ask(&Command::Due).unwrap();
     assert_eq!(subject.entries.len(), 1, "once");
+}
+
+/// R92: until it is accepted, its opener can take it back and the other side can decline it; afterwards nobody can.
+#[test]
+fn what_is_not_accepted_can_be_cancelled() {
+    for side in [Side::A, Side::B] {
+        let mut subject = Subject::pending();
+        subject.party(side, Action::Cancel).unwrap();
+        assert_eq!(subject.channel.status, ChannelStatus::Cancelled);
+        assert_eq!(subject.told, [(Audience::Both, event::CHANNEL_CLOSED)]);
+        let [refund] = subject.entries.as_slice() else { panic!("{:?}", subject.entries) };
+        assert_eq!(refund.delta_of(&Account::Agent(agent(Side::A))).to_string(), "10");
+        // Its answer was lost, or both did it at once.
+        subject.party(side.other(), Action::Cancel).unwrap();
+        let late = subject.party(Side::B, Action::Accept(Some(key(Side::B)))).unwrap_err();
+        assert_eq!((late.code, late.status), (ErrorCode::ChannelNotOpen, Some("cancelled")));
+        subject.now = at(HOUR_MS);
+        subject.ask(&Command::Due).unwrap();
+        assert_eq!(subject.entries.len(), 1, "once");
+    }
+    let mut subject = Subject::pending();
+    let outsider = Command::Party(stranger(), Action::Cancel);
+    assert_eq!(subject.ask(&outsider).unwrap_err().code, ErrorCode::Unauthorized);
+    subject.now = at(HOUR_MS);
+    let late = subject.party(Side::A, Action::Cancel).unwrap_err();
+    assert_eq!((late.code, late.status), (ErrorCode::ChannelNotOpen, Some("expired")));
+    let mut subject = Subject::open();
+    assert_eq!(subject.code(Side::A, Action::Cancel), ErrorCode::ChannelNotOpen);
+    subject.party(Side::B, dispute()).unwrap();
+    assert_eq!(subject.code(Side::B, Action::Cancel), ErrorCode::ChannelNotOpen);
 }
 
 use crate::ledger::Account;

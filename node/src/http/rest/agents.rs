@@ -355,7 +355,8 @@ pub struct NewPublicKey {
 }
 
 /// Sets the key an agent signs with. A stolen API key must not be able to swap it, so the old key signs for the new
-/// one; an operator may set it without.
+/// one; an operator may set it without. A key that was replaced is not taken again, but from the operator: what was signed
+/// at the change would be good once more.
 #[utoipa::path(put, path = "/api/v1/agents/{id}/public_key", request_body = NewPublicKey,
     security(("api_key" = []), ("bearer" = []), ("operator" = [])),
     params(("id" = AgentId, Path, description = "The agent.")),
@@ -376,6 +377,11 @@ pub async fn set_public_key(
         own_agent(&app, &caller, id).await?;
     }
     let key = PublicKey::parse(&new.public_key)?;
+    // What its owner signed at that change could be sent again by anybody, were it in force again.
+    if !by_operator && app.core.store.was_key_of(id, key).await? {
+        let message = "the agent has had this key before; it needs one that is new";
+        return Err(Refusal::field(ErrorCode::InvalidPayload, "public_key", message).into());
+    }
     let agent = app
         .core
         .changes

@@ -185,6 +185,7 @@ fn dealings() -> OpenApiRouter<Arc<App>> {
                 .routes(routes!(payments::open, payments::list))
                 .routes(routes!(payments::show))
                 .routes(routes!(payments::accept))
+                .routes(routes!(payments::cancel))
                 .routes(routes!(payments::list_all))
                 .routes(routes!(payments::resolve)),
         ))

@@ -3,8 +3,9 @@
 
 use muster_protocol::ids::PaymentChannelId;
 use muster_protocol::json::Json;
-use muster_protocol::payment_channel::machine::{Action, Resolution};
-use muster_protocol::payment_channel::{ChannelStatus, ChannelView, OpenRequest};
+use muster_protocol::payment_channel::machine::Action;
+use muster_protocol::payment_channel::request::{OpenRequest, Resolution};
+use muster_protocol::payment_channel::{ChannelStatus, ChannelView};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -49,6 +50,19 @@ pub async fn accept(app: State, caller: Caller, Id(id): Id<PaymentChannelId>) ->
     app.core.payments.of_party(id, agent.id).await?;
     app.core.payments.act(id, agent.id, Action::Accept(agent.public_key)).await?;
     let channel = app.core.payments.of_party(id, agent.id).await?;
+    Answer::ok(&channel.view())
+}
+
+/// Takes a payment channel back that nobody has accepted, as the agent that opened it, or declines it, as the other: what was
+/// put in is given back at once.
+#[utoipa::path(post, path = "/api/v1/payment-channels/{id}/cancel",
+    params(("id" = PaymentChannelId, Path, description = "The payment channel.")),
+    responses((status = 200, body = Envelope<ChannelView<'static>>), Refusals))]
+pub async fn cancel(app: State, caller: Caller, Id(id): Id<PaymentChannelId>) -> Handled {
+    let agent = caller.acting()?.id;
+    app.core.payments.of_party(id, agent).await?;
+    app.core.payments.act(id, agent, Action::Cancel).await?;
+    let channel = app.core.payments.of_party(id, agent).await?;
     Answer::ok(&channel.view())
 }
 

@@ -185,6 +185,7 @@ pub async fn agents_change_by_compare_and_set(store: &dyn Store) {
     };
     assert_eq!(store.update_agent(&read, new.clone()).await, Ok(()));
     assert_eq!(store.agent(read.id).await, Ok(new.clone()));
+    assert_eq!(store.was_key_of(read.id, key).await, Ok(false), "it is the present one");
     let lost = Agent { name: "Lost".into(), updated_at: at(8), ..read.clone() };
     assert_eq!(store.update_agent(&read, lost).await, Err(StoreError::Conflict));
     let query = Query { capability: Some("sing".into()), ..Query::default() };
@@ -204,11 +205,22 @@ pub async fn agents_change_by_compare_and_set(store: &dyn Store) {
     assert_eq!(store.find_agents(&Query::default(), &HashSet::new(), 10).await, Ok(vec![]));
     store.set_last_seen(read.id, at(10)).await.unwrap();
     assert_eq!(store.agent(read.id).await.unwrap().last_seen_at, Some(at(10)));
+    let read = store.agent(read.id).await.unwrap();
+    let next = "ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d1";
+    let next = Agent {
+        public_key: PublicKey::parse(next).ok(),
+        updated_at: read.updated_at.plus_ms(1),
+        ..read.clone()
+    };
+    store.update_agent(&read, next.clone()).await.unwrap();
+    assert_eq!(store.was_key_of(read.id, key).await, Ok(true));
+    assert_eq!(store.was_key_of(read.id, next.public_key.unwrap()).await, Ok(false));
     let nobody = agent(9, None);
     assert_eq!(
         store.set_agent_status(nobody.id, AgentStatus::Active, at(9)).await,
         Err(StoreError::NotFound)
     );
+    assert_eq!(store.was_key_of(nobody.id, key).await, Ok(false), "it was another's");
 }
 
 pub async fn agents_are_claimed_once(store: &dyn Store) {

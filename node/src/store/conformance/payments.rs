@@ -5,8 +5,9 @@ use muster_actors::store::{PageRequest, Store, StoreError};
 use muster_protocol::ids::{AgentId, PaymentChannelId};
 use muster_protocol::json::Json;
 use muster_protocol::ledger::{Account, Entry, Side};
-use muster_protocol::payment_channel::machine::{Action, Command, Periods, Resolution, Step};
-use muster_protocol::payment_channel::{Channel, ChannelStatus, OpenRequest};
+use muster_protocol::payment_channel::machine::{Action, Command, Periods, Step};
+use muster_protocol::payment_channel::request::{OpenRequest, Resolution};
+use muster_protocol::payment_channel::{Channel, ChannelStatus};
 
 use super::ledger::{amount, assert_sound, both, credit, has};
 use super::{add_agent, at, entropy};

@@ -199,6 +199,12 @@ pub async fn update_agent(c: &Connection, read: &Agent, new: &Agent) -> Result<(
     Ok(())
 }
 
+/// Whether an agent signed with a key that was replaced since.
+pub async fn was_key_of(c: &Connection, id: AgentId, key: PublicKey) -> Result<bool, Failure> {
+    let sql = "SELECT count(*) FROM former_public_keys WHERE agent = $1 AND public_key = $2";
+    Ok(c.count(sql, &[&id!(id), &key.as_bytes().as_slice()]).await? > 0)
+}
+
 /// Sets an agent's status.
 pub async fn set_agent_status(
     c: &Connection,

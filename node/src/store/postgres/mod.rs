@@ -52,6 +52,7 @@ use muster_protocol::escrow::RequestHash;
 use muster_protocol::hiring::Hiring;
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
 use muster_protocol::limits::Limits;
+use muster_protocol::signing::PublicKey;
 use muster_protocol::task::{Note, Task, TimelineEntry};
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
@@ -218,6 +219,10 @@ impl AccountStore for PostgresStore {
     async fn update_agent(&self, read: &Agent, new: Agent) -> StoreResult<()> {
         let new = &new;
         self.pool.write(|c| async move { agents::update_agent(&c, read, new).await }).await
+    }
+
+    async fn was_key_of(&self, id: AgentId, key: PublicKey) -> StoreResult<bool> {
+        self.pool.read(|c| async move { agents::was_key_of(&c, id, key).await }).await
     }
 
     async fn set_agent_status(&self, id: AgentId, status: AgentStatus, now: Timestamp) -> StoreResult<Agent> {

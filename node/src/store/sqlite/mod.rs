@@ -49,6 +49,7 @@ use muster_protocol::escrow::RequestHash;
 use muster_protocol::hiring::Hiring;
 use muster_protocol::ids::{AgentId, CredentialId, HiringId, TaskId, UserId};
 use muster_protocol::limits::Limits;
+use muster_protocol::signing::PublicKey;
 use muster_protocol::task::{Note, Task, TimelineEntry};
 use muster_protocol::task_stream::Chunk;
 use muster_protocol::time::Timestamp;
@@ -274,6 +275,11 @@ impl AccountStore for SqliteStore {
     async fn update_agent(&self, read: &Agent, new: Agent) -> StoreResult<()> {
         let read = read.clone();
         self.write(move |c| agents::update_agent(c, &read, &new)).await
+    }
+
+    async fn was_key_of(&self, id: AgentId, key: PublicKey) -> StoreResult<bool> {
+        let sql = "SELECT count(*) FROM former_public_keys WHERE agent = ?1 AND public_key = ?2";
+        self.read(move |c| Ok(columns::count(c, sql, &[id.as_bytes(), key.as_bytes()])? > 0)).await
     }
 
     async fn set_agent_status(&self, id: AgentId, status: AgentStatus, now: Timestamp) -> StoreResult<Agent> {

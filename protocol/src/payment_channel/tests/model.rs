@@ -1,7 +1,8 @@
 //! Every order of everything, to a depth: two parties that sign whatever they may at any time, and a network that loses,
 //! repeats and reorders what they sent. What a party could have signed in any state it has seen may arrive at any time
 //! later, any number of times, or never; a crash between deciding and storing is a message that was lost, one between
-//! storing and answering a message that is sent again; and five minutes may pass at any point.
+//! storing and answering a message that is sent again; and five minutes may pass at any point after the first. It begins
+//! with a channel that was offered, and may be accepted or cancelled.
 //!
 //! Signatures are real ones. What is compared: the channel with the ledger of its entries, and both with what happened.
 
@@ -11,12 +12,14 @@ use super::*;
 use crate::ledger::AccountKey;
 
 /// Messages and pauses in a row.
-const DEPTH: usize = 10;
+const DEPTH: usize = 11;
 const MICROS: [i64; 3] = [1, 2, 3];
 
 /// What a party may send. Amounts are in micro-units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Sent {
+    Accept { by: Side },
+    Cancel { by: Side },
     Propose { from: Side, micros: i64, nonce: u64, balance_a: i64 },
     Acknowledge { by: Side, micros: i64, nonce: u64, balance_a: i64 },
     Reject { by: Side, nonce: u64 },
@@ -73,6 +76,8 @@ impl Signers {
             SignedTransfer { amount, nonce, signature: self.sign(signer, statement) }
         };
         match sent {
+            Sent::Accept { by } => Command::Party(agent(by), Action::Accept(Some(key(by)))),
+            Sent::Cancel { by } => Command::Party(agent(by), Action::Cancel),
             Sent::Propose { from, micros, nonce, balance_a } => {
                 let signed = transfer(from, from, (micros, nonce, balance_a), false);
                 Command::Party(agent(from), Action::Propose(signed))
@@ -105,18 +110,13 @@ impl Signers {
 
 impl World {
     fn new() -> Self {
-        let mut channel = pending_channel("0.000002", "0.000001");
-        let mut ledger = BTreeMap::from([
+        let channel = pending_channel("0.000002", "0.000001");
+        // The agents owe what they put in, for that is not the question here.
+        let ledger = BTreeMap::from([
             (Account::Agent(agent(Side::A)).key(), -2),
             (channel.accounts().side(Side::A).key(), 2),
+            (channel.accounts().side(Side::B).key(), 0),
         ]);
-        let accept = Command::Party(agent(Side::B), Action::Accept(Some(key(Side::B))));
-        let step = channel.decide(&accept, at(1), PERIODS).0.unwrap();
-        channel = step.after;
-        // The agents owe what they put in, for that is not the question here.
-        for posting in &step.entry.unwrap().postings {
-            *ledger.entry(posting.account.key()).or_default() += posting.delta.0;
-        }
         let mut world = Self {
             channel,
             now: at(1),
@@ -146,6 +146,12 @@ impl World {
 
     /// All that the parties could sign, seeing what the channel is now.
     fn sign_all(&mut self) {
+        if self.channel.status == ChannelStatus::Pending {
+            for by in [Side::A, Side::B] {
+                self.network.extend([Sent::Accept { by }, Sent::Cancel { by }]);
+            }
+            return;
+        }
         let (nonce, balance_a) = (self.channel.nonce, self.channel.balance_a.micros());
         for side in [Side::A, Side::B] {
             for micros in MICROS {
@@ -178,11 +184,17 @@ impl World {
         // Whoever has decided on an older record is noticed by the store.
         assert_eq!(after.version, before.version + 1);
         assert!(after.nonce >= before.nonce, "{sent:?}");
-        assert_eq!(after.total(), before.total(), "R98: {sent:?}");
-        assert!(
-            !matches!(before.status, ChannelStatus::Closed | ChannelStatus::Expired),
-            "{sent:?} changes what is final"
+        let is_accepted = before.status == ChannelStatus::Pending && after.status == ChannelStatus::Open;
+        let put_in = if is_accepted { before.deposit_b.micros() } else { 0 };
+        assert_eq!(after.total(), before.total() + put_in, "R98: {sent:?}");
+        let is_final = matches!(
+            before.status,
+            ChannelStatus::Closed | ChannelStatus::Expired | ChannelStatus::Cancelled
         );
+        assert!(!is_final, "{sent:?} changes what is final");
+        if before.status == ChannelStatus::Pending {
+            assert!(matches!(sent, Sent::Accept { by: Side::B } | Sent::Cancel { .. }), "{sent:?}");
+        }
         if before.status == ChannelStatus::Disputed {
             assert_eq!(sent, Sent::Resolve, "R99");
         }
@@ -245,7 +257,7 @@ impl World {
         let side = |side| self.ledger[&self.channel.accounts().side(side).key()];
         let held = (side(Side::A), side(Side::B));
         let expected = match self.channel.status {
-            ChannelStatus::Open | ChannelStatus::Disputed => {
+            ChannelStatus::Pending | ChannelStatus::Open | ChannelStatus::Disputed => {
                 (self.channel.balance_a.micros(), self.channel.balance_b.micros())
             }
             _ => (0, 0),
@@ -254,7 +266,7 @@ impl World {
     }
 }
 
-/// R94 R95 R96 R97 R98 R99 R100: whatever is lost, repeated and reordered, each nonce is executed once at most, what was
+/// R92 R94 R95 R96 R97 R98 R99 R100: whatever is lost, repeated and reordered, each nonce is executed once at most, what was
 /// burnt never is, the total stays, and the ledger holds what the channel says.
 #[test]
 fn no_order_of_messages_breaks_a_channel() {
