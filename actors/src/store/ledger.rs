@@ -13,7 +13,7 @@ pub trait LedgerStore: Send + Sync + 'static {
     async fn post_entry(&self, entry: Entry) -> StoreResult<Option<Entry>>;
     /// What an agent or a user has in its account, and what is held for it.
     async fn balance(&self, account: Account) -> StoreResult<Balance>;
-    /// The entries of an account, newest first.
+    /// The entries of an account, newest first. Of long lists the total stops at [`COUNTED_MAX`](super::COUNTED_MAX).
     async fn entries_of(&self, account: Account, page: PageRequest) -> StoreResult<Page<Entry>>;
     /// What is the platform's, what is outside, and all together.
     async fn ledger_totals(&self) -> StoreResult<Totals>;

@@ -156,7 +156,7 @@ pub struct MessageFilter {
     pub status: Option<MessageStatus>,
 }
 
-/// Messages that are counted for the total of a list at most; of a longer list the total says this.
+/// Items that are counted for the total of a list at most; of a longer list the total says this.
 pub const COUNTED_MAX: u64 = 10_000;
 
 /// Messages.

@@ -1,7 +1,8 @@
 //! What lists read of a long history: each backend's own word for it, so that a scan of a table shows.
 
-use muster_actors::store::Store;
+use muster_actors::store::{PageRequest, Store};
 use muster_protocol::ids::AgentId;
+use muster_protocol::ledger::Account;
 use muster_protocol::limits::Limits;
 use rusqlite::{Connection, StatementStatus, ToSql};
 use tokio_postgres::NoTls;
@@ -109,7 +110,26 @@ fn history(dialect: Dialect, cast: &Cast) -> Vec<String> {
             ),
         ]);
     }
+    filling.extend([
+        format!("INSERT INTO ledger_accounts (kind, account, side, balance) VALUES ('agent', {own}, 0, {HISTORY})"),
+        format!(
+            "{series} INSERT INTO ledger_entries (id, kind, operation, at) SELECT {}, 'credit', CAST(n AS text), 1 FROM series",
+            nth(0)
+        ),
+        format!(
+            "{series} INSERT INTO ledger_postings (kind, account, side, entry, delta) SELECT 'agent', {own}, 0, {}, 1 FROM series",
+            nth(0)
+        ),
+    ]);
     filling
+}
+
+/// Of an agent's account, too, no more is counted.
+async fn check_account(store: &dyn Store, agent: AgentId) {
+    let request = PageRequest { limit: ROWS as usize, after: None };
+    let page = store.entries_of(Account::Agent(agent), request).await.unwrap();
+    assert_eq!((page.items.len(), page.total), (ROWS as usize, COUNTED_MAX));
+    assert!(page.next.is_some());
 }
 
 /// Every list with each filter that a request can have; how much it counts, and lists on its first page.
@@ -175,6 +195,7 @@ async fn lists_read_little_of_a_long_history_on_sqlite() {
         println!("{name}: {steps} steps");
         assert!(steps < STEPS_MAX, "{name}: {steps} steps to list {rows}\n{}", list.listing);
     }
+    check_account(&store, cast.own).await;
     store.close().await;
 }
 
@@ -231,6 +252,7 @@ async fn lists_read_little_of_a_long_history_on_postgres() {
         println!("{name}: {rows} rows");
         assert!(rows < TOUCHED_MAX, "{name}: {rows} rows to list {listed}\n{plan}");
     }
+    check_account(&store, cast.own).await;
     drop(c);
     running.await.unwrap().unwrap();
     store.close().await;

@@ -3,7 +3,7 @@
 //! those locked wants no account.
 
 use async_trait::async_trait;
-use muster_actors::store::{LedgerStore, Page, PageRequest, StoreError, StoreResult};
+use muster_actors::store::{COUNTED_MAX, LedgerStore, Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::ids::{AgentId, LedgerEntryId};
 use muster_protocol::ledger::{
     Account, Audit, Balance, Delta, Entry, EntryKind, Posting, Totals, Unpostable,
@@ -96,7 +96,8 @@ async fn entries_of(c: &Connection, account: Account, request: &PageRequest) -> 
     let (kind, account, side) = account.key();
     let account = Id(account);
     let of_account = "kind = $1 AND account = $2 AND side = $3";
-    let sql = format!("SELECT count(*) FROM ledger_postings WHERE {of_account}");
+    let counted = format!("SELECT 1 FROM ledger_postings WHERE {of_account} LIMIT {COUNTED_MAX}");
+    let sql = format!("SELECT count(*) FROM ({counted}) AS counted");
     let total = c.count(&sql, &[&kind, &account, &side]).await?;
     let sql = format!(
         "{ENTRIES} WHERE e.id IN (SELECT entry FROM ledger_postings WHERE {of_account} AND entry < $4

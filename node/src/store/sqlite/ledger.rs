@@ -1,7 +1,7 @@
 //! The ledger, as SQL: entries are posted in the transaction of what they belong to.
 
 use async_trait::async_trait;
-use muster_actors::store::{LedgerStore, Page, PageRequest, StoreError, StoreResult};
+use muster_actors::store::{COUNTED_MAX, LedgerStore, Page, PageRequest, StoreError, StoreResult};
 use muster_protocol::ids::{AgentId, LedgerEntryId};
 use muster_protocol::ledger::{
     Account, Audit, Balance, Delta, Entry, EntryKind, Posting, Totals, Unpostable,
@@ -104,7 +104,8 @@ fn with_postings(c: &Connection, entry: Entry) -> StoreResult<Entry> {
 fn entries_of(c: &Connection, account: Account, request: &PageRequest) -> StoreResult<Page<Entry>> {
     let (kind, id, side) = account.key();
     let of_account = "kind = ?1 AND account = ?2 AND side = ?3";
-    let sql = format!("SELECT count(*) FROM ledger_postings WHERE {of_account}");
+    let counted = format!("SELECT 1 FROM ledger_postings WHERE {of_account} LIMIT {COUNTED_MAX}");
+    let sql = format!("SELECT count(*) FROM ({counted}) AS counted");
     let total = count(c, &sql, &[&kind, &id, &side])?;
     let sql = format!(
         "{ENTRIES} WHERE e.id IN (SELECT entry FROM ledger_postings WHERE {of_account} AND entry < ?4
