@@ -26,6 +26,8 @@ impl Readers {
         let open = || -> StoreResult<Connection> {
             let connection = Connection::open_with_flags(path, flags).map_err(sql_error)?;
             configure(&connection)?;
+            // SQLite opens its files at the first read: here, where a failure is told, and not when many read at once.
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(sql_error)?;
             Ok(connection)
         };
         let idle = (0..count).map(|_| open()).collect::<StoreResult<Vec<_>>>()?;
